@@ -1,0 +1,1 @@
+"""The `cmfg` command line; installed as `cmfg_dgl.cli`."""

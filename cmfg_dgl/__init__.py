@@ -1,0 +1,8 @@
+"""Image-text matching with attention-weighted heterogeneous graphs, on DGL."""
+
+import os
+
+# DGL prints its choice of backend to stdout, and writes a file in the home folder, unless it is told.
+os.environ.setdefault("DGLBACKEND", "pytorch")
+
+__version__ = "0.1.0"

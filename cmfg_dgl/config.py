@@ -1,0 +1,423 @@
+"""The configuration: typed dataclasses, filled from a YAML file and then from key.path=value overrides.
+
+Every key is documented where it is defined; `cmfg config show` prints the same words.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from cmfg_dgl.errors import ConfigError
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "FeaturesConfig",
+    "GraphConfig",
+    "ModelConfig",
+    "RelationConfig",
+    "RetrievalConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "describe_keys",
+    "load_config",
+    "recipes",
+    "to_yaml",
+]
+
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_ALIASES = 100
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    choices: Sequence[str] | None = None,
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A key with its documentation, its choices and its inclusive bounds."""
+    metadata = {"doc": doc, "choices": choices, "least": least, "most": most}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class DataConfig:
+    """Which pairs, and how they are split."""
+
+    name: str = option("openmoji", "data set; `cmfg data ls` lists them")
+    root: str | None = option(None, "folder of the data set, where it is not a package")
+    fractions: dict[str, float] = option(
+        {"train": 0.6, "val": 0.1, "test": 0.3}, "share of each split, where the data set brings no splits"
+    )
+    seed: int = option(0, "seed of the split by hash", least=0)
+    near_duplicate: float = option(
+        0.75, "captions whose word sets are this similar (Jaccard) share a split", least=0.1, most=1.0
+    )
+    max_bad_fraction: float = option(
+        0.05, "training fails when a larger share of its images and captions is unusable", least=0.0, most=1.0
+    )
+    max_pixels: int = option(64_000_000, "a larger image is refused before it is decoded", least=1)
+    max_bytes: int = option(64 << 20, "a larger image file is refused before it is read", least=1)
+
+
+@dataclass
+class FeaturesConfig:
+    """Frozen backbones and the store of what they give."""
+
+    dir: str | None = option(None, "folder of the feature stores; default $CMFG_CACHE or ~/.cache/cmfg")
+    vision: str = option("hybrid", "`hybrid` (EfficientNet-lite0 grid) or a transformers ViT by name or path")
+    image_size: int | None = option(None, "side of the square image in pixels; default what the encoder likes", least=32)
+    text: str = option("minilm", "`minilm` (384 wide) or a transformers BERT by name or path")
+    max_tokens: int = option(64, "longer captions are cut, and counted", least=1, most=512)
+    batch_size: int = option(32, "images or captions a forward pass of an encoder", least=1)
+    shard_items: int = option(256, "images or captions a file of the store", least=1)
+
+
+@dataclass
+class RelationConfig:
+    """One relation: who sends to whom, over which edges."""
+
+    source: str = option("", "node type that sends: patch or token", choices=("", "patch", "token"))
+    target: str = option("", "node type that receives: patch or token", choices=("", "patch", "token"))
+    topology: str = option(
+        "complete", "which edges; none leaves the relation out",
+        choices=("complete", "grid", "knn", "window", "topk", "none"),
+    )
+    radius: int = option(1, "grid: neighbours within this many rows and columns", least=1)
+    k: int = option(8, "knn, topk: sources a target listens to", least=1)
+    size: int = option(2, "window: tokens to each side", least=1)
+    directed: bool = option(False, "patch to patch: one relation each for left, right, above, below")
+
+
+def _default_relations() -> dict[str, RelationConfig]:
+    return {
+        "spatial": RelationConfig("patch", "patch", "grid", radius=1),
+        "similar": RelationConfig("patch", "patch", "none", k=8),
+        "context": RelationConfig("token", "token", "complete"),
+        "grounds": RelationConfig("patch", "token", "complete"),
+        "describes": RelationConfig("token", "patch", "complete"),
+    }
+
+
+@dataclass
+class GraphConfig:
+    """The relations of the cross-modal feature graph."""
+
+    relations: dict[str, RelationConfig] = field(
+        default_factory=_default_relations, metadata={"doc": "relation name to its settings"}
+    )
+
+
+@dataclass
+class ModelConfig:
+    """The attention-weighted graph layers and what surrounds them."""
+
+    width: int = option(256, "width of nodes and of the shared space", least=1)
+    heads: int = option(4, "attention heads; width is a multiple of it", least=1)
+    layers: int = option(2, "graph layers in all", least=1)
+    cross_layers: int = option(1, "factorised stacking: the last layers, which alone have cross-modal relations", least=0)
+    stacking: str = option(
+        "factorised", "intra-modal layers first, or all relations in every layer", choices=("factorised", "interleaved")
+    )
+    softmax: str = option(
+        "relation", "attention sums to 1 within a relation, or over all that enter a node", choices=("relation", "joint")
+    )
+    edge_weights: str = option(
+        "per_layer", "attention in every layer, or once on the initial nodes", choices=("per_layer", "once")
+    )
+    residual: bool = option(True, "add a layer's input to its output")
+    norm: str = option("layer", "normalise the input of each layer", choices=("layer", "none"))
+    pooling: str = option("mean", "nodes to one vector", choices=("mean", "attention", "max"))
+    kernel: str = option("auto", "how a relation is computed; all give the same numbers", choices=("auto", "edge", "block"))
+    dropout: float = option(0.1, "dropout of messages", least=0.0, most=0.95)
+    feature_dropout: float = option(0.2, "dropout of backbone features", least=0.0, most=0.95)
+
+
+@dataclass
+class TrainingConfig:
+    """The objective and the optimiser."""
+
+    epochs: int = option(20, "passes over the training pairs", least=1)
+    batch_size: int = option(64, "pairs a step; they are each other's negatives", least=2)
+    learning_rate: float = option(1e-3, "peak learning rate of AdamW", least=0.0)
+    weight_decay: float = option(0.05, "decoupled weight decay of matrices", least=0.0)
+    warmup: float = option(0.1, "share of the steps in which the learning rate rises", least=0.0, most=1.0)
+    clip: float = option(1.0, "largest gradient norm", least=0.0)
+    temperature: float = option(0.07, "starting temperature of both softmax losses", least=1e-3, most=10.0)
+    label_smoothing: float = option(0.0, "share of the target spread over the batch (InfoNCE)", least=0.0, most=0.9)
+    joint_weight: float = option(1.0, "weight of the joint matching loss beside InfoNCE", least=0.0)
+    hard_negatives: int = option(4, "joint loss: hardest wrong partners of each image and of each caption", least=1)
+    patience: int = option(8, "stop after this many epochs without a better validation rsum", least=1)
+    checkpoint_steps: int = option(50, "steps between checkpoints; one is also made after each epoch", least=1)
+
+
+@dataclass
+class RetrievalConfig:
+    """The two stages."""
+
+    k: int = option(32, "candidates of the first stage that the joint stage re-ranks", least=1)
+    alpha: float | None = option(
+        None, "weight of the joint score in the fused score; default: chosen on validation", least=0.0, most=1.0
+    )
+    pair_batch: int = option(512, "joint graphs scored at a time", least=1)
+    query_batch: int = option(256, "queries ranked at a time", least=1)
+
+
+@dataclass
+class RunConfig:
+    """Where the run writes and what it runs on."""
+
+    output_dir: str = option("runs/default", "the run directory")
+    seed: int = option(0, "seed of weights, batches and dropout", least=0)
+    device: str = option("cpu", "torch device: cpu, cuda, cuda:1, ...")
+    precision: str = option("fp32", "precision of matrix products", choices=("fp32", "bf16"))
+    threads: int = option(0, "threads of torch; 0 leaves torch's choice", least=0)
+
+
+@dataclass
+class Config:
+    """All of it."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    graph: GraphConfig = field(default_factory=GraphConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """PyYAML's safe loader that also refuses repeated keys and a flood of aliases."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MAX_YAML_ALIASES:
+                raise yaml.YAMLError(f"more than {MAX_YAML_ALIASES} aliases")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.YAMLError(f"the key {key!r} comes twice, line {key_node.start_mark.line + 1}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def recipes() -> dict[str, Path]:
+    """Name to path of the recipes that ship with the package (`configs/`)."""
+    folder = resources.files("cmfg_dgl.configs")
+    files = (Path(str(item)) for item in folder.iterdir() if item.name.endswith(".yaml"))
+    return {path.stem: path for path in sorted(files)}
+
+
+def load_config(source: str | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe, apply the overrides and check every key.
+
+    Parameters
+    ----------
+    source
+        Path of a YAML file, or the name of a shipped recipe (`openmoji`); None for the defaults alone.
+    overrides
+        Strings `key.path=value`; the value is read as YAML.
+
+    Raises
+    ------
+    ConfigError
+        With one line that names the file or override, the key and the remedy.
+    """
+    merged = OmegaConf.structured(Config)
+    if source is not None:
+        path = _find(source)
+        merged = _merge(merged, _read_yaml(path), str(path))
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"{override!r}: an override is written key.path=value")
+        try:
+            value = yaml.load(text, _BoundedLoader)  # noqa: S506 - a SafeLoader with more limits
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{override!r}: the value is not YAML: {_one_line(error)}") from None
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        merged = _merge(merged, nested, f"override {override!r}")
+    config = cast(Config, OmegaConf.to_object(merged))
+    _check(config, (source or "defaults") + (" with " + " ".join(overrides) if overrides else ""))
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML that `load_config` reads back to an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def describe_keys(node: Any = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every key with its default and its documentation, in order."""
+    for item in fields(node):
+        default = item.default if item.default is not MISSING else cast(Any, item.default_factory)()
+        key = f"{prefix}{item.name}"
+        if is_dataclass(default):
+            yield from describe_keys(type(default), f"{key}.")
+        else:
+            choices = item.metadata.get("choices")
+            text = item.metadata["doc"] + (f" ({' | '.join(c for c in choices if c)})" if choices else "")
+            yield key, "" if key == "graph.relations" else str(default), text
+    if node is GraphConfig:
+        yield from describe_keys(RelationConfig, "graph.relations.NAME.")
+
+
+def _find(source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    shipped = recipes()
+    if source in shipped:
+        return shipped[source]
+    remedy = (
+        f"use -c {path.stem} for the recipe that ships with cmfg"
+        if path.stem in shipped
+        else f"give a YAML file or one of the recipes {', '.join(shipped)}"
+    )
+    raise ConfigError(f"{source}: no such file; {remedy}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_YAML_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_YAML_BYTES} bytes; that is no configuration")
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8-sig"), _BoundedLoader)  # noqa: S506
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: must hold keys such as data: or model:, and holds a {type(value).__name__}")
+    return value
+
+
+def _merge(base: Any, update: dict[str, Any], where: str) -> Any:
+    try:
+        return OmegaConf.merge(base, update)
+    except ConfigKeyError as error:
+        key = str(error.full_key or error.key)
+        raise ConfigError(f"{where}: unknown key {key!r}{_suggest(base, key)}") from None
+    except OmegaConfBaseException as error:
+        message = _one_line(error.msg if isinstance(error.msg, str) else error)
+        if error.full_key is None:
+            message = f"{', '.join(update)} holds keys of its own, such as data.root; give those"
+        raise ConfigError(f"{where}: {f'{error.full_key}: ' if error.full_key else ''}{message}") from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {_one_line(error)}") from None
+
+
+def _suggest(base: Any, key: str) -> str:
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(base, parent) if parent else base
+    known = [str(name) for name in node] if OmegaConf.is_dict(node) else []
+    close = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {f'{parent}.' if parent else ''}{close[0]}?"
+    return f"; known here: {', '.join(known)}" if known else ""
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split("\n    full_key")[0].split())
+
+
+def _check(config: Config, where: str) -> None:
+    for key, item, value in _values(config):
+        metadata = item.metadata
+        if value is None:
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: {key} is {value}; give a finite number")
+        choices, least, most = metadata.get("choices"), metadata.get("least"), metadata.get("most")
+        if choices and value not in choices:
+            close = difflib.get_close_matches(value, choices, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"{where}: {key} is {value!r}; choose from {', '.join(c for c in choices if c)}{hint}")
+        if least is not None and value < least:
+            raise ConfigError(f"{where}: {key} is {value}; the least is {least}")
+        if most is not None and value > most:
+            raise ConfigError(f"{where}: {key} is {value}; the most is {most}")
+    _check_model(config, where)
+    _check_relations(config.graph, where)
+    _check_fractions(config.data.fractions, where)
+
+
+def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for item in fields(node):
+        value = getattr(node, item.name)
+        key = f"{prefix}{item.name}"
+        if is_dataclass(value):
+            yield from _values(value, f"{key}.")
+        elif isinstance(value, dict) and value and all(is_dataclass(v) for v in value.values()):
+            for name, child in value.items():
+                yield from _values(child, f"{key}.{name}.")
+        else:
+            yield key, item, value
+
+
+def _check_model(config: Config, where: str) -> None:
+    model = config.model
+    if model.width % model.heads:
+        raise ConfigError(f"{where}: model.width {model.width} is no multiple of model.heads {model.heads}")
+    if model.stacking == "factorised" and model.cross_layers > model.layers:
+        raise ConfigError(
+            f"{where}: model.cross_layers {model.cross_layers} exceeds model.layers {model.layers}; lower it"
+        )
+
+
+def _check_relations(graph: GraphConfig, where: str) -> None:
+    defaults = _default_relations()
+    for name, relation in graph.relations.items():
+        key = f"graph.relations.{name}"
+        if name in defaults:
+            relation.source = relation.source or defaults[name].source
+            relation.target = relation.target or defaults[name].target
+        if not relation.source or not relation.target:
+            close = difflib.get_close_matches(name, defaults, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"{where}: {key} is a new relation and needs source and target{hint}")
+        kinds = (relation.source, relation.target)
+        legal = {
+            "grid": kinds == ("patch", "patch"),
+            "window": kinds == ("token", "token"),
+            "knn": relation.source == relation.target,
+            "topk": relation.source != relation.target,
+        }.get(relation.topology, True)
+        if not legal:
+            raise ConfigError(f"{where}: {key}.topology {relation.topology} cannot join {kinds[0]} to {kinds[1]}")
+        if relation.directed and kinds != ("patch", "patch"):
+            raise ConfigError(f"{where}: {key}.directed needs patch to patch, and this is {kinds[0]} to {kinds[1]}")
+    if all(relation.topology == "none" for relation in graph.relations.values()):
+        raise ConfigError(f"{where}: graph.relations: every topology is none; leave one relation in")
+
+
+def _check_fractions(fractions: dict[str, float], where: str) -> None:
+    if not {"train", "val", "test"} <= set(fractions):
+        raise ConfigError(f"{where}: data.fractions needs train, val and test, and has {', '.join(fractions)}")
+    if min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise ConfigError(f"{where}: data.fractions must be positive and sum to 1: {fractions}")

@@ -1,0 +1,1 @@
+"""Images, captions, labels and splits, read from where they lie."""

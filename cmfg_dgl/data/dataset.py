@@ -1,0 +1,142 @@
+"""What every data set looks like once it is read: images, their captions, labels, splits and a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cmfg_dgl.errors import DataError
+from cmfg_dgl.files import canonical_json, sha256_bytes
+
+__all__ = ["BadItem", "CaptionItem", "Dataset", "ImageItem", "Split"]
+
+
+@dataclass(frozen=True)
+class ImageItem:
+    """One image: where it lies (`source`), what it is called and what its bytes are."""
+
+    id: str
+    source: str
+    sha256: str
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaptionItem:
+    """One caption of the image at position `image` of its data set."""
+
+    id: str
+    image: int
+    text: str
+
+
+@dataclass(frozen=True)
+class BadItem:
+    """An image or a caption that cannot be used, and why, in words that name the file."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """Positions in a data set: `images` (N,) ascending, `captions` (M,), `caption_image` (M,) into `images`."""
+
+    name: str
+    images: NDArray[np.int64]
+    captions: NDArray[np.int64]
+    caption_image: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images and captions with their splits.
+
+    Parameters
+    ----------
+    name
+        Name of the data set.
+    images, captions
+        The usable items; `CaptionItem.image` is a position in `images`.
+    splits
+        Split name to positions in `images`. Splits do not overlap.
+    rule
+        How the splits came about, in a short string that goes into the protocol id.
+    load
+        Decodes an image to RGB; raises `DataError` with the reason where it cannot.
+    bad
+        What was left out while reading the listing (an empty caption, an image without captions, ...).
+    near_duplicates
+        How many captions share a group with another caption and so were kept in one split.
+    """
+
+    name: str
+    images: tuple[ImageItem, ...]
+    captions: tuple[CaptionItem, ...]
+    splits: Mapping[str, NDArray[np.int64]]
+    rule: str
+    load: Callable[[ImageItem], Image.Image]
+    bad: tuple[BadItem, ...] = ()
+    near_duplicates: int = 0
+    _captions_of: list[list[int]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        captions_of: list[list[int]] = [[] for _ in self.images]
+        for position, caption in enumerate(self.captions):
+            captions_of[caption.image].append(position)
+        object.__setattr__(self, "_captions_of", captions_of)
+
+    def split(self, name: str, without: frozenset[str] = frozenset()) -> Split:
+        """The split `name`, less the images and captions whose ids are in `without`.
+
+        Raises
+        ------
+        DataError
+            If there is no such split, or nothing of it is left.
+        """
+        if name not in self.splits:
+            raise DataError(f"{self.name}: no split {name!r}; there are {', '.join(sorted(self.splits))}")
+        images, captions, caption_image = [], [], []
+        for image in np.sort(self.splits[name]):
+            kept = [c for c in self._captions_of[image] if self.captions[c].id not in without]
+            if self.images[image].id in without or not kept:
+                continue
+            captions.extend(kept)
+            caption_image.extend([len(images)] * len(kept))
+            images.append(image)
+        if not images:
+            raise DataError(f"{self.name}: the split {name!r} is empty; change data.fractions or add images")
+        return Split(
+            name,
+            np.asarray(images, np.int64),
+            np.asarray(captions, np.int64),
+            np.asarray(caption_image, np.int64),
+        )
+
+    def manifest(self, split: str) -> dict[str, Any]:
+        """What the split holds, item by item: image ids and digests, caption texts, labels."""
+        view = self.split(split)
+        return {
+            "dataset": self.name,
+            "rule": self.rule,
+            "split": split,
+            "items": [
+                {
+                    "image": self.images[i].id,
+                    "sha256": self.images[i].sha256,
+                    "labels": list(self.images[i].labels),
+                    "captions": [self.captions[c].text for c in self._captions_of[i]],
+                }
+                for i in view.images
+            ],
+        }
+
+    def protocol(self, split: str) -> str:
+        """The protocol id that every result carries: data set, rule, split and digest of the manifest."""
+        digest = sha256_bytes(canonical_json(self.manifest(split)))
+        return f"{self.name}/{self.rule}/{split}/{digest[:12]}"

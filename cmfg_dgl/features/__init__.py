@@ -1,0 +1,1 @@
+"""Backbone features of patches and tokens: the encoders and the feature store."""

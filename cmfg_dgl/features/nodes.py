@@ -1,0 +1,81 @@
+"""Nodes of many items end to end: ragged features with offsets and the grid each item lies on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Nodes", "concatenate", "ragged_positions"]
+
+
+def ragged_positions(starts: Tensor, counts: Tensor) -> Tensor:
+    """For each item i the positions starts[i], starts[i] + 1, ... (counts[i] of them), end to end.
+
+    Parameters
+    ----------
+    starts, counts
+        int64, (items,).
+
+    Returns
+    -------
+    Tensor
+        int64, (counts.sum(),).
+    """
+    ends = counts.cumsum(0)
+    first = torch.repeat_interleave(starts - (ends - counts), counts)
+    return first + torch.arange(first.numel(), device=starts.device)
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Node features of several items (images or captions), end to end.
+
+    Parameters
+    ----------
+    values
+        (sum of counts, width), any float type.
+    offsets
+        int64, (items + 1,): item i owns the rows offsets[i] to offsets[i + 1].
+    grid
+        int64, (items, 2): rows and columns on which an item's nodes lie, row by row, rows * columns of them.
+        A caption of T tokens lies on a grid of 1 x T.
+    """
+
+    values: Tensor
+    offsets: Tensor
+    grid: Tensor
+
+    def __post_init__(self) -> None:
+        if not torch.equal(self.grid.prod(1), self.counts):
+            raise ValueError("Nodes: grid rows * columns differ from the node counts that offsets give")
+        if int(self.offsets[-1]) != len(self.values):
+            raise ValueError(f"Nodes: offsets end at {int(self.offsets[-1])}, values have {len(self.values)} rows")
+
+    def __len__(self) -> int:
+        return len(self.grid)
+
+    @property
+    def counts(self) -> Tensor:
+        """Nodes of each item, int64 (items,)."""
+        return self.offsets.diff()
+
+    def select(self, items: Tensor) -> Nodes:
+        """The nodes of the given items, in the given order; an item may come more than once."""
+        counts = self.counts[items]
+        rows = ragged_positions(self.offsets[items], counts)
+        offsets = torch.zeros(len(items) + 1, dtype=torch.int64, device=counts.device)
+        torch.cumsum(counts, 0, out=offsets[1:])
+        return Nodes(self.values[rows], offsets, self.grid[items])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Nodes:
+        """Values on `device` as `dtype`; offsets and grid stay where graph structure lives, on the host."""
+        return Nodes(self.values.to(device=device, dtype=dtype), self.offsets, self.grid)
+
+
+def concatenate(parts: list[Nodes]) -> Nodes:
+    """All items of all parts, end to end."""
+    counts = torch.cat([part.counts for part in parts])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    return Nodes(torch.cat([part.values for part in parts]), offsets, torch.cat([part.grid for part in parts]))

@@ -1,0 +1,1 @@
+"""The cross-modal feature graph: relations, topologies and the batched builder."""

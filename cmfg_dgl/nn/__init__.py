@@ -1,0 +1,1 @@
+"""Attention over relations, the layers and the CMFG model."""

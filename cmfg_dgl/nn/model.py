@@ -1,0 +1,296 @@
+"""The CMFG model: patches and tokens in, one shared space out, alone (`encode`, `embed`) or as a pair (`match`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmfg_dgl.features.nodes import Nodes, ragged_positions
+from cmfg_dgl.graph.blocks import relation_block
+from cmfg_dgl.graph.build import build_graph
+from cmfg_dgl.graph.relations import Relation
+from cmfg_dgl.graph.topology import NodeSet
+from cmfg_dgl.nn.attention import Message, Projected, merge_messages
+from cmfg_dgl.nn.layer import CMFGLayer
+from cmfg_dgl.nn.pooling import Pooling
+
+__all__ = ["CMFG", "Encoded"]
+
+MAX_SCALE = 100.0
+TOKEN_STEP = 16.0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Images or captions after everything that depends on each of them alone.
+
+    Parameters
+    ----------
+    kind
+        `patch` or `token`.
+    nodes
+        The items as node sets, with what the topologies of the pair graph read.
+    state
+        (N, D): nodes at the door of the first cross-modal layer.
+    projected
+        Their queries, keys and values for the cross-modal relations of that layer.
+    message
+        What the intra-modal relations of that layer bring; None where there are none.
+    kept
+        Queries and keys of the initial nodes for the layers after that, where attention is computed once.
+    embedding
+        (items, D), unit length: the item in the shared space, seen on its own.
+    """
+
+    kind: str
+    nodes: NodeSet
+    state: Tensor
+    projected: Projected
+    message: Message | None
+    kept: Projected
+    embedding: Tensor
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    def select(self, items: Tensor) -> Encoded:
+        """The given items (int64, on the host) in the given order; an item may come more than once."""
+        counts = self.nodes.counts
+        uniform = len(counts) > 0 and bool((counts == counts[0]).all())
+        rows = None if uniform else ragged_positions(self.nodes.offsets[items], counts[items])
+
+        def take(values: Tensor) -> Tensor:
+            if rows is not None:
+                return values.index_select(0, rows.to(values.device))
+            # Whole items are copied and, backwards, added far faster than their rows one by one.
+            whole = values.reshape(len(counts), int(counts[0]), *values.shape[1:])
+            return whole.index_select(0, items.to(values.device)).flatten(0, 1)
+
+        def take_all(projected: Projected) -> Projected:
+            return {key: take(value) for key, value in projected.items()}
+
+        offsets = torch.zeros(len(items) + 1, dtype=torch.int64)
+        torch.cumsum(counts[items], 0, out=offsets[1:])
+        read = (None if x is None else take(x) for x in (self.nodes.features, self.nodes.projected))
+        message = self.message
+        if message is not None:
+            message = Message(take(message.out), None if message.lse is None else take(message.lse))
+        return replace(
+            self,
+            nodes=NodeSet(offsets, self.nodes.grid[items], *read),
+            state=take(self.state),
+            projected=take_all(self.projected),
+            message=message,
+            kept=take_all(self.kept),
+            embedding=self.embedding.index_select(0, items.to(self.embedding.device)),
+        )
+
+
+class CMFG(nn.Module):
+    """Attention-weighted graph layers over patches and tokens (PAPER section 3).
+
+    One set of weights serves two graphs. The *independent* graph holds the intra-modal relations of one item;
+    `encode` runs it once an item. The *joint* graph of an image and a caption adds the cross-modal relations;
+    `match` runs what is left of it once a pair.
+
+    Parameters
+    ----------
+    widths
+        Node type (`patch`, `token`) to the width of its backbone features.
+    relations
+        The schema.
+    width, heads, kernel, dropout
+        D, H and the rest of `CMFGLayer`.
+    layers, cross_layers, stacking
+        `factorised`: the last `cross_layers` of `layers` also have the cross-modal relations, the others only
+        the intra-modal ones. `interleaved`: every layer has all relations (the paper's reading).
+    softmax
+        `relation` or `joint`: where the attention of a node sums to 1.
+    edge_weights
+        `per_layer`, or `once`: attention from the initial nodes, kept for all layers.
+    residual, norm
+        As for `CMFGLayer`; norm is `layer` or `none`.
+    pooling
+        `mean`, `attention` or `max`.
+    feature_dropout
+        Dropout of backbone features.
+    temperature
+        Starting temperature of both scores; their learnt inverses are at most 100.
+    bf16
+        Projections in bfloat16.
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: Mapping[str, int],
+        relations: Sequence[Relation],
+        width: int,
+        heads: int,
+        layers: int,
+        cross_layers: int,
+        stacking: str = "factorised",
+        softmax: str = "relation",
+        edge_weights: str = "per_layer",
+        residual: bool = True,
+        norm: str = "layer",
+        pooling: str = "mean",
+        kernel: str = "auto",
+        dropout: float = 0.0,
+        feature_dropout: float = 0.0,
+        temperature: float = 0.07,
+        bf16: bool = False,
+    ) -> None:
+        super().__init__()
+        self.relations = tuple(relations)
+        self.once = edge_weights == "once"
+        self.first_cross = 0 if stacking == "interleaved" else layers - cross_layers
+        cross = {r.name for r in self.relations if r.cross}
+        self.owners = [
+            [r for r in self.relations if i == (self.first_cross if r.name in cross else 0)] for i in range(layers)
+        ]
+        self.layers = nn.ModuleList()
+        for index in range(layers):
+            used = [r for r in self.relations if index >= self.first_cross or not r.cross]
+            self.layers.append(
+                CMFGLayer(
+                    used,
+                    width=width,
+                    heads=heads,
+                    kernel=kernel,
+                    joint=softmax == "joint",
+                    scored=[r.name for r in (self.owners[index] if self.once else used)],
+                    residual=residual,
+                    norm=norm == "layer",
+                    dropout=dropout,
+                    bf16=bf16,
+                )
+            )
+        self.enter = nn.ModuleDict(
+            {
+                kind: nn.Sequential(nn.LayerNorm(size), nn.Dropout(feature_dropout), nn.Linear(size, width))
+                for kind, size in widths.items()
+            }
+        )
+        self.place = nn.ModuleDict(
+            {kind: nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Linear(64, width)) for kind in widths}
+        )
+        self.pool = nn.ModuleDict({kind: Pooling(pooling, width) for kind in widths})
+        self.log_scales = nn.ParameterDict(
+            {stage: nn.Parameter(torch.tensor(-math.log(temperature))) for stage in ("first", "joint")}
+        )
+
+    def scale(self, stage: str) -> Tensor:
+        """Inverse temperature of a stage's score (`first` or `joint`), a scalar of at most 100."""
+        return self.log_scales[stage].exp().clamp(max=MAX_SCALE)
+
+    def encode(self, kind: str, nodes: Nodes) -> Encoded:
+        """Everything that an image (`patch`) or a caption (`token`) gives on its own; its partner is not seen."""
+        initial = self.enter[kind](nodes.values) + self.place[kind](self._places(kind, nodes))
+        full = NodeSet(nodes.offsets, nodes.grid, nodes.values, initial)
+        inner = [r for r in self.relations if not r.cross and r.source == kind]
+        graph = build_graph({kind: full}, inner) if inner else None
+        blocks = {r.name: relation_block(graph, r.canonical) for r in inner}
+        kept = self._keep(kind, initial)
+        # Without a cross-modal layer the pair adds nothing, and the state is the last one.
+        state, hidden, projected, message_at_door = None, initial, {}, None
+        for index, layer in enumerate(self.layers):
+            at_door = index == self.first_cross
+            parts = {**kept, **self._project(layer, kind, hidden, self.relations if at_door else inner)}
+            message = layer.messages(graph, {kind: parts}, blocks)[kind] if inner else None
+            if at_door:
+                crossing = {r.name for r in self.relations if r.cross}
+                state, message_at_door = hidden, message
+                projected = {key: value for key, value in parts.items() if key[0] in crossing}
+            hidden = layer.update(hidden, message)
+        later = self.first_cross + 1 < len(self.layers)
+        return Encoded(
+            kind=kind,
+            nodes=self._readable(full),
+            state=hidden if state is None else state,
+            projected=projected,
+            message=message_at_door,
+            kept=kept if later else {},
+            embedding=self._pool(kind, hidden, full),
+        )
+
+    def embed(self, kind: str, nodes: Nodes) -> Tensor:
+        """Independent embeddings (items, D) of unit length."""
+        return self.encode(kind, nodes).embedding
+
+    def match(self, images: Encoded, captions: Encoded) -> Tensor:
+        """Cosine (pairs,) of image and caption in the joint graph of each pair.
+
+        Parameters
+        ----------
+        images, captions
+            As many of the one as of the other, paired in order; see `Encoded.select`.
+        """
+        ends = {"patch": images, "token": captions}
+        node_sets = {kind: end.nodes for kind, end in ends.items()}
+        hidden = {kind: end.state for kind, end in ends.items()}
+        for index in range(self.first_cross, len(self.layers)):
+            layer = self.layers[index]
+            if index == self.first_cross:
+                relations = [r for r in self.relations if r.cross]
+                projected = {kind: end.projected for kind, end in ends.items()}
+            else:
+                relations = list(self.relations)
+                projected = {
+                    kind: {**end.kept, **self._project(layer, kind, hidden[kind], relations)}
+                    for kind, end in ends.items()
+                }
+            heard: dict[str, Message] = {}
+            if relations:
+                graph = build_graph(node_sets, relations)
+                blocks = {r.name: relation_block(graph, r.canonical) for r in relations}
+                heard = layer.messages(graph, projected, blocks)
+            for kind, end in ends.items():
+                parts = [end.message if index == self.first_cross else None, heard.get(kind)]
+                known = [part for part in parts if part is not None]
+                hidden[kind] = layer.update(hidden[kind], merge_messages(known) if known else None)
+        image, caption = (self._pool(kind, hidden[kind], end.nodes) for kind, end in ends.items())
+        return (image * caption).sum(1)
+
+    def _project(self, layer: nn.Module, kind: str, nodes: Tensor, relations: Sequence[Relation]) -> Projected:
+        roles = ("value",) if self.once else ("query", "key", "value")
+        projected: Projected = layer.project(kind, nodes, relations, roles)
+        return projected
+
+    def _keep(self, kind: str, initial: Tensor) -> Projected:
+        """Queries and keys of the initial nodes for every relation, where attention is computed once."""
+        kept: Projected = {}
+        if self.once:
+            for layer, owned in zip(self.layers, self.owners, strict=True):
+                kept |= layer.project(kind, initial, owned, ("query", "key"))
+        return kept
+
+    def _readable(self, nodes: NodeSet) -> NodeSet:
+        """What the topologies of the pair graphs read of the nodes, and no more: it is copied for every pair."""
+        later = self.first_cross + 1 < len(self.layers)
+        reads = {r.topology.reads for r in self.relations if r.cross or later}
+        return NodeSet(
+            nodes.offsets,
+            nodes.grid,
+            nodes.features if "features" in reads else None,
+            nodes.projected if "projected" in reads else None,
+        )
+
+    def _pool(self, kind: str, nodes: Tensor, sets: NodeSet) -> Tensor:
+        return F.normalize(self.pool[kind](nodes, sets.counts), dim=1)
+
+    def _places(self, kind: str, nodes: Nodes) -> Tensor:
+        """Where each node lies, (N, 2): row and column of a patch in 0 to 1, index of a token in steps of 1/16."""
+        counts = nodes.counts
+        local = ragged_positions(torch.zeros_like(counts), counts)
+        rows, columns = torch.repeat_interleave(nodes.grid, counts, 0).unbind(1)
+        if kind == "token":
+            place = torch.stack([torch.zeros_like(local), local], 1) / TOKEN_STEP
+        else:
+            place = torch.stack([(local // columns + 0.5) / rows, (local % columns + 0.5) / columns], 1)
+        return place.to(nodes.values)

@@ -1,0 +1,1 @@
+"""Two-stage retrieval: the independent first stage and the joint re-ranking."""

@@ -1,0 +1,1 @@
+"""Objectives, hard negatives, the trainer and its checkpoints."""

