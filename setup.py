@@ -23,7 +23,11 @@ setup(
     python_requires=">=3.10,<3.12",
     packages=[*find_packages(include=["cmfg_dgl", "cmfg_dgl.*"]), "cmfg_dgl.cli", "cmfg_dgl.configs"],
     package_dir={"cmfg_dgl.cli": "cli", "cmfg_dgl.configs": "configs"},
-    package_data={"cmfg_dgl": ["py.typed"], "cmfg_dgl.configs": ["*.yaml"], "cmfg_dgl.explain": ["templates/*"]},
+    package_data={
+        "cmfg_dgl": ["py.typed"],
+        "cmfg_dgl.configs": ["*.yaml"],
+        "cmfg_dgl.explain": ["templates/*"],
+    },
     entry_points={"console_scripts": ["cmfg = cmfg_dgl.cli.main:main"]},
     install_requires=[
         "click>=8.1",

@@ -36,7 +36,8 @@ __all__ = [
 ]
 
 MAX_YAML_BYTES = 1 << 20
-MAX_YAML_ALIASES = 100
+MAX_YAML_VALUES = 10_000
+MAX_YAML_DEPTH = 20
 
 
 def option(
@@ -80,7 +81,9 @@ class FeaturesConfig:
 
     dir: str | None = option(None, "folder of the feature stores; default $CMFG_CACHE or ~/.cache/cmfg")
     vision: str = option("hybrid", "`hybrid` (EfficientNet-lite0 grid) or a transformers ViT by name or path")
-    image_size: int | None = option(None, "side of the square image in pixels; default what the encoder likes", least=32)
+    image_size: int | None = option(
+        None, "side of the square image in pixels; default what the encoder likes", least=32
+    )
     text: str = option("minilm", "`minilm` (384 wide) or a transformers BERT by name or path")
     max_tokens: int = option(64, "longer captions are cut, and counted", least=1, most=512)
     batch_size: int = option(32, "images or captions a forward pass of an encoder", least=1)
@@ -94,7 +97,8 @@ class RelationConfig:
     source: str = option("", "node type that sends: patch or token", choices=("", "patch", "token"))
     target: str = option("", "node type that receives: patch or token", choices=("", "patch", "token"))
     topology: str = option(
-        "complete", "which edges; none leaves the relation out",
+        "complete",
+        "which edges; none leaves the relation out",
         choices=("complete", "grid", "knn", "window", "topk", "none"),
     )
     radius: int = option(1, "grid: neighbours within this many rows and columns", least=1)
@@ -129,12 +133,18 @@ class ModelConfig:
     width: int = option(256, "width of nodes and of the shared space", least=1)
     heads: int = option(4, "attention heads; width is a multiple of it", least=1)
     layers: int = option(2, "graph layers in all", least=1)
-    cross_layers: int = option(1, "factorised stacking: the last layers, which alone have cross-modal relations", least=0)
+    cross_layers: int = option(
+        1, "factorised stacking: the last layers, which alone have cross-modal relations", least=0
+    )
     stacking: str = option(
-        "factorised", "intra-modal layers first, or all relations in every layer", choices=("factorised", "interleaved")
+        "factorised",
+        "intra-modal layers first, or all relations in every layer",
+        choices=("factorised", "interleaved"),
     )
     softmax: str = option(
-        "relation", "attention sums to 1 within a relation, or over all that enter a node", choices=("relation", "joint")
+        "relation",
+        "attention sums to 1 within a relation, or over all that enter a node",
+        choices=("relation", "joint"),
     )
     edge_weights: str = option(
         "per_layer", "attention in every layer, or once on the initial nodes", choices=("per_layer", "once")
@@ -142,7 +152,9 @@ class ModelConfig:
     residual: bool = option(True, "add a layer's input to its output")
     norm: str = option("layer", "normalise the input of each layer", choices=("layer", "none"))
     pooling: str = option("mean", "nodes to one vector", choices=("mean", "attention", "max"))
-    kernel: str = option("auto", "how a relation is computed; all give the same numbers", choices=("auto", "edge", "block"))
+    kernel: str = option(
+        "auto", "how a relation is computed; all give the same numbers", choices=("auto", "edge", "block")
+    )
     dropout: float = option(0.1, "dropout of messages", least=0.0, most=0.95)
     feature_dropout: float = option(0.2, "dropout of backbone features", least=0.0, most=0.95)
 
@@ -171,7 +183,10 @@ class RetrievalConfig:
 
     k: int = option(32, "candidates of the first stage that the joint stage re-ranks", least=1)
     alpha: float | None = option(
-        None, "weight of the joint score in the fused score; default: chosen on validation", least=0.0, most=1.0
+        None,
+        "weight of the joint score in the fused score; default: chosen on validation",
+        least=0.0,
+        most=1.0,
     )
     pair_batch: int = option(512, "joint graphs scored at a time", least=1)
     query_batch: int = option(256, "queries ranked at a time", least=1)
@@ -202,18 +217,33 @@ class Config:
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """PyYAML's safe loader that also refuses repeated keys and a flood of aliases."""
+    """PyYAML's safe loader that also refuses repeated keys, deep nesting and a flood of values.
+
+    An alias counts as all that it stands for, for whoever copies the value pays for all of it.
+    """
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self.aliases = 0
+        self.values = self.depth = 0
+        self.sizes: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            self.aliases += 1
-            if self.aliases > MAX_YAML_ALIASES:
-                raise yaml.YAMLError(f"more than {MAX_YAML_ALIASES} aliases")
-        return super().compose_node(parent, index)
+        before, alias = self.values, self.check_event(yaml.AliasEvent)
+        self.values += not alias
+        self.depth += 1
+        if self.depth > MAX_YAML_DEPTH:
+            raise yaml.YAMLError(f"nested more than {MAX_YAML_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if alias and id(node) not in self.sizes:
+            raise yaml.YAMLError("an alias stands inside of what it stands for")
+        if alias:
+            self.values += self.sizes[id(node)]
+        else:
+            self.sizes[id(node)] = self.values - before
+        if self.values > MAX_YAML_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_YAML_VALUES} values, aliases counted as what they stand for")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -253,18 +283,18 @@ def load_config(source: str | None, overrides: Sequence[str] = ()) -> Config:
         merged = _merge(merged, _read_yaml(path), str(path))
     for override in overrides:
         key, sign, text = override.partition("=")
-        if not sign or not key:
+        if not sign or not all(key.split(".")):
             raise ConfigError(f"{override!r}: an override is written key.path=value")
-        try:
-            value = yaml.load(text, _BoundedLoader)  # noqa: S506 - a SafeLoader with more limits
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{override!r}: the value is not YAML: {_one_line(error)}") from None
-        nested: Any = value
+        nested: Any = _parse(text, f"override {override!r}")
         for part in reversed(key.split(".")):
             nested = {part: nested}
         merged = _merge(merged, nested, f"override {override!r}")
-    config = cast(Config, OmegaConf.to_object(merged))
-    _check(config, (source or "defaults") + (" with " + " ".join(overrides) if overrides else ""))
+    where = (source or "defaults") + (" with " + _one_line(" ".join(overrides)) if overrides else "")
+    try:
+        config = cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where}: {error.full_key}: {_one_line(error)}") from None
+    _check(config, where)
     return config
 
 
@@ -307,14 +337,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_YAML_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_YAML_BYTES} bytes; that is no configuration")
     try:
-        value = yaml.load(path.read_text(encoding="utf-8-sig"), _BoundedLoader)  # noqa: S506
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {_one_line(error)}") from None
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {_one_line(error)}; give a UTF-8 file") from None
+    value = _parse(text, str(path))
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: must hold keys such as data: or model:, and holds a {type(value).__name__}")
     return value
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _BoundedLoader)
+    except Exception as error:  # PyYAML lets the errors of int(), date() and hash() through.
+        raise ConfigError(f"{where}: not valid YAML: {_one_line(error)}") from None
 
 
 def _merge(base: Any, update: dict[str, Any], where: str) -> Any:
@@ -325,17 +363,30 @@ def _merge(base: Any, update: dict[str, Any], where: str) -> Any:
         raise ConfigError(f"{where}: unknown key {key!r}{_suggest(base, key)}") from None
     except OmegaConfBaseException as error:
         message = _one_line(error.msg if isinstance(error.msg, str) else error)
-        if error.full_key is None:
-            message = f"{', '.join(update)} holds keys of its own, such as data.root; give those"
-        raise ConfigError(f"{where}: {f'{error.full_key}: ' if error.full_key else ''}{message}") from None
-    except (TypeError, ValueError) as error:
+        key = str(error.full_key or "")
+        if not key and (key := _key_of_no_mapping(base, update) or ""):
+            message = "holds keys of its own; give those"
+        raise ConfigError(f"{where}: {f'{key}: ' if key else ''}{message}") from None
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{where}: {_one_line(error)}") from None
+
+
+def _key_of_no_mapping(base: Any, update: dict[str, Any]) -> str | None:
+    """The first key of `update` that must hold keys and holds something else."""
+    for key, value in update.items():
+        known = OmegaConf.select(base, str(key))
+        if OmegaConf.is_dict(known):
+            inner = _key_of_no_mapping(known, value) if isinstance(value, dict) else ""
+            if inner is not None:
+                return f"{key}.{inner}" if inner else str(key)
+    return None
 
 
 def _suggest(base: Any, key: str) -> str:
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(base, parent) if parent else base
-    known = [str(name) for name in node] if OmegaConf.is_dict(node) else []
+    # Only a relation may be new, and then the base does not know its keys.
+    known = [str(name) for name in node] if OmegaConf.is_dict(node) else [f.name for f in fields(RelationConfig)]
     close = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {f'{parent}.' if parent else ''}{close[0]}?"
@@ -357,7 +408,9 @@ def _check(config: Config, where: str) -> None:
         if choices and value not in choices:
             close = difflib.get_close_matches(value, choices, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"{where}: {key} is {value!r}; choose from {', '.join(c for c in choices if c)}{hint}")
+            raise ConfigError(
+                f"{where}: {key} is {value!r}; choose from {', '.join(c for c in choices if c)}{hint}"
+            )
         if least is not None and value < least:
             raise ConfigError(f"{where}: {key} is {value}; the least is {least}")
         if most is not None and value > most:
@@ -394,6 +447,8 @@ def _check_relations(graph: GraphConfig, where: str) -> None:
     defaults = _default_relations()
     for name, relation in graph.relations.items():
         key = f"graph.relations.{name}"
+        if not name.isidentifier():
+            raise ConfigError(f"{where}: {key}: a relation's name is made of letters, digits and _; rename it")
         if name in defaults:
             relation.source = relation.source or defaults[name].source
             relation.target = relation.target or defaults[name].target
@@ -419,5 +474,5 @@ def _check_relations(graph: GraphConfig, where: str) -> None:
 def _check_fractions(fractions: dict[str, float], where: str) -> None:
     if not {"train", "val", "test"} <= set(fractions):
         raise ConfigError(f"{where}: data.fractions needs train, val and test, and has {', '.join(fractions)}")
-    if min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+    if not (min(fractions.values()) > 0 and abs(sum(fractions.values()) - 1) <= 1e-6):
         raise ConfigError(f"{where}: data.fractions must be positive and sum to 1: {fractions}")

@@ -45,7 +45,7 @@ class BadItem:
 
 @dataclass(frozen=True)
 class Split:
-    """Positions in a data set: `images` (N,) ascending, `captions` (M,), `caption_image` (M,) into `images`."""
+    """Positions in a data set: `images` (N,) ascending, `captions` (M,); `caption_image` (M,) points into `images`."""
 
     name: str
     images: NDArray[np.int64]
@@ -101,14 +101,16 @@ class Dataset:
         """
         if name not in self.splits:
             raise DataError(f"{self.name}: no split {name!r}; there are {', '.join(sorted(self.splits))}")
-        images, captions, caption_image = [], [], []
+        images: list[int] = []
+        captions: list[int] = []
+        caption_image: list[int] = []
         for image in np.sort(self.splits[name]):
             kept = [c for c in self._captions_of[image] if self.captions[c].id not in without]
             if self.images[image].id in without or not kept:
                 continue
             captions.extend(kept)
             caption_image.extend([len(images)] * len(kept))
-            images.append(image)
+            images.append(int(image))
         if not images:
             raise DataError(f"{self.name}: the split {name!r} is empty; change data.fractions or add images")
         return Split(

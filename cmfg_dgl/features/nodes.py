@@ -50,8 +50,9 @@ class Nodes:
     def __post_init__(self) -> None:
         if not torch.equal(self.grid.prod(1), self.counts):
             raise ValueError("Nodes: grid rows * columns differ from the node counts that offsets give")
-        if int(self.offsets[-1]) != len(self.values):
-            raise ValueError(f"Nodes: offsets end at {int(self.offsets[-1])}, values have {len(self.values)} rows")
+        first, last = int(self.offsets[0]), int(self.offsets[-1])
+        if (first, last) != (0, len(self.values)):
+            raise ValueError(f"Nodes: offsets go from {first} to {last}, values have {len(self.values)} rows")
 
     def __len__(self) -> int:
         return len(self.grid)
@@ -78,4 +79,6 @@ def concatenate(parts: list[Nodes]) -> Nodes:
     """All items of all parts, end to end."""
     counts = torch.cat([part.counts for part in parts])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-    return Nodes(torch.cat([part.values for part in parts]), offsets, torch.cat([part.grid for part in parts]))
+    return Nodes(
+        torch.cat([part.values for part in parts]), offsets, torch.cat([part.grid for part in parts])
+    )

@@ -1,4 +1,4 @@
-"""The dense view of one relation of a batched DGLGraph: which rows of a padded block are nodes, which pairs edges."""
+"""The dense view of one relation of a batched DGLGraph: a padded block with a mask."""
 
 from __future__ import annotations
 
@@ -81,8 +81,14 @@ def relation_block(graph: dgl.DGLGraph, canonical: tuple[str, str, str]) -> Bloc
     density = graph.num_edges(canonical) / cells if cells else 0.0
     edge_counts = graph.batch_num_edges(canonical)
     if canonical[0] != canonical[2] and torch.equal(edge_counts, source_counts * target_counts):
-        mask = None if source.rows is None else _present(source_counts, source.width)[:, None, :].expand(-1, target.width, -1)
-    elif canonical[0] == canonical[2] and torch.equal(edge_counts, source_counts * (source_counts - 1).clamp(min=0)):
+        mask = (
+            None
+            if source.rows is None
+            else _present(source_counts, source.width)[:, None, :].expand(-1, target.width, -1)
+        )
+    elif canonical[0] == canonical[2] and torch.equal(
+        edge_counts, source_counts * (source_counts - 1).clamp(min=0)
+    ):
         mask = ~torch.eye(source.width, dtype=torch.bool)[None]
         if source.rows is not None:
             mask = mask & _present(source_counts, source.width)[:, None, :]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import nn
+
 from cmfg_dgl.config import RelationConfig
+from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.graph.topology import DIRECTIONS, Complete, Directed, Grid, Knn, TopK, Topology, Window
 
 __all__ = ["Relation", "make_relations"]
@@ -36,6 +39,11 @@ def make_relations(settings: Mapping[str, RelationConfig]) -> tuple[Relation, ..
 
     A directed relation becomes four, named `spatial_left`, `spatial_right`, `spatial_above`, `spatial_below`
     after where the source lies as seen from the target.
+
+    Raises
+    ------
+    ConfigError
+        If two relations would have one name, or one has a name that torch's containers keep for themselves.
     """
     relations = []
     for name, item in settings.items():
@@ -49,6 +57,10 @@ def make_relations(settings: Mapping[str, RelationConfig]) -> tuple[Relation, ..
             ]
         else:
             relations.append(Relation(item.source, name, item.target, topology))
+    names = [relation.name for relation in relations]
+    for name in names:
+        if names.count(name) > 1 or hasattr(nn.ModuleDict(), name):
+            raise ConfigError(f"graph.relations.{name}: this name is taken; give the relation another")
     return tuple(relations)
 
 

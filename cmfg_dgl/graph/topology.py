@@ -15,7 +15,18 @@ from torch.nn import functional as F
 
 from cmfg_dgl.features.nodes import ragged_positions
 
-__all__ = ["DIRECTIONS", "Complete", "Directed", "Edges", "Grid", "Knn", "NodeSet", "TopK", "Topology", "Window"]
+__all__ = [
+    "DIRECTIONS",
+    "Complete",
+    "Directed",
+    "Edges",
+    "Grid",
+    "Knn",
+    "NodeSet",
+    "TopK",
+    "Topology",
+    "Window",
+]
 
 DIRECTIONS = ("left", "right", "above", "below")
 
@@ -133,7 +144,9 @@ class Knn:
 
     def edges(self, source: NodeSet, target: NodeSet) -> Edges:
         """At most k edges a target."""
-        return _nearest(_needed(source.features, "knn"), _needed(target.features, "knn"), source, target, self.k)
+        return _nearest(
+            _needed(source.features, "knn"), _needed(target.features, "knn"), source, target, self.k
+        )
 
 
 @dataclass(frozen=True)
@@ -145,7 +158,9 @@ class TopK:
 
     def edges(self, source: NodeSet, target: NodeSet) -> Edges:
         """At most k edges a target."""
-        return _nearest(_needed(source.projected, "topk"), _needed(target.projected, "topk"), source, target, self.k)
+        return _nearest(
+            _needed(source.projected, "topk"), _needed(target.projected, "topk"), source, target, self.k
+        )
 
 
 @dataclass(frozen=True)
@@ -223,7 +238,9 @@ def _nearest(a: Tensor, b: Tensor, source: NodeSet, target: NodeSet, k: int) -> 
             likeness.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
         keep = min(k, n_source - (source is target))
         best = likeness.argsort(dim=2, descending=True, stable=True)[..., : max(keep, 0)].sort(dim=2).values
-        parts.append((rows_s[torch.arange(len(graphs))[:, None, None], best], rows_t[..., None].expand_as(best)))
+        parts.append(
+            (rows_s[torch.arange(len(graphs))[:, None, None], best], rows_t[..., None].expand_as(best))
+        )
     sources = torch.cat([s.reshape(-1) for s, _ in parts]) if parts else torch.zeros(0, dtype=torch.int64)
     targets = torch.cat([t.reshape(-1) for _, t in parts]) if parts else torch.zeros(0, dtype=torch.int64)
     order = targets.argsort(stable=True)

@@ -67,7 +67,9 @@ class CMFGLayer(nn.Module):
             for r in relations
         }
         self.conv = HeteroGraphConv(attentions, aggregate=lambda messages, _: merge_messages(messages))
-        self.norm = nn.ModuleDict({kind: nn.LayerNorm(width) if norm else nn.Identity() for kind in ("patch", "token")})
+        self.norm = nn.ModuleDict(
+            {kind: nn.LayerNorm(width) if norm else nn.Identity() for kind in ("patch", "token")}
+        )
         self.dropout = nn.Dropout(dropout)
 
     def project(
@@ -133,5 +135,5 @@ class CMFGLayer(nn.Module):
         """New nodes (N, D) from old ones and the merged message; no message counts as zero."""
         if message is None:
             return nodes if self.residual else torch.zeros_like(nodes)
-        heard = self.dropout(F.relu(message.out.flatten(1)))
+        heard: Tensor = self.dropout(F.relu(message.out.flatten(1)))
         return nodes + heard if self.residual else heard

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -147,12 +148,19 @@ class CMFG(nn.Module):
         bf16: bool = False,
     ) -> None:
         super().__init__()
+        _check_choice("stacking", stacking, "factorised", "interleaved")
+        _check_choice("softmax", softmax, "relation", "joint")
+        _check_choice("edge_weights", edge_weights, "per_layer", "once")
+        _check_choice("norm", norm, "layer", "none")
+        if stacking == "factorised" and not 0 <= cross_layers <= layers:
+            raise ValueError(f"CMFG: cross_layers {cross_layers} is not between 0 and layers {layers}")
         self.relations = tuple(relations)
         self.once = edge_weights == "once"
         self.first_cross = 0 if stacking == "interleaved" else layers - cross_layers
         cross = {r.name for r in self.relations if r.cross}
         self.owners = [
-            [r for r in self.relations if i == (self.first_cross if r.name in cross else 0)] for i in range(layers)
+            [r for r in self.relations if i == (self.first_cross if r.name in cross else 0)]
+            for i in range(layers)
         ]
         self.layers = nn.ModuleList()
         for index in range(layers):
@@ -187,7 +195,8 @@ class CMFG(nn.Module):
 
     def scale(self, stage: str) -> Tensor:
         """Inverse temperature of a stage's score (`first` or `joint`), a scalar of at most 100."""
-        return self.log_scales[stage].exp().clamp(max=MAX_SCALE)
+        scale: Tensor = self.log_scales[stage].exp().clamp(max=MAX_SCALE)
+        return scale
 
     def encode(self, kind: str, nodes: Nodes) -> Encoded:
         """Everything that an image (`patch`) or a caption (`token`) gives on its own; its partner is not seen."""
@@ -199,7 +208,7 @@ class CMFG(nn.Module):
         kept = self._keep(kind, initial)
         # Without a cross-modal layer the pair adds nothing, and the state is the last one.
         state, hidden, projected, message_at_door = None, initial, {}, None
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self._stack()):
             at_door = index == self.first_cross
             parts = {**kept, **self._project(layer, kind, hidden, self.relations if at_door else inner)}
             message = layer.messages(graph, {kind: parts}, blocks)[kind] if inner else None
@@ -235,7 +244,7 @@ class CMFG(nn.Module):
         node_sets = {kind: end.nodes for kind, end in ends.items()}
         hidden = {kind: end.state for kind, end in ends.items()}
         for index in range(self.first_cross, len(self.layers)):
-            layer = self.layers[index]
+            layer = self._stack()[index]
             if index == self.first_cross:
                 relations = [r for r in self.relations if r.cross]
                 projected = {kind: end.projected for kind, end in ends.items()}
@@ -257,16 +266,20 @@ class CMFG(nn.Module):
         image, caption = (self._pool(kind, hidden[kind], end.nodes) for kind, end in ends.items())
         return (image * caption).sum(1)
 
-    def _project(self, layer: nn.Module, kind: str, nodes: Tensor, relations: Sequence[Relation]) -> Projected:
+    def _project(
+        self, layer: CMFGLayer, kind: str, nodes: Tensor, relations: Sequence[Relation]
+    ) -> Projected:
         roles = ("value",) if self.once else ("query", "key", "value")
-        projected: Projected = layer.project(kind, nodes, relations, roles)
-        return projected
+        return layer.project(kind, nodes, relations, roles)
+
+    def _stack(self) -> list[CMFGLayer]:
+        return cast(list[CMFGLayer], list(self.layers))
 
     def _keep(self, kind: str, initial: Tensor) -> Projected:
         """Queries and keys of the initial nodes for every relation, where attention is computed once."""
         kept: Projected = {}
         if self.once:
-            for layer, owned in zip(self.layers, self.owners, strict=True):
+            for layer, owned in zip(self._stack(), self.owners, strict=True):
                 kept |= layer.project(kind, initial, owned, ("query", "key"))
         return kept
 
@@ -294,3 +307,8 @@ class CMFG(nn.Module):
         else:
             place = torch.stack([(local // columns + 0.5) / rows, (local % columns + 0.5) / columns], 1)
         return place.to(nodes.values)
+
+
+def _check_choice(argument: str, value: str, *choices: str) -> None:
+    if value not in choices:
+        raise ValueError(f"CMFG: {argument} {value!r} is none of {', '.join(choices)}")

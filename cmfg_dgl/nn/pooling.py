@@ -36,7 +36,7 @@ class Pooling(nn.Module):
             return cells.sum(1) / counts.to(nodes.device)[:, None]
         if self.kind == "max":
             return (cells if padding is None else cells.masked_fill(padding, -torch.inf)).amax(1)
-        score = self.score(cells)  # (B, width, 1)
+        score: Tensor = self.score(cells)  # (B, width, 1)
         if padding is not None:
             score = score.masked_fill(padding, -torch.inf)
         return (score.softmax(1) * cells).sum(1)

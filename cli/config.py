@@ -1,0 +1,80 @@
+"""`cmfg config`: show, validate and list configurations."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from cmfg_dgl.config import describe_keys, recipes, to_yaml
+
+from .options import config_options, json_option, load, verbosity_options
+from .output import print_json, print_table
+
+__all__ = ["command"]
+
+
+@click.group("config")
+def command() -> None:
+    """Show, validate and list configurations."""
+
+
+@command.command("show")
+@config_options
+@click.option("--keys", is_flag=True, help="Every key with its default and what it means, in place of the values.")
+@json_option
+@verbosity_options
+def show(
+    config: str | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    device: str | None,
+    precision: str | None,
+    keys: bool,
+    as_json: bool,
+) -> None:
+    """Print the whole configuration as it would be used.
+
+    \b
+    cmfg config show -c openmoji training.epochs=5
+    cmfg config show --keys
+    """
+    settings = load(config, overrides, seed=seed, device=device, precision=precision)
+    if keys and as_json:
+        print_json([{"key": key, "default": default, "meaning": text} for key, default, text in describe_keys()])
+    elif keys:
+        print_table("configuration keys", ["key", "default", "meaning"], list(describe_keys()))
+    elif as_json:
+        print_json(asdict(settings))
+    else:
+        click.echo(to_yaml(settings), nl=False)
+
+
+@command.command("validate")
+@config_options
+@json_option
+@verbosity_options
+def validate(
+    config: str | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    device: str | None,
+    precision: str | None,
+    as_json: bool,
+) -> None:
+    """Check a configuration; exit code 2 and one line if something is wrong."""
+    load(config, overrides, seed=seed, device=device, precision=precision)
+    if as_json:
+        print_json({"valid": True, "config": config})
+    else:
+        click.echo(f"{config or 'defaults'}: valid")
+
+
+@command.command("ls")
+@json_option
+def ls(as_json: bool) -> None:
+    """List the recipes that ship with cmfg."""
+    if as_json:
+        print_json({name: str(path) for name, path in recipes().items()})
+    else:
+        print_table("recipes (cmfg train -c NAME)", ["name", "file"], [[n, str(p)] for n, p in recipes().items()])

@@ -1,0 +1,120 @@
+"""`cmfg data`: list, describe and check data sets."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+
+import click
+
+from .options import Verbosity, config_options, json_option, load, verbosity_options
+from .output import Bars, print_json, print_table
+
+__all__ = ["command"]
+
+
+@click.group("data")
+def command() -> None:
+    """List, describe and check data sets."""
+
+
+@command.command("ls")
+@json_option
+def ls(as_json: bool) -> None:
+    """List the data sets."""
+    from cmfg_dgl.data.load import DATASETS
+
+    if as_json:
+        print_json(DATASETS)
+    else:
+        print_table("data sets (data.name)", ["name", "what it is"], list(DATASETS.items()))
+
+
+@command.command("info")
+@config_options
+@json_option
+@verbosity_options
+def info(
+    config: str | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    device: str | None,
+    precision: str | None,
+    as_json: bool,
+) -> None:
+    """Print counts, splits and protocol ids.
+
+    \b
+    cmfg data info -c openmoji
+    cmfg data info data.name=folder data.root=DIR
+    """
+    from cmfg_dgl.training.experiment import open_dataset
+
+    dataset = open_dataset(load(config, overrides, seed=seed, device=device, precision=precision))
+    splits = {}
+    for name in dataset.splits:
+        split = dataset.split(name)
+        splits[name] = {
+            "images": len(split.images),
+            "captions": len(split.captions),
+            "protocol": dataset.protocol(name),
+        }
+    record = {
+        "dataset": dataset.name,
+        "images": len(dataset.images),
+        "captions": len(dataset.captions),
+        "near_duplicates": dataset.near_duplicates,
+        "bad": {item.id: item.reason for item in dataset.bad},
+        "splits": splits,
+    }
+    if as_json:
+        print_json(record)
+        return
+    rows = [[name, item["images"], item["captions"], item["protocol"]] for name, item in splits.items()]
+    print_table(
+        f"{dataset.name}: {len(dataset.images)} images, {len(dataset.captions)} captions",
+        ["split", "images", "captions", "protocol"],
+        rows,
+    )
+    click.echo(f"captions with a near-duplicate, kept in one split: {dataset.near_duplicates}")
+    for item in dataset.bad:
+        click.echo(f"left out: {item.reason}")
+
+
+@command.command("check")
+@config_options
+@json_option
+@verbosity_options
+@click.pass_obj
+def check(
+    verbosity: Verbosity,
+    config: str | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    device: str | None,
+    precision: str | None,
+    as_json: bool,
+) -> None:
+    """Decode every image and look for what would spoil a result; exit code 3 on errors.
+
+    \b
+    cmfg data check -c openmoji
+    cmfg data check data.name=folder data.root=DIR
+    """
+    from cmfg_dgl.data.check import check_dataset
+    from cmfg_dgl.errors import DataError
+    from cmfg_dgl.training.experiment import open_dataset
+
+    dataset = open_dataset(load(config, overrides, seed=seed, device=device, precision=precision))
+    with Bars(verbosity.quiet) as bars:
+        findings = check_dataset(dataset, lambda done, total: bars("images", done, total))
+    errors = sum(finding.severity == "error" for finding in findings)
+    if as_json:
+        print_json(
+            {"dataset": dataset.name, "errors": errors, "findings": [asdict(finding) for finding in findings]}
+        )
+    else:
+        rows = [[finding.severity, finding.code, finding.item, finding.message] for finding in findings]
+        print_table(f"{dataset.name}: {errors} errors", ["severity", "code", "item", "message"], rows)
+    if errors:
+        sys.exit(DataError.exit_code)

@@ -1,0 +1,38 @@
+"""`cmfg eval`: both stages on a split of a trained run."""
+
+from __future__ import annotations
+
+import click
+
+from .options import Verbosity, force_option, json_option, run_argument, verbosity_options
+from .output import Bars, print_json, print_retrieval
+
+__all__ = ["command"]
+
+
+@click.command("eval")
+@run_argument
+@click.option("--split", default="test", show_default=True, help="The split to evaluate.")
+@force_option("Evaluate again, and replace what is there.")
+@json_option
+@verbosity_options
+@click.pass_obj
+def command(
+    verbosity: Verbosity, run: str, overrides: tuple[str, ...], split: str, force: bool, as_json: bool
+) -> None:
+    """Evaluate a trained run on a split: images find captions and captions find images.
+
+    \b
+    cmfg eval runs/openmoji --split test
+    cmfg eval runs/openmoji retrieval.k=64 --force --json
+    """
+    from cmfg_dgl import workflow
+    from cmfg_dgl.training.run import open_run
+
+    opened = open_run(run, overrides)
+    with Bars(verbosity.quiet) as bars:
+        record = workflow.evaluate_run(opened, split, force=force, progress=bars)
+    if as_json:
+        print_json(record)
+    else:
+        print_retrieval(record)

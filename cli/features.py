@@ -1,0 +1,98 @@
+"""`cmfg features`: build and verify the feature store."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from .options import Verbosity, config_options, force_option, json_option, load, verbosity_options
+from .output import Bars, print_json, print_table
+
+__all__ = ["command"]
+
+
+@click.group("features")
+def command() -> None:
+    """Build and verify the feature store."""
+
+
+@command.command("build")
+@config_options
+@force_option("Build anew what is there.")
+@json_option
+@verbosity_options
+@click.pass_obj
+def build(
+    verbosity: Verbosity,
+    config: str | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    device: str | None,
+    precision: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Run the frozen backbones over all images and captions, once; a stopped build goes on where it stopped.
+
+    \b
+    cmfg features build -c openmoji
+    """
+    from cmfg_dgl.training.experiment import Experiment
+
+    settings = load(config, overrides, seed=seed, device=device, precision=precision)
+    with Bars(verbosity.quiet) as bars:
+        experiment = Experiment.prepare(settings, bars, force=force)
+    stores = [experiment.images, experiment.captions]
+    if as_json:
+        print_json(
+            {
+                store.kind: {
+                    "folder": str(store.folder),
+                    "items": len(store.ids),
+                    "width": store.width,
+                    "quarantined": store.quarantined,
+                    "truncated": store.truncated,
+                }
+                for store in stores
+            }
+        )
+        return
+    for store in stores:
+        click.echo(f"{store.kind}: {len(store.ids)} items, {store.width} wide, in {store.folder}")
+        for reason in store.quarantined.values():
+            click.echo(f"quarantined: {reason}")
+        if store.truncated:
+            click.echo(f"{store.truncated} captions were cut to features.max_tokens")
+
+
+@command.command("verify")
+@config_options
+@json_option
+@verbosity_options
+def verify(
+    config: str | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    device: str | None,
+    precision: str | None,
+    as_json: bool,
+) -> None:
+    """Read every shard of the store and compare its SHA-256; exit code 3 if one is damaged.
+
+    \b
+    cmfg features verify -c openmoji
+    """
+    from cmfg_dgl.errors import DataError
+    from cmfg_dgl.training.experiment import find_stores
+
+    stores = find_stores(load(config, overrides, seed=seed, device=device, precision=precision))
+    damaged = {str(store.folder): store.verify() for store in stores}
+    if as_json:
+        print_json({"passed": not any(damaged.values()), "damaged": damaged})
+    else:
+        rows = [[folder, "; ".join(files) or "whole"] for folder, files in damaged.items()]
+        print_table("feature stores", ["folder", "damaged files"], rows)
+    if any(damaged.values()):
+        click.echo("rebuild with: cmfg features build --force", err=True)
+        sys.exit(DataError.exit_code)

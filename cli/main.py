@@ -1,0 +1,82 @@
+"""The `cmfg` command: its subcommands, and how errors end."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import traceback
+
+import click
+
+from cmfg_dgl import __version__
+from cmfg_dgl.errors import CmfgError
+
+from .options import Verbosity
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "train": "Train a model on image-caption pairs.",
+    "eval": "Evaluate a trained run on a split, both stages.",
+    "audit": "Prove that a run's numbers saw no answer.",
+    "data": "List, describe and check data sets.",
+    "features": "Build and verify the feature store.",
+    "config": "Show, validate and list configurations.",
+    "env": "Print versions, kernels and devices.",
+}
+EXIT_INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """Imports a subcommand when it is called, for torch and DGL take seconds to import."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"cmfg_dgl.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cmfg")
+def cmfg() -> None:
+    """Match images and text with attention-weighted heterogeneous graphs.
+
+    \b
+    cmfg train -c openmoji -o runs/openmoji      train on installed data
+    cmfg eval runs/openmoji --split test         both stages, both directions
+    cmfg audit runs/openmoji                     is the number honest?
+    cmfg train -c folder data.root=DIR           your own pictures and captions
+    """
+
+
+def main() -> None:
+    """Run the command line; every error is one line and an exit code (see `cmfg_dgl.errors`)."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    verbosity = Verbosity()
+    try:
+        sys.exit(cmfg.main(standalone_mode=False, obj=verbosity))
+    except click.ClickException as error:
+        where = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+        click.echo(f"cmfg: {error.format_message()}{where}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("cmfg: interrupted; run the same command again to go on", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        known = isinstance(error, CmfgError)
+        if verbosity.verbose:
+            traceback.print_exc()
+        remedy = "" if known else "; add -v for the traceback, and please report it with the output of cmfg env"
+        name = "" if known else f"{type(error).__name__}: "
+        click.echo(f"cmfg: {name}{error}{remedy}", err=True)
+        sys.exit(error.exit_code if isinstance(error, CmfgError) else 1)

@@ -1,0 +1,105 @@
+"""The flags that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from cmfg_dgl.config import Config, load_config
+
+__all__ = [
+    "Verbosity",
+    "config_options",
+    "force_option",
+    "json_option",
+    "load",
+    "run_argument",
+    "verbosity_options",
+]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass
+class Verbosity:
+    """How much the person wants to hear; lives as long as the process."""
+
+    quiet: bool = False
+    verbose: bool = False
+
+
+def verbosity_options(command: Command) -> Command:
+    """Add `--quiet/-q` and `--verbose/-v`; they are read through `Verbosity`."""
+
+    def store(name: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+        def callback(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+            setattr(context.ensure_object(Verbosity), name, value)
+
+        return callback
+
+    command = click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=store("verbose"),
+        help="Full traceback on errors.",
+    )(command)
+    return click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=store("quiet"),
+        help="No progress, no log lines.",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+
+
+def force_option(text: str) -> Callable[[Command], Command]:
+    """Add `--force` with its meaning for this command."""
+    return click.option("--force", is_flag=True, help=text)
+
+
+def run_argument(command: Command) -> Command:
+    """Add the run directory and overrides of its configuration."""
+    command = click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")(command)
+    return click.argument("run", type=click.Path())(command)
+
+
+def config_options(command: Command) -> Command:
+    """Add `--config/-c`, `--seed`, `--device`, `--precision` and overrides; `load` reads them."""
+    command = click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")(command)
+    command = click.option(
+        "--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of matrix products."
+    )(command)
+    command = click.option("--device", help="Torch device: cpu, cuda, cuda:1, ...")(command)
+    command = click.option("--seed", type=click.IntRange(min=0), help="Seed of weights, batches and dropout.")(
+        command
+    )
+    return click.option("-c", "--config", metavar="FILE|NAME", help="A YAML file or the name of a shipped recipe.")(
+        command
+    )
+
+
+def load(
+    config: str | None,
+    overrides: tuple[str, ...],
+    *,
+    seed: int | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    output_dir: str | None = None,
+) -> Config:
+    """The configuration that flags and overrides describe; a flag counts as the last override."""
+    flags = {"run.seed": seed, "run.device": device, "run.precision": precision, "run.output_dir": output_dir}
+    return load_config(
+        config, [*overrides, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
+    )

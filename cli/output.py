@@ -1,0 +1,105 @@
+"""What commands print: tables and JSON to stdout, progress and log lines to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+__all__ = ["Bars", "print_json", "print_retrieval", "print_table"]
+
+LINE_SECONDS = 15.0
+
+
+class Bars:
+    """Progress bars on a terminal; elsewhere a line now and then, and at each end; nothing when quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet, self.terminal = quiet, sys.stderr.isatty()
+        self.tasks: dict[str, TaskID] = {}
+        self.told: dict[str, float] = {}
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[message]}"),
+            console=Console(stderr=True),
+            disable=quiet or not self.terminal,
+        )
+
+    def __enter__(self) -> Bars:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def __call__(self, what: str, done: int, total: int, message: str = "") -> None:
+        """Show that `done` of `total` steps of `what` are over."""
+        if self.quiet:
+            return
+        if self.terminal:
+            if what not in self.tasks:
+                self.tasks[what] = self.bars.add_task(what, total=total, message="")
+            self.bars.update(self.tasks[what], completed=done, total=total, message=message)
+            return
+        now = time.monotonic()
+        self.told.setdefault(what, now)
+        if now - self.told[what] >= LINE_SECONDS or done == total:
+            self.told[what] = now
+            click.echo(f"{what}: {done}/{total} {message}".rstrip(), err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table on stdout, first column left, the others right when they hold numbers."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        number = any(isinstance(row[index], (int, float)) and not isinstance(row[index], bool) for row in rows)
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 120
+    Console(width=width, markup=False, highlight=False).print(table)
+
+
+def print_retrieval(record: Mapping[str, Any]) -> None:
+    """Print an evaluation: both stages, both directions, beside chance and ceiling."""
+    names = {"first_stage": "first stage", "two_stage": "two stages"}
+    rows = [
+        [
+            label,
+            {"i2t": "image to text", "t2i": "text to image"}[direction],
+            *(record[stage][direction][key] for key in ("R@1", "R@5", "R@10")),
+            f"{record[stage][direction]['medR']:g}",
+            record[stage][direction]["mAP@all"],
+            f"{record[stage][direction]['MRR']:.3f}",
+            record[stage]["rsum"] if direction == "i2t" else "",
+        ]
+        for stage, label in names.items()
+        for direction in ("i2t", "t2i")
+    ]
+    title = f"{record['dataset']}, {record['split']}: {record['n_images']} images, {record['n_captions']} captions"
+    print_table(title, ["stage", "direction", "R@1", "R@5", "R@10", "medR", "mAP@all", "MRR", "rsum"], rows)
+    two = record["two_stage"]
+    click.echo(
+        f"rsum of chance: {record['first_stage']['chance_rsum']:.1f}; second stage: top {two['k']} re-ranked, "
+        f"alpha {two['alpha']:g}, ceiling R@{two['k']} {two['ceiling']['i2t']:.1f} / {two['ceiling']['t2i']:.1f}, "
+        f"{record['pairs_per_second']:,.0f} pairs a second"
+    )
+    click.echo(f"protocol: {record['protocol']}")

@@ -1,0 +1,83 @@
+"""`cmfg train`: a run directory from a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from .options import Verbosity, config_options, force_option, json_option, load, verbosity_options
+from .output import Bars, print_json, print_table
+
+__all__ = ["command"]
+
+
+@click.command("train")
+@config_options
+@click.option("-o", "--output-dir", help="The run directory; default run.output_dir.")
+@click.option("--resume", metavar="auto|PATH", help="Go on from the run's last checkpoint, or from another.")
+@click.option("--dry-run", is_flag=True, help="Check everything on one batch, write nothing.")
+@force_option("Remove a run that is in the way.")
+@json_option
+@verbosity_options
+@click.pass_obj
+def command(
+    verbosity: Verbosity,
+    config: str | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    device: str | None,
+    precision: str | None,
+    output_dir: str | None,
+    resume: str | None,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Train a model on image-caption pairs.
+
+    \b
+    cmfg train -c openmoji -o runs/openmoji
+    cmfg train -c folder data.root=DIR training.epochs=30
+    cmfg train -c openmoji --dry-run
+    cmfg train -c openmoji -o runs/openmoji --resume auto
+    """
+    settings = load(config, overrides, seed=seed, device=device, precision=precision, output_dir=output_dir)
+    from cmfg_dgl import workflow
+    from cmfg_dgl.training.run import create_run
+
+    if dry_run:
+        result = workflow.dry_run(settings)
+        if as_json:
+            print_json(asdict(result))
+        else:
+            rows = [
+                ["parameters", f"{result.parameters:,}"],
+                ["weights, gradients and AdamW", f"{result.state_bytes / 2**20:,.1f} MiB"],
+                ["kept for the backward pass", f"{result.activation_bytes / 2**20:,.1f} MiB"],
+                ["pairs a batch", f"{result.batch_pairs:,}"],
+                ["steps", f"{result.steps:,}"],
+                ["loss of the first batch", f"{result.loss:.3f}"],
+            ]
+            print_table("dry run: nothing was written", ["", "value"], rows)
+        return
+    run = create_run(settings, resume=resume is not None, force=force)
+    with Bars(verbosity.quiet) as bars:
+        selection = workflow.train_run(run, checkpoint=_checkpoint(resume, run.last.is_file()), progress=bars)
+    if as_json:
+        print_json({"run": str(run.folder), **selection})
+        return
+    print_table(
+        f"validation, epoch {selection['epoch']}",
+        ["stage", "rsum"],
+        [
+            ["first stage", selection["first_stage_rsum"]],
+            [f"two stages, alpha {selection['alpha']:g}", selection["two_stage_rsum"]],
+        ],
+    )
+    click.echo(f"run: {run.folder}\nreport: {run.folder / 'report.html'}")
+
+
+def _checkpoint(resume: str | None, begun: bool) -> str | None:
+    """`--resume auto` on a run that has no checkpoint yet starts it."""
+    return None if resume == "auto" and not begun else resume

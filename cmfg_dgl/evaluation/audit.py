@@ -1,0 +1,250 @@
+"""The audit: proof, on the model at hand, that no score has seen the answer and that no metric flatters."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmfg_dgl.evaluation.evaluate import Scores, first_stage, score
+from cmfg_dgl.evaluation.ranking import Ranking, metrics, rank_positives, rsum
+from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.retrieval.rank import Scorer
+
+__all__ = ["AuditReport", "Check", "audit", "subset"]
+
+TOLERANCE = 1e-3
+"""Largest difference of a score (cosine times at most 100, float32) that the order of sums may explain."""
+
+PERMUTATIONS = 400
+JOINT_ITEMS = 96
+
+Outcome = tuple[float, float, bool, str]
+"""Value, bound, passed, explanation."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: what was measured, against which bound, and what it means."""
+
+    name: str
+    passed: bool
+    value: float
+    bound: float
+    explanation: str
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """All checks."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    def record(self) -> dict[str, Any]:
+        """The report as plain values for JSON."""
+        return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
+
+
+def audit(
+    trained: Scorer,
+    untrained: Scorer,
+    collection: Collection,
+    *,
+    k: int,
+    shared_with_training: Sequence[str],
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> AuditReport:
+    """Check a trained model and its protocol (DESIGN.md section 3).
+
+    Parameters
+    ----------
+    trained
+        The scorer whose table is to be believed.
+    untrained
+        The same method with fresh random weights.
+    collection
+        The test split.
+    k
+        Candidates of the second stage.
+    shared_with_training
+        Test captions and images that training has seen too.
+    progress
+        Called with the name of each check before it runs.
+    """
+    small = subset(collection, JOINT_ITEMS, seed)
+    # Each check is run when its turn comes, so that progress tells the truth.
+    checks: dict[str, Callable[[], Outcome]] = {
+        "untrained-first-stage-is-chance": lambda: _chance_first(untrained, collection, seed),
+        "untrained-joint-stage-is-chance": lambda: _chance_joint(untrained, small, seed),
+        "shuffled-pairing-changes-no-embedding": lambda: _shuffled_first(trained, collection, seed),
+        "shuffled-pairing-changes-no-joint-score": lambda: _shuffled_joint(trained, small, seed),
+        "score-is-independent-of-its-batch": lambda: _batch(trained, small, seed),
+        "ties-and-nan-rank-last": lambda: _pessimism(collection),
+        "recall-never-falls": lambda: _monotone(score(trained, collection, k=k)),
+        "no-test-item-in-training": lambda: _disjoint(shared_with_training),
+    }
+    results = []
+    for name, run in checks.items():
+        if progress:
+            progress(name)
+        value, bound, passed, explanation = run()
+        results.append(Check(name, passed, value, bound, explanation))
+    return AuditReport(tuple(results))
+
+
+def subset(collection: Collection, images: int, seed: int) -> Collection:
+    """A random sample of images, each with its first caption."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(collection.images.count, generator=generator)[:images]
+    first = torch.stack([torch.nonzero(collection.caption_image == image)[0, 0] for image in chosen])
+    return Collection(
+        _reordered(collection.images, chosen),
+        _reordered(collection.captions, first),
+        torch.arange(len(chosen)),
+    )
+
+
+def _reordered(side: Side, order: Tensor) -> Side:
+    def read(items: Tensor) -> Nodes:
+        return side.read(order[items])
+
+    return replace(side, count=len(order), read=read)
+
+
+def _shuffled(collection: Collection, seed: int) -> Collection:
+    """The same images and captions, each caption given with a random image."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    order = torch.randperm(len(collection.caption_image), generator=generator)
+    return replace(collection, caption_image=collection.caption_image[order])
+
+
+def _all_pairs(scorer: Scorer, collection: Collection) -> Tensor:
+    """Joint scores of every image with every caption, (N, M)."""
+    N, M = collection.images.count, collection.captions.count
+    image, caption = torch.arange(N).repeat_interleave(M), torch.arange(M).repeat(N)
+    return scorer.pairs(collection, image, caption).view(N, M)
+
+
+def _rsum_of(scores: Tensor, caption_image: Tensor) -> float:
+    """Rsum of a score matrix (N, M) when caption m belongs to image caption_image[m]."""
+    N, M = scores.shape
+    order = torch.argsort(caption_image, stable=True).numpy()
+    counts = torch.bincount(caption_image, minlength=N).numpy()
+    offsets = np.concatenate([[0], counts.cumsum()])
+    to_text = Ranking(rank_positives(scores, offsets, order), offsets, M)
+    rows = np.arange(M + 1)
+    to_image = Ranking(rank_positives(scores.T.contiguous(), rows, caption_image.numpy()), rows, N)
+    return rsum(metrics(to_text), metrics(to_image))
+
+
+def _against_permutations(scores: Tensor, caption_image: Tensor, seed: int) -> Outcome:
+    """Compare the rsum with what the same scores give when the right answers are dealt out at random."""
+    generator = torch.Generator().manual_seed(seed)
+    dealt = [
+        _rsum_of(scores, caption_image[torch.randperm(len(caption_image), generator=generator)])
+        for _ in range(PERMUTATIONS)
+    ]
+    value = _rsum_of(scores, caption_image)
+    # Five standard deviations: a false alarm in a million audits, and a leak is tens of deviations away.
+    bound = float(np.mean(dealt) + 5 * np.std(dealt))
+    explanation = (
+        f"rsum {value:.1f} of an untrained model; with the answers dealt out at random it is "
+        f"{np.mean(dealt):.1f} +- {np.std(dealt):.1f}. More than the bound means that scores have seen the answer."
+    )
+    return value, bound, value <= bound, explanation
+
+
+def _chance_first(untrained: Scorer, collection: Collection, seed: int) -> Outcome:
+    few = subset(collection, 4 * JOINT_ITEMS, seed)
+    images, captions = untrained.embeddings(few)
+    return _against_permutations(images @ captions.T, few.caption_image, seed)
+
+
+def _chance_joint(untrained: Scorer, small: Collection, seed: int) -> Outcome:
+    return _against_permutations(_all_pairs(untrained, small), small.caption_image, seed)
+
+
+def _difference(before: Sequence[Tensor], after: Sequence[Tensor], what: str) -> Outcome:
+    value = max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
+    passed = value <= TOLERANCE  # false for NaN as well
+    return value, TOLERANCE, passed, f"largest change of {what}"
+
+
+def _shuffled_first(trained: Scorer, collection: Collection, seed: int) -> Outcome:
+    before, after = trained.embeddings(collection), trained.embeddings(_shuffled(collection, seed))
+    return _difference(before, after, "an embedding when captions are given with other images")
+
+
+def _shuffled_joint(trained: Scorer, small: Collection, seed: int) -> Outcome:
+    before, after = _all_pairs(trained, small), _all_pairs(trained, _shuffled(small, seed))
+    return _difference([before], [after], "a joint score when captions are given with other images")
+
+
+def _batch(trained: Scorer, small: Collection, seed: int) -> Outcome:
+    """Score some pairs in one go, one at a time, and embed some items alone."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(small.images.count, (24,), generator=generator)
+    caption = torch.randint(small.captions.count, (24,), generator=generator)
+    together = trained.pairs(small, image, caption)
+    alone = torch.cat([trained.pairs(small, i[None], c[None]) for i, c in zip(image, caption, strict=True)])
+    images, captions = trained.embeddings(small)
+    single = [
+        trained.embeddings(
+            Collection(
+                _reordered(small.images, i[None]),
+                _reordered(small.captions, c[None]),
+                torch.zeros(1, dtype=torch.int64),
+            )
+        )
+        for i, c in zip(image, caption, strict=True)
+    ]
+    return _difference(
+        [together, images[image], captions[caption]],
+        [alone, torch.cat([s[0] for s in single]), torch.cat([s[1] for s in single])],
+        "a score or an embedding when its batch changes",
+    )
+
+
+def _pessimism(collection: Collection) -> Outcome:
+    """A scorer that says the same of everything, or NaN, must find nothing."""
+    few = min(collection.images.count, 200)
+    recalls = [
+        metrics(Ranking(rank_positives(scores, offsets, np.arange(few)), offsets, few), (1, 5, 10))[f"hit@{k}"]
+        for scores in (torch.zeros(few, few), torch.full((few, few), torch.nan))
+        for offsets in (np.arange(few + 1),)
+        for k in (1, 5, 10)
+        if k < few
+    ]
+    value = max(recalls, default=0.0)
+    return value, 0.0, value == 0, "largest hit rate (%) of constant and of NaN scores"
+
+
+def _monotone(scores: Scores) -> Outcome:
+    _, rankings = first_stage(scores)
+    largest = max(ranking.galleries.max() for ranking in rankings.values())
+    ks = sorted({*range(1, 21), *(int(x) for x in np.geomspace(20, largest, 10))})
+    falls = [
+        metrics(ranking, (a,))[f"{name}@{a}"] - metrics(ranking, (b,))[f"{name}@{b}"]
+        for ranking in rankings.values()
+        for name in ("R", "hit")
+        for a, b in itertools.pairwise(ks)
+    ]
+    value = max(*falls, 0.0)
+    return value, 0.0, value <= 0, "largest fall of R@K or hit@K between one K and the next, in points"
+
+
+def _disjoint(shared: Sequence[str]) -> Outcome:
+    named = f": {', '.join(shared[:3])}" if shared else ""
+    return float(len(shared)), 0.0, not shared, f"test images or captions that also occur in training{named}"

@@ -1,0 +1,302 @@
+"""How well rankings find their positives: recall, hit rate, precision, mAP, MRR, CMC and chance levels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import special, stats
+from torch import Tensor
+
+from cmfg_dgl.errors import DataError
+
+__all__ = [
+    "Ranking",
+    "chance",
+    "cmc",
+    "hit_rsum",
+    "metrics",
+    "precision_recall",
+    "rank_positives",
+    "rsum",
+]
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+def rank_positives(
+    scores: Tensor | NDArray[np.float32] | NDArray[np.float64],
+    offsets: Tensor | Integers,
+    positives: Tensor | Integers,
+) -> Integers:
+    """Ranks of the positives of each query when the gallery is sorted by falling score, ties against us.
+
+    A positive ranks below every negative of an equal score. A NaN counts against us too: a NaN positive ranks
+    below the whole gallery, a NaN negative above it. Positives of an equal score take consecutive ranks. So a
+    model that scores everything the same, or NaN, gets the worst ranks and never the best.
+
+    Parameters
+    ----------
+    scores
+        float32 or float64, (Q, G): a chunk of Q queries against the whole gallery of G items. Takes about
+        three times the memory of `scores`: give many queries in chunks and join them with
+        `Ranking.concatenate`.
+    offsets
+        int64, (Q + 1,): query q owns positives[offsets[q]:offsets[q + 1]], which may be none.
+    positives
+        int64, (sum,): columns of `scores`, each at most once for a query, in any order.
+
+    Returns
+    -------
+    NDArray[np.int64]
+        (sum,), from 1 to G, ascending within a query.
+
+    Raises
+    ------
+    ValueError
+        If the scores are of another type, a positive is no column of `scores` or comes twice for a query.
+    """
+    values = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else scores
+    offsets, positives = np.asarray(offsets), np.asarray(positives)
+    if values.dtype not in (np.float32, np.float64):
+        raise ValueError(f"rank_positives: scores are {values.dtype}; give float32 or float64")
+    Q, G = values.shape
+    counts = np.diff(offsets)
+    query = np.repeat(np.arange(Q), counts)
+    if np.any((positives < 0) | (positives >= G)):
+        raise ValueError(f"rank_positives: a positive lies outside the gallery of {G} items")
+    if len(np.unique(query * G + positives)) != len(positives):
+        raise ValueError("rank_positives: a query names the same positive twice")
+    place = _places(offsets)
+
+    # Every row keeps its length: its positives move to the low end, where the clamp leaves them out.
+    negative = np.array(values, order="C")  # `values` may be a transpose
+    negative[np.isnan(negative)] = np.inf
+    negative[query, positives] = -np.inf
+    negative.sort(axis=1)
+    own = values[query, positives]
+    positive = np.full((Q, counts.max(initial=0)), -np.inf, values.dtype)
+    positive[query, place] = np.where(np.isnan(own), -np.inf, own)
+    positive.sort(axis=1)
+
+    below = torch.searchsorted(torch.from_numpy(negative), torch.from_numpy(positive).flip(1)).numpy()
+    above = np.minimum(G - below[query, place], (G - counts)[query])
+    ranks: Integers = above + place + 1
+    return ranks
+
+
+def _places(offsets: Integers) -> Integers:
+    """0, 1, 2, ... within each query, int64 (sum,)."""
+    return np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Where the positives of Q queries stand in their galleries; queries without positives are kept.
+
+    Parameters
+    ----------
+    ranks
+        int64, (sum,): 1-based, ascending within a query, as `rank_positives` gives them.
+    offsets
+        int64, (Q + 1,): query q owns ranks[offsets[q]:offsets[q + 1]].
+    gallery
+        How many items a query chooses from: one number, or int64 (Q,).
+
+    Raises
+    ------
+    ValueError
+        If the offsets do not fit the ranks, or ranks do not ascend from 1 to at most the gallery's size.
+    """
+
+    ranks: Integers
+    offsets: Integers
+    gallery: int | Integers
+
+    def __post_init__(self) -> None:
+        if self.offsets[0] != 0 or self.offsets[-1] != len(self.ranks) or np.any(np.diff(self.offsets) < 0):
+            raise ValueError(
+                f"Ranking: the offsets do not rise from 0 to the number of ranks, {len(self.ranks)}"
+            )
+        later = _places(self.offsets) > 0
+        if np.any(self.ranks < 1) or np.any(np.diff(self.ranks)[later[1:]] < 1):
+            raise ValueError("Ranking: the ranks of a query do not ascend from 1 or more")
+        if np.any(self.ranks > np.repeat(self.galleries, self.counts)):
+            raise ValueError("Ranking: a rank is larger than the gallery of its query")
+
+    @property
+    def counts(self) -> Integers:
+        """Positives of each query, int64 (Q,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def galleries(self) -> Integers:
+        """Gallery size of each query, int64 (Q,)."""
+        return np.broadcast_to(np.asarray(self.gallery, np.int64), (len(self.offsets) - 1,))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Ranking]) -> Ranking:
+        """Join the queries of all parts, in order: chunks of one evaluation, or the folds of COCO 1K."""
+        counts = np.concatenate([part.counts for part in parts])
+        return Ranking(
+            np.concatenate([part.ranks for part in parts]),
+            np.concatenate([np.zeros(1, np.int64), counts.cumsum()]),
+            np.concatenate([part.galleries for part in parts]),
+        )
+
+
+def _answerable(ranking: Ranking) -> tuple[Integers, Integers]:
+    """Of the queries with positives: where each one's ranks start, and how many there are."""
+    kept = ranking.counts > 0
+    if not kept.any():
+        raise DataError(
+            f"ranking: none of {len(kept)} queries has a positive in its gallery; "
+            "evaluate queries and gallery of the same split"
+        )
+    return ranking.offsets[:-1][kept], ranking.counts[kept]
+
+
+def _mean_percent(values: Floats) -> float:
+    return 100 * float(np.mean(values))
+
+
+def metrics(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    r"""Means over the queries that have positives; queries without are left out and counted.
+
+    For a query with n positives at the ranks r_1 < ... < r_n, precision at the j-th positive is j / r_j:
+
+    - ``R@K`` = \|{j: r_j <= K}\| / n, %. K may be larger than the gallery.
+    - ``hit@K`` = 1 if r_1 <= K else 0, %: what published Flickr30K and COCO tables call R@K.
+    - ``P@K`` = \|{j: r_j <= K}\| / K, %. Always divided by K, also where n or the gallery is smaller, so
+      it can fall as K grows, which R@K and hit@K cannot.
+    - ``mAP@all`` = mean of (1 / n) sum_j j / r_j over the whole gallery, %: P(q) of the paper's section C.
+    - ``mAP@R`` = mean of (1 / n) sum over {j: r_j <= n} of j / r_j, %: a query's ranking is cut at R = n, its
+      number of positives (Musgrave, Belongie, Lim 2020, "A Metric Learning Reality Check").
+    - ``MRR`` = mean of 1 / r_1, from 0 to 1.
+    - ``medR``, ``meanR`` = median and mean of r_1.
+    - ``queries`` = all queries; ``queries_without_positives`` = those of them in no mean.
+
+    Raises
+    ------
+    DataError
+        If no query has a positive.
+    ValueError
+        If a K is smaller than 1.
+    """
+    if min(ks) < 1:
+        raise ValueError(f"metrics: K is {min(ks)}; the smallest that makes sense is 1")
+    starts, counts = _answerable(ranking)
+    first = ranking.ranks[starts]
+    precision = (_places(ranking.offsets) + 1) / ranking.ranks
+    within_r = ranking.ranks <= np.repeat(ranking.counts, ranking.counts)
+    found = {k: np.add.reduceat(ranking.ranks <= k, starts, dtype=np.float64) for k in ks}
+    return {
+        **{f"R@{k}": _mean_percent(found[k] / counts) for k in ks},
+        **{f"hit@{k}": _mean_percent(np.asarray(first <= k, np.float64)) for k in ks},
+        **{f"P@{k}": _mean_percent(found[k] / k) for k in ks},
+        "medR": float(np.median(first)),
+        "meanR": float(np.mean(first)),
+        "mAP@all": _mean_percent(np.add.reduceat(precision, starts) / counts),
+        "mAP@R": _mean_percent(np.add.reduceat(precision * within_r, starts) / counts),
+        "MRR": float(np.mean(1 / first)),
+        "queries": len(ranking.counts),
+        "queries_without_positives": len(ranking.counts) - len(counts),
+    }
+
+
+def rsum(i2t: Mapping[str, float], t2i: Mapping[str, float]) -> float:
+    """R@1 + R@5 + R@10 of both directions, from 0 to 600; takes the result of `metrics` or of `chance`.
+
+    R@K is true positives over positives. With one caption an image it equals the hit rate; with more, the
+    recall from image to text is lower, and a published rsum is to be compared with `hit_rsum`.
+    """
+    return sum(direction[f"R@{k}"] for direction in (i2t, t2i) for k in (1, 5, 10))
+
+
+def hit_rsum(i2t: Mapping[str, float], t2i: Mapping[str, float]) -> float:
+    """hit@1 + hit@5 + hit@10 of both directions, from 0 to 600; takes the result of `metrics` or of `chance`.
+
+    Published Flickr30K and COCO tables print the hit rate under the name R@K: an image counts as found once
+    any of its five captions is in the top K. Their rsum is this one. With one caption an image it equals
+    `rsum`.
+    """
+    return sum(direction[f"hit@{k}"] for direction in (i2t, t2i) for k in (1, 5, 10))
+
+
+def cmc(ranking: Ranking, ks: Sequence[int]) -> Floats:
+    """Cumulative matching characteristic, %: the hit rate as a curve (the paper's section D).
+
+    CMC(k) = (1 / N) sum_i 1(rank_i <= k), with rank_i the rank of the first positive of query i. Queries
+    without positives are not among the N.
+
+    Returns
+    -------
+    NDArray[np.float64]
+        (len(ks),), never falling along ascending `ks`.
+
+    Raises
+    ------
+    DataError
+        If no query has a positive.
+    """
+    starts, _ = _answerable(ranking)
+    first = np.sort(ranking.ranks[starts])
+    return 100 * np.searchsorted(first, np.asarray(ks), side="right") / len(first)
+
+
+def precision_recall(ranking: Ranking) -> tuple[Floats, Floats]:
+    """Interpolated precision at fixed recall levels, mean over queries: the curve of the paper's figure 5.
+
+    Precision at recall level l is the highest precision at any recall of at least l (Manning, Raghavan,
+    Schuetze 2008, "Introduction to Information Retrieval", section 8.4). The levels are TREC's 11, from 0
+    to 100 %.
+
+    Returns
+    -------
+    recall, precision
+        float64, (11,), %; recall ascends from 0 to 100, precision never rises.
+
+    Raises
+    ------
+    DataError
+        If no query has a positive.
+    """
+    starts, counts = _answerable(ranking)
+    place = _places(ranking.offsets)
+    precision = (place + 1) / ranking.ranks
+    mean = np.empty(11)
+    for level in range(11):
+        # The place of the first positive whose recall reaches the level, in integers: 0.1 * 3 is no 0.3.
+        needed = np.maximum(-(-level * counts // 10) - 1, 0)
+        reached = np.where(place >= np.repeat(needed, counts), precision, 0)
+        mean[level] = _mean_percent(np.maximum.reduceat(reached, starts))
+    return np.linspace(0, 100, 11), mean
+
+
+def chance(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    r"""R@K, hit@K (%) and MRR (0-1) that random scores would get in expectation, to print beside results.
+
+    For a query with n positives in a gallery of G, drawn in random order:
+
+    - R@K = min(K, G) / G;
+    - hit@K = 1 - P(none of n positives among K draws), hypergeometric;
+    - MRR = n (H_G - H_{n-1}) / (G - n + 1), with H the harmonic numbers: the closed form of
+      sum_r (1 / r) C(G - r, n - 1) / C(G, n).
+
+    Raises
+    ------
+    DataError
+        If no query has a positive.
+    """
+    _, n = _answerable(ranking)
+    G = ranking.galleries[ranking.counts > 0]
+    harmonic = special.digamma(G + 1) - special.digamma(n)
+    return {
+        **{f"R@{k}": _mean_percent(np.minimum(k, G) / G) for k in ks},
+        **{f"hit@{k}": _mean_percent(stats.hypergeom.sf(0, G, n, np.minimum(k, G))) for k in ks},
+        "MRR": float(np.mean(n * harmonic / (G - n + 1))),
+    }

@@ -1,0 +1,257 @@
+"""The pictures of a report: CMC, precision against recall, training, the choice of alpha, retrieved results."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+from PIL import Image
+
+__all__ = [
+    "GridRow",
+    "alpha_figure",
+    "cmc_figure",
+    "png_bytes",
+    "precision_recall_figure",
+    "retrieval_grid",
+    "svg_text",
+    "training_figure",
+]
+
+Item = Image.Image | str
+GridRow = tuple[Item, Sequence[tuple[Item, float, bool]]]
+Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
+
+# Okabe and Ito's colours, which people with the common kinds of colour blindness can tell apart, without
+# their yellow, which is too pale on white.
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, BLACK = "#E69F00", "#56B4E9", "#000000"
+GREY = "#8C8C8C"
+LINES = cycler(color=[BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK], marker=list("osD^vPX"))
+STYLE: Any = {  # matplotlib 3.10 types the keys as strings, 3.11 as a list of literals
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.prop_cycle": cycler(linestyle=["-", "--", ":"]) * LINES,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "grid.color": "#E0E0E0",
+    "lines.markersize": 5,
+    "savefig.bbox": None,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "cmfg",
+    "text.hinting": "no_hinting",  # text is as wide in a PNG of any size as in the SVG that it is wrapped for
+    "text.parse_math": False,
+}
+
+# Widths and heights in points. 600 points are 800 pixels in a browser.
+WIDTH = 600.0
+TOP = 5
+MARGIN, GAP, PADDING, LABEL = 8.0, 8.0, 5.0, 16.0
+CELL = (WIDTH - 2 * MARGIN - TOP * GAP) / (TOP + 1)
+FONT = 9.0
+LEADING = 1.25
+
+
+def svg_text(figure: Figure) -> str:
+    """Draw a figure as one `<svg>` element for a HTML page; equal figures give equal text."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", dpi=200, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def png_bytes(figure: Figure, dpi: float = 144) -> bytes:
+    """Draw a figure as a PNG file of 600 / 72 * dpi pixels across."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def cmc_figure(curves: Curves) -> Figure:
+    """Draw hit rates against K, the paper's figure 6.
+
+    Parameters
+    ----------
+    curves
+        Name of a curve to (K, hit rate in %), as `cmfg_dgl.evaluation.ranking.cmc` gives it.
+    """
+    figure, axes = _percent_figure(curves, "rank K", "hit rate in the top K (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return figure
+
+
+def precision_recall_figure(curves: Curves) -> Figure:
+    """Draw interpolated precision against recall, the paper's figure 5.
+
+    Parameters
+    ----------
+    curves
+        Name of a curve to (recall in %, precision in %), as
+        `cmfg_dgl.evaluation.ranking.precision_recall` gives it.
+    """
+    figure, axes = _percent_figure(curves, "recall (%)", "precision (%)")
+    axes.set_xlim(0, 100)
+    return figure
+
+
+def _percent_figure(curves: Curves, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH / 72, 360 / 72), layout="constrained")
+        axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, ylim=(0, 100))
+        for name, (x, y) in curves.items():
+            axes.plot(np.asarray(x), np.asarray(y), label=_wrap(name, 230, 3), clip_on=False, zorder=3)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=FONT)
+    return figure, axes
+
+
+def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw losses above and validation rsums below, with the best epoch marked.
+
+    Parameters
+    ----------
+    history
+        The records of `metrics.jsonl`, one an epoch. Read are `epoch` (or `step` where a record has no
+        epoch), `loss`, `loss_first`, `loss_joint`, `val_rsum` and `val_rsum_two_stage`; a record that lacks
+        one of them adds no point to its curve.
+    """
+    x_name = "epoch" if all("epoch" in record for record in history) else "step"
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH / 72, 400 / 72), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True)
+        names = {"loss": "total", "loss_first": "first stage", "loss_joint": "joint matching"}
+        _draw_history(above, history, x_name, names)
+        above.set_ylabel("training loss")
+        _draw_history(below, history, x_name, {"val_rsum": "first stage", "val_rsum_two_stage": "two stages"})
+        below.set(xlabel=x_name, ylabel="validation rsum (of 600)")
+        below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        figure.align_ylabels()
+        best = max(
+            (record for record in history if x_name in record and np.isfinite(record.get("val_rsum", np.nan))),
+            key=lambda record: record["val_rsum"],
+            default=None,
+        )
+        if best:
+            label = f"best: {x_name} {best[x_name]}, rsum {best['val_rsum']:.1f}"
+            below.axvline(best[x_name], color=GREY, linestyle="--", label=label, zorder=1, gid="best", marker="")
+        for axes in (above, below):
+            axes.set_ylim(bottom=0)
+            if axes.lines:
+                axes.legend(frameon=False)
+    return figure
+
+
+def _draw_history(axes: Axes, history: Sequence[Mapping[str, Any]], x_name: str, names: Mapping[str, str]) -> None:
+    for key, label in names.items():
+        points = [(record[x_name], record[key]) for record in history if x_name in record and key in record]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, gid=key)
+
+
+def alpha_figure(alphas: Sequence[float], rsums: Sequence[float], chosen: float) -> Figure:
+    """Draw the rsum of both stages against the weight of the joint score, with the weight in use marked.
+
+    Parameters
+    ----------
+    alphas, rsums
+        Weights, 0 to 1, and the rsum that each gives, as `cmfg_dgl.evaluation.evaluate.choose_alpha` tries them.
+    chosen
+        The weight in use, one of `alphas` or not.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH / 72, 300 / 72), layout="constrained")
+        axes = figure.add_subplot(
+            xlabel="alpha: 0 is the first stage alone, 1 the joint score alone",
+            ylabel="rsum (of 600)",
+            xlim=(0, 1),
+        )
+        axes.axvline(
+            chosen, color=GREY, linestyle="--", marker="", label=f"in use: {chosen:g}", zorder=1, gid="chosen"
+        )
+        axes.plot(np.asarray(alphas), np.asarray(rsums), label="two stages", clip_on=False, zorder=3, gid="rsum")
+        axes.legend(frameon=False)
+    return figure
+
+
+def retrieval_grid(rows: Sequence[GridRow]) -> Figure:
+    """Draw queries and their first five results; right answers have a thick green frame and a tick.
+
+    Parameters
+    ----------
+    rows
+        For each query, image or text: the query, and its results as (image or text, score, whether it is
+        right), best first. Text that does not fit its cell ends in an ellipsis.
+    """
+    height = MARGIN + LABEL + len(rows) * (CELL + LABEL + GAP)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH / 72, height / 72))
+        key = "Below each result: its rank and its score. A thick green frame and a ✓ mark the right answers."
+        _label(figure, key, MARGIN, height - MARGIN, height)
+        for row, (query, results) in enumerate(rows):
+            top = height - MARGIN - LABEL - row * (CELL + LABEL + GAP)
+            _cell(figure, query, MARGIN, top, height, f"row{row}-query", BLACK, 1.0)
+            _label(figure, "query", MARGIN, top - CELL - 3, height)
+            for column, (item, score, correct) in enumerate(results[:TOP], start=1):
+                left = MARGIN + column * (CELL + GAP)
+                gid = f"row{row}-result{column}-{'right' if correct else 'wrong'}"
+                _cell(figure, item, left, top, height, gid, GREEN if correct else GREY, 3.0 if correct else 0.8)
+                mark = f"{column}  {score:.3g}" + ("  ✓" if correct else "")
+                _label(figure, mark, left, top - CELL - 3, height)
+    return figure
+
+
+def _label(figure: Figure, text: str, left: float, top: float, height: float) -> None:
+    figure.text(left / WIDTH, top / height, text, fontsize=FONT, va="top")
+
+
+def _cell(
+    figure: Figure, item: Item, left: float, top: float, height: float, gid: str, color: str, line: float
+) -> None:
+    axes = figure.add_axes((left / WIDTH, (top - CELL) / height, CELL / WIDTH, CELL / height), gid=gid)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, color=color, linewidth=line)
+    if isinstance(item, str):
+        inside = CELL - 2 * PADDING
+        text = _wrap(item, inside, int(inside / (FONT * LEADING)))
+        corner = PADDING / CELL, 1 - PADDING / CELL
+        axes.text(*corner, text, fontsize=FONT, linespacing=LEADING, va="top", transform=axes.transAxes)
+    else:
+        small = item.convert("RGB")
+        small.thumbnail((256, 256))
+        axes.imshow(np.asarray(small))
+        axes.set_anchor("SW")
+
+
+def _printable(text: str) -> str:
+    """`text` on one line, without the characters that an SVG cannot hold."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+
+
+def _wrap(text: str, width: float, lines: int) -> str:
+    """Break `text` into at most `lines` lines that are, as drawn, at most `width` points wide."""
+    text = _printable(text)
+    font = FontProperties(family="DejaVu Sans", size=FONT)
+
+    def drawn(line: str) -> float:
+        return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0]
+
+    characters = int(2 * width * max(1, len(text)) / max(1.0, drawn(text)))
+    while True:
+        wrapped = textwrap.wrap(text, max(1, characters), max_lines=lines, placeholder="…")
+        if characters <= 1 or all(drawn(line) <= width for line in wrapped):
+            return "\n".join(wrapped)
+        characters -= 1

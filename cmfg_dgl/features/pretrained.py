@@ -1,0 +1,88 @@
+"""Where the files of a pretrained transformers model lie, and what identifies them."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.files import sha256_file
+
+__all__ = ["describe_folder", "load_pretrained", "locate_model"]
+
+_WEIGHTS = "model*.safetensors"
+_FILES = ("*.json", "*.txt", "*.model", _WEIGHTS)
+
+
+def locate_model(name: str, key: str, offline_default: str) -> Path:
+    """Find the folder of a model: a local folder, a cached model, or else one that is downloaded now.
+
+    Parameters
+    ----------
+    name
+        Path of a folder that `save_pretrained` wrote, or a model's name on the Hugging Face hub.
+    key, offline_default
+        The configuration key and the value of it that always works, for the error.
+
+    Raises
+    ------
+    ConfigError
+        If the model is nowhere, or has no weights in safetensors.
+    """
+    folder = Path(name).expanduser()
+    found = folder if folder.is_dir() else _snapshot(name)
+    if found is None:
+        raise ConfigError(
+            f"{key}: {name!r} is no folder, is not in the cache and cannot be downloaded; "
+            f"give a local path or `{offline_default}`"
+        )
+    if not any(found.glob(_WEIGHTS)):
+        raise ConfigError(
+            f"{key}: {found} holds no {_WEIGHTS}; give a model saved as safetensors or `{offline_default}`"
+        )
+    return found
+
+
+def _snapshot(name: str) -> Path | None:
+    """Find a hub model in the cache, else download it; None where neither works."""
+    for cached in (True, False):
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=list(_FILES), local_files_only=cached))
+        except (OSError, ValueError):
+            continue
+        if any(folder.glob(_WEIGHTS)):
+            return folder
+    return None
+
+
+def describe_folder(folder: Path) -> dict[str, Any]:
+    """SHA-256 of each file that transformers reads, and its version: what determines the output."""
+    files = sorted({path for pattern in _FILES for path in folder.glob(pattern)})
+    return {
+        "files": {path.name: sha256_file(path) for path in files},
+        "transformers": version("transformers"),
+    }
+
+
+def load_pretrained(auto_class: str, folder: Path, key: str, **options: Any) -> Any:
+    """`transformers.<auto_class>.from_pretrained(folder)`, offline and without code from the model's folder.
+
+    Raises
+    ------
+    ConfigError
+        If transformers cannot load it.
+    """
+    # transformers takes seconds to import, and a finished feature store needs none of it.
+    transformers = importlib.import_module("transformers")
+    transformers.logging.disable_progress_bar()
+    try:
+        return getattr(transformers, auto_class).from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{key}: {folder} is not a model that transformers can load: {reason}") from error

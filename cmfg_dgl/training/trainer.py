@@ -1,0 +1,344 @@
+"""The training loop: one step, one epoch, checkpoints from which it goes on bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.tensorboard import SummaryWriter
+
+from cmfg_dgl.errors import CheckpointError, CmfgError, Interrupted
+from cmfg_dgl.features.collection import Collection
+from cmfg_dgl.files import write_atomic
+from cmfg_dgl.nn.model import CMFG
+from cmfg_dgl.training.checkpoint import load_checkpoint, save_checkpoint
+from cmfg_dgl.training.negatives import hard_negatives, same_pairs
+from cmfg_dgl.training.objectives import info_nce, matching_loss
+
+__all__ = ["Losses", "Progress", "Trainer", "TrainerState", "load_weights", "training_losses"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of one batch; `joint` is None where the joint stage is not trained."""
+
+    total: Tensor
+    first: Tensor
+    joint: Tensor | None
+
+
+class Progress(Protocol):
+    """What the trainer tells while it runs."""
+
+    def __call__(self, done: int, total: int, message: str) -> None:
+        """`done` of `total` steps; `message` says how it goes."""
+        ...
+
+
+def training_losses(
+    model: CMFG,
+    collection: Collection,
+    texts: Tensor,
+    batch: Tensor,
+    *,
+    joint_weight: float,
+    hard_negatives_each: int,
+    label_smoothing: float,
+) -> Losses:
+    """InfoNCE on the independent embeddings plus `joint_weight` times the joint matching loss.
+
+    Parameters
+    ----------
+    collection
+        The training split.
+    texts
+        int64, (M,): number of each caption's text.
+    batch
+        int64, (B,): captions of this step, each with its image.
+    hard_negatives_each
+        Wrong captions for each image and wrong images for each caption, hardest of the batch.
+    """
+    parameter = next(model.parameters())
+    owners = collection.caption_image[batch]
+    images = model.encode("patch", collection.images.read(owners).to(parameter.device, parameter.dtype))
+    captions = model.encode("token", collection.captions.read(batch).to(parameter.device, parameter.dtype))
+    logits = images.embedding @ captions.embedding.T * model.scale("first")
+    same = same_pairs(owners, texts[batch]).to(logits.device)
+    first = info_nce(logits, same, label_smoothing)
+    if not joint_weight:
+        return Losses(first, first, None)
+    wrong_captions, caption_valid = hard_negatives(logits, same, hard_negatives_each)
+    wrong_images, image_valid = hard_negatives(logits.T, same.T, hard_negatives_each)
+    B, K = wrong_captions.shape
+    own = torch.arange(B)
+    image = torch.cat([own, own.repeat_interleave(K), wrong_images.flatten().cpu()])
+    caption = torch.cat([own, wrong_captions.flatten().cpu(), own.repeat_interleave(K)])
+    scores = model.match(images.select(image), captions.select(caption)) * model.scale("joint")
+    right, of_image, of_caption = scores.split([B, B * K, B * K])
+    joint = matching_loss(right, of_image.view(B, K), caption_valid)
+    joint = (joint + matching_loss(right, of_caption.view(B, K), image_valid)) / 2
+    return Losses(first + joint_weight * joint, first, joint)
+
+
+@dataclass
+class TrainerState:
+    """Where the run stands, beside tensors; goes into every checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    best: float = -math.inf
+    best_epoch: int = -1
+    finished: bool = False
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains a model on the pairs of a collection and keeps the weights with the best validation rsum.
+
+    Parameters
+    ----------
+    model
+        Trained in place.
+    collection, texts
+        The training split, see `training_losses`.
+    validate
+        Returns the validation metrics of the model as it stands; `val_rsum` decides.
+    folder
+        The run directory: `checkpoints/last.safetensors`, `checkpoints/best.safetensors`, `metrics.jsonl`, `tb/`.
+    seed
+        Orders the batches: epoch e is a permutation that depends on seed and e alone.
+    epochs, batch_size, learning_rate, weight_decay, warmup, clip, label_smoothing, joint_weight,
+    hard_negatives, patience, checkpoint_steps
+        As in `TrainingConfig`.
+    progress
+        Called after every step.
+    """
+
+    def __init__(
+        self,
+        model: CMFG,
+        collection: Collection,
+        texts: Tensor,
+        validate: Callable[[], dict[str, float]],
+        folder: Path,
+        *,
+        seed: int,
+        epochs: int,
+        batch_size: int,
+        learning_rate: float,
+        weight_decay: float,
+        warmup: float,
+        clip: float,
+        label_smoothing: float,
+        joint_weight: float,
+        hard_negatives: int,
+        patience: int,
+        checkpoint_steps: int,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model, self.collection, self.texts, self.validate, self.folder = (
+            model,
+            collection,
+            texts,
+            validate,
+            folder,
+        )
+        self.seed, self.epochs, self.batch_size, self.clip = seed, epochs, batch_size, clip
+        self.label_smoothing, self.joint_weight, self.hard_negatives = (
+            label_smoothing,
+            joint_weight,
+            hard_negatives,
+        )
+        self.patience, self.checkpoint_steps, self.progress = patience, checkpoint_steps, progress
+        # The last, smaller batch is dropped, for its negatives are too few; a tiny data set is one batch.
+        self.steps_per_epoch = max(1, len(texts) // batch_size)
+        self.steps = epochs * self.steps_per_epoch
+        matrices = [p for p in model.parameters() if p.ndim >= 2]
+        others = [p for p in model.parameters() if p.ndim < 2]
+        self.optimizer = AdamW(
+            [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=learning_rate,
+        )
+        warm = max(1, round(warmup * self.steps))
+        self.schedule = LambdaLR(self.optimizer, lambda step: _warm_cosine(step, warm, self.steps))
+        self.state = TrainerState()
+        self._stop = False
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.folder / "checkpoints" / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The weights with the best validation rsum."""
+        return self.folder / "checkpoints" / "best.safetensors"
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint exactly where it was written.
+
+        Raises
+        ------
+        CheckpointError
+            If it is missing, damaged or of another model.
+        """
+        tensors, state = load_checkpoint(path)
+        load_weights(self.model, {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, path)
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                optimizer["state"].setdefault(int(index), {})[key] = tensor
+        for group, rate in zip(optimizer["param_groups"], state.pop("learning_rates"), strict=True):
+            group["lr"] = rate
+        self.optimizer.load_state_dict(optimizer)
+        self.schedule.last_epoch = state["step"]
+        torch.set_rng_state(tensors["random.torch"])
+        self.state = TrainerState(**state)
+
+    def fit(self) -> TrainerState:
+        """Train to the end, to early stopping or to the first SIGINT or SIGTERM.
+
+        Raises
+        ------
+        Interrupted
+            After a signal, with the state saved.
+        CmfgError
+            If a loss or a gradient is not finite; the message says where.
+        """
+        with self._signals(), SummaryWriter(str(self.folder / "tb"), purge_step=self.state.step) as board:
+            while not self.state.finished:
+                self._epoch(board)
+        return self.state
+
+    def _epoch(self, board: SummaryWriter) -> None:
+        state = self.state
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + state.epoch)
+        order = torch.randperm(len(self.texts), generator=generator)
+        self.model.train()
+        while state.step_in_epoch < self.steps_per_epoch:
+            start = state.step_in_epoch * self.batch_size
+            self._step(order[start : start + self.batch_size], board)
+            if self._stop:
+                self.save()
+                raise Interrupted(f"stopped at step {state.step} of {self.steps}; go on with --resume auto")
+            if state.step % self.checkpoint_steps == 0 and state.step_in_epoch < self.steps_per_epoch:
+                self.save()
+        self._finish_epoch(board)
+        self.save()
+
+    def _step(self, batch: Tensor, board: SummaryWriter) -> None:
+        state = self.state
+        losses = training_losses(
+            self.model,
+            self.collection,
+            self.texts,
+            batch,
+            joint_weight=self.joint_weight,
+            hard_negatives_each=self.hard_negatives,
+            label_smoothing=self.label_smoothing,
+        )
+        values = {"loss": losses.total.item(), "loss_first": losses.first.item()}
+        if losses.joint is not None:
+            values["loss_joint"] = losses.joint.item()
+        self._require_finite(values)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip).item()
+        self._require_finite({"gradient norm": norm})
+        rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.schedule.step()
+        for name, value in {**values, "gradient_norm": norm, "learning_rate": rate}.items():
+            board.add_scalar(f"train/{name}", value, state.step)
+        for name, value in values.items():
+            state.sums[name] = state.sums.get(name, 0.0) + value
+        state.step += 1
+        state.step_in_epoch += 1
+        if self.progress:
+            known = f"val rsum {state.best:.1f}" if state.best_epoch >= 0 else "val rsum -"
+            self.progress(state.step, self.steps, f"epoch {state.epoch + 1} loss {values['loss']:.3f} {known}")
+
+    def _require_finite(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise CmfgError(
+                    f"{name} is {value} at epoch {self.state.epoch + 1}, step {self.state.step + 1}; lower "
+                    "training.learning_rate, or look for bad features with `cmfg features verify`"
+                )
+
+    def _finish_epoch(self, board: SummaryWriter) -> None:
+        state = self.state
+        metrics = self.validate()
+        record = {
+            "epoch": state.epoch + 1,
+            "step": state.step,
+            **{name: total / self.steps_per_epoch for name, total in state.sums.items()},
+            **metrics,
+        }
+        for name, value in metrics.items():
+            board.add_scalar(f"val/{name}", value, state.step)
+        state.history.append(record)
+        if metrics["val_rsum"] > state.best:
+            state.best, state.best_epoch = metrics["val_rsum"], state.epoch
+            save_checkpoint(self.best, self.model.state_dict(), {"epoch": state.epoch + 1, **metrics})
+        state.epoch, state.step_in_epoch, state.sums = state.epoch + 1, 0, {}
+        state.finished = state.epoch >= self.epochs or state.epoch - state.best_epoch > self.patience
+        lines = "".join(json.dumps(item) + "\n" for item in state.history)
+        write_atomic(self.folder / "metrics.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+
+    def save(self) -> None:
+        """Write `last.safetensors`: weights, optimiser, schedule, place in the epoch, random state."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for index, entries in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in entries.items()}
+        tensors["random.torch"] = torch.get_rng_state()
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        save_checkpoint(self.last, tensors, {**vars(self.state), "learning_rates": rates})
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the step in hand first, so that the state is saved whole."""
+
+        def stop(number: int, frame: object) -> None:
+            self._stop = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _warm_cosine(step: int, warm: int, steps: int) -> float:
+    """Share of the peak learning rate: linear over `warm` steps, then half a cosine to zero."""
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Put weights into a model; CheckpointError where names or shapes do not fit."""
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    read = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    differing = sorted(name for name in own.keys() | read.keys() if own.get(name) != read.get(name))
+    if differing:
+        raise CheckpointError(
+            f"{path}: weights of another model ({differing[0]} and {len(differing) - 1} more differ); "
+            "use the configuration it was trained with"
+        )
+    model.load_state_dict(weights)

@@ -1,0 +1,356 @@
+"""The jobs behind the commands: train a run, evaluate it, audit it, or try one batch."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from cmfg_dgl.config import Config
+from cmfg_dgl.data.splits import normalise_caption
+from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.evaluation.audit import audit
+from cmfg_dgl.evaluation.evaluate import ALPHAS, choose_alpha, first_stage, score, two_stage
+from cmfg_dgl.evaluation.ranking import Ranking, cmc, precision_recall
+from cmfg_dgl.explain.examples import decode_picture, retrieved_examples
+from cmfg_dgl.explain.figures import png_bytes, retrieval_grid
+from cmfg_dgl.explain.report import write_card, write_report
+from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.files import sha256_file
+from cmfg_dgl.nn.model import CMFG
+from cmfg_dgl.retrieval.rank import GraphScorer
+from cmfg_dgl.training.checkpoint import load_checkpoint
+from cmfg_dgl.training.experiment import Experiment, build_model, encoders, open_dataset
+from cmfg_dgl.training.run import Run
+from cmfg_dgl.training.trainer import Trainer, load_weights, training_losses
+
+__all__ = ["DryRun", "Progress", "audit_run", "dry_run", "evaluate_run", "train_run"]
+
+
+class Progress(Protocol):
+    """Told how far a job is."""
+
+    def __call__(self, what: str, done: int, total: int, message: str = "") -> None:
+        """`done` of `total` steps of `what`."""
+        ...
+
+
+def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[str, Any]:
+    """Train to the end, choose alpha on validation, write the report; a finished run is left as it is.
+
+    Parameters
+    ----------
+    checkpoint
+        Where to go on from; None starts from random weights.
+
+    Returns
+    -------
+    dict
+        What `selection.json` holds.
+    """
+    if checkpoint and (run.folder / "selection.json").is_file():
+        finished: dict[str, Any] = run.read("selection.json")
+        return finished
+    config, start = run.config, time.perf_counter()
+    experiment = Experiment.prepare(config, progress)
+    train, val = experiment.training_split("train"), experiment.training_split("val")
+    collection, held_out = experiment.collection(train), experiment.collection(val)
+    model = experiment.model(config.run.seed)
+    scorer = _scorer(model, config, progress)
+    torch.manual_seed(config.run.seed)
+
+    def validate() -> dict[str, float]:
+        record, _ = first_stage(score(scorer, held_out, k=0))
+        return {"val_rsum": record["rsum"]}
+
+    training = config.training
+    trainer = Trainer(
+        model,
+        collection,
+        experiment.texts(train),
+        validate,
+        run.folder,
+        seed=config.run.seed,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup=training.warmup,
+        clip=training.clip,
+        label_smoothing=training.label_smoothing,
+        joint_weight=training.joint_weight,
+        hard_negatives=training.hard_negatives,
+        patience=training.patience,
+        checkpoint_steps=training.checkpoint_steps,
+        progress=lambda done, total, message: progress("training", done, total, message),
+    )
+    if checkpoint:
+        trainer.resume(run.last if checkpoint == "auto" else _checkpoint_path(checkpoint))
+    dataset = experiment.dataset
+    run.write("manifest-train.json", dataset.manifest("train"))
+    state = trainer.fit()
+    weights, best = load_checkpoint(trainer.best)
+    load_weights(model, weights, trainer.best)
+    scores = score(scorer, held_out, k=config.retrieval.k)
+    alphas = ALPHAS if config.retrieval.alpha is None else (config.retrieval.alpha,)
+    alpha, curve = choose_alpha(scores, alphas)
+    first, _ = first_stage(scores)
+    _show_examples(run, retrieved_examples(dataset, val, scores, alpha), state.step)
+    run.write(
+        "training.json",
+        {
+            "dataset": dataset.name,
+            "protocol": dataset.protocol("train"),
+            "validation_protocol": dataset.protocol("val"),
+            "train_images": len(train.images),
+            "train_captions": len(train.captions),
+            "val_images": len(val.images),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "near_duplicates": dataset.near_duplicates,
+            "quarantined": {
+                **{item.id: item.reason for item in dataset.bad},
+                **experiment.images.quarantined,
+                **experiment.captions.quarantined,
+            },
+            "truncated_captions": experiment.captions.truncated,
+            "epochs": state.epoch,
+            "seconds": time.perf_counter() - start,
+        },
+    )
+    selection = {
+        "split": "val",
+        "protocol": dataset.protocol("val"),
+        "epoch": best["epoch"],
+        "k": config.retrieval.k,
+        "alpha": alpha,
+        "first_stage_rsum": first["rsum"],
+        "two_stage_rsum": max(curve),
+        "alphas": list(alphas),
+        "rsums": curve,
+    }
+    # Written last: it says that the run is finished.
+    run.write("selection.json", selection)
+    write_card(run.folder)
+    write_report(run.folder)
+    return selection
+
+
+def evaluate_run(run: Run, split: str, *, force: bool, progress: Progress) -> dict[str, Any]:
+    """Evaluate both stages on a split; a result that is there already is given again.
+
+    Returns
+    -------
+    dict
+        What `evaluation-SPLIT.json` holds.
+    """
+    config, name = run.config, f"evaluation-{split}.json"
+    selection = run.read("selection.json")
+    experiment = Experiment.prepare(config, progress)
+    view = experiment.evaluation_split(split)
+    dataset = experiment.dataset
+    alpha = selection["alpha"] if config.retrieval.alpha is None else config.retrieval.alpha
+    made_from = {
+        "protocol": dataset.protocol(split),
+        "weights": sha256_file(run.best),
+        "k": config.retrieval.k,
+        "alpha": alpha,
+    }
+    if (run.folder / name).is_file() and not force:
+        return _known(run, name, made_from)
+    collection = experiment.collection(view)
+    scorer = _scorer(_trained(run, experiment), config, progress)
+    start = time.perf_counter()
+    scores = score(scorer, collection, k=config.retrieval.k, query_batch=config.retrieval.query_batch)
+    first, first_rankings = first_stage(scores)
+    second, second_rankings = two_stage(scores, alpha)
+    record = {
+        "dataset": dataset.name,
+        "split": split,
+        "protocol": made_from["protocol"],
+        "n_images": len(view.images),
+        "n_captions": len(view.captions),
+        "first_stage": first,
+        "two_stage": second,
+        "pairs_per_second": scores.pairs / scores.seconds,
+        "seconds": time.perf_counter() - start,
+        "made_from": made_from,
+    }
+    run.write(f"curves-{split}.json", _curves({"first stage": first_rankings, "two stages": second_rankings}))
+    run.write(f"examples-{split}.json", retrieved_examples(dataset, view, scores, alpha))
+    run.write(name, record)
+    write_card(run.folder)
+    write_report(run.folder)
+    return record
+
+
+def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
+    """Audit a trained run on its test split; a report that is there already is given again.
+
+    Returns
+    -------
+    dict
+        What `audit.json` holds.
+    """
+    experiment = Experiment.prepare(run.config, progress)
+    view = experiment.evaluation_split("test")
+    made_from = {"protocol": experiment.dataset.protocol("test"), "weights": sha256_file(run.best)}
+    if (run.folder / "audit.json").is_file() and not force:
+        return _known(run, "audit.json", made_from)
+    names: list[str] = []
+
+    def report(name: str) -> None:
+        names.append(name)
+        progress("audit", len(names) - 1, 8, name)
+
+    result = audit(
+        _scorer(_trained(run, experiment), run.config, None),
+        _scorer(experiment.model(run.config.run.seed + 1), run.config, None),
+        experiment.collection(view),
+        k=run.config.retrieval.k,
+        shared_with_training=_seen_in_training(run, experiment),
+        progress=report,
+    )
+    progress("audit", 8, 8)
+    record = {**result.record(), "protocol": made_from["protocol"], "made_from": made_from}
+    run.write("audit.json", record)
+    write_card(run.folder)
+    write_report(run.folder)
+    return record
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What one batch showed: parameters, their bytes with gradients and AdamW, bytes kept for the backward pass."""
+
+    parameters: int
+    state_bytes: int
+    activation_bytes: int
+    batch_pairs: int
+    steps: int
+    loss: float
+
+
+def dry_run(config: Config) -> DryRun:
+    """One batch through backbones, graph, model, forward and backward, with nothing written."""
+    dataset = open_dataset(config)
+    split = dataset.split("train")
+    vision, text = encoders(config)
+    images: list[Image.Image] = []
+    captions: list[str] = []
+    for caption, image in zip(split.captions, split.images[split.caption_image], strict=True):
+        if len(images) == min(config.training.batch_size, len(split.captions)):
+            break
+        images.append(dataset.load(dataset.images[image]))
+        captions.append(dataset.captions[caption].text)
+    patches, tokens = vision.encode(images), text.encode(captions).nodes
+    pairs = torch.arange(len(images))
+    collection = Collection(
+        Side("patch", len(images), patches.select), Side("token", len(captions), tokens.select), pairs
+    )
+    model = build_model(config, {"patch": vision.width, "token": text.width}, config.run.seed).train()
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses = training_losses(
+            model,
+            collection,
+            pairs,
+            pairs,
+            joint_weight=config.training.joint_weight,
+            hard_negatives_each=config.training.hard_negatives,
+            label_smoothing=config.training.label_smoothing,
+        )
+    losses.total.backward()
+    parameters = sum(p.numel() for p in model.parameters())
+    steps = config.training.epochs * max(1, len(split.captions) // config.training.batch_size)
+    return DryRun(parameters, 16 * parameters, sum(kept.values()), len(images), steps, losses.total.item())
+
+
+def _scorer(model: CMFG, config: Config, progress: Progress | None) -> GraphScorer:
+    return GraphScorer(
+        model,
+        pair_batch=config.retrieval.pair_batch,
+        progress=None if progress is None else lambda done, total: progress("re-ranking", done, total),
+    )
+
+
+def _trained(run: Run, experiment: Experiment) -> CMFG:
+    """The model with the weights that validation chose."""
+    model = experiment.model(run.config.run.seed)
+    weights, _ = load_checkpoint(run.best)
+    load_weights(model, weights, run.best)
+    return model
+
+
+def _checkpoint_path(given: str) -> Path:
+    """A checkpoint file, or the last one of a run directory."""
+    path = Path(given)
+    return path / "checkpoints" / "last.safetensors" if path.is_dir() else path
+
+
+def _known(run: Run, name: str, made_from: dict[str, Any]) -> dict[str, Any]:
+    """A result that is there already, if it was made from the same weights, data and settings."""
+    record: dict[str, Any] = run.read(name)
+    differing = [key for key, value in made_from.items() if record.get("made_from", {}).get(key) != value]
+    if differing:
+        raise ConfigError(
+            f"{run.folder / name}: made with another {', '.join(differing)}; add --force to replace it"
+        )
+    return record
+
+
+def _curves(stages: dict[str, dict[str, Ranking]]) -> dict[str, Any]:
+    """CMC and precision-recall points of each stage and direction, for the report's figures."""
+    named = {
+        f"{stage}, {'image to text' if name == 'i2t' else 'text to image'}": ranking
+        for stage, rankings in stages.items()
+        for name, ranking in rankings.items()
+    }
+    ks = list(range(1, 11))
+    curves = {name: precision_recall(ranking) for name, ranking in named.items()}
+    return {
+        "cmc": {name: {"k": ks, "value": cmc(ranking, ks).tolist()} for name, ranking in named.items()},
+        "precision_recall": {
+            name: {"recall": recall.tolist(), "precision": precision.tolist()}
+            for name, (recall, precision) in curves.items()
+        },
+    }
+
+
+def _seen_in_training(run: Run, experiment: Experiment) -> list[str]:
+    """Test images and captions that also occur in what the run was trained on."""
+    items = run.read("manifest-train.json")["items"]
+    pictures = {item["sha256"] for item in items}
+    texts = {normalise_caption(text) for item in items for text in item["captions"]}
+    test = experiment.dataset.manifest("test")["items"]
+    return [item["image"] for item in test if item["sha256"] in pictures] + [
+        text for item in test for text in item["captions"] if normalise_caption(text) in texts
+    ]
+
+
+def _show_examples(run: Run, examples: list[dict[str, Any]], step: int) -> None:
+    """A sample of retrieved images on TensorBoard."""
+    rows = [
+        (
+            item["query"]["text"],
+            [(decode_picture(r["image"]), r["score"], r["correct"]) for r in item["results"]],
+        )
+        for item in examples
+        if item["direction"] == "t2i"
+    ]
+    with (
+        SummaryWriter(str(run.folder / "tb")) as board,
+        Image.open(io.BytesIO(png_bytes(retrieval_grid(rows)))) as picture,
+    ):
+        board.add_image("val/retrieved", np.asarray(picture.convert("RGB")), step, dataformats="HWC")
