@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 TEST = [
     "hypothesis>=6.100",
+    "markdown-it-py>=3",
     "ogb>=1.3.6",
     "pytest>=8",
     "pytrec_eval-terrier>=0.5.6",

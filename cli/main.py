@@ -66,7 +66,9 @@ def main() -> None:
     try:
         sys.exit(cmfg.main(standalone_mode=False, obj=verbosity))
     except click.ClickException as error:
-        where = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+        where = (
+            f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+        )
         click.echo(f"cmfg: {error.format_message()}{where}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):

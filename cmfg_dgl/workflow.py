@@ -213,7 +213,6 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
         _scorer(_trained(run, experiment), run.config, None),
         _scorer(experiment.model(run.config.run.seed + 1), run.config, None),
         experiment.collection(view),
-        k=run.config.retrieval.k,
         shared_with_training=_seen_in_training(run, experiment),
         progress=report,
     )

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.graph.relations import Relation
-from cmfg_dgl.graph.topology import Complete, Directed, Grid, Knn, NodeSet, TopK, Window
+from cmfg_dgl.graph.topology import DIRECTIONS, Complete, Directed, Grid, Knn, NodeSet, TopK, Window
 
 Grids = Sequence[tuple[int, int]]
 Pair = tuple[int, int]
 
-EXAMPLES = settings(deadline=None, max_examples=20)
+EXAMPLES = settings(deadline=None, max_examples=15)
 """For properties whose examples take milliseconds each, on a machine that may be busy."""
 
 IMAGES = ((2, 3), (1, 1), (3, 1), (2, 2))
@@ -40,10 +40,7 @@ SCHEMAS: dict[str, tuple[Relation, ...]] = {
         Relation("token", "describes", "patch", TopK(3)),
     ),
     "directed": (
-        *(
-            Relation("patch", f"spatial_{d}", "patch", Directed(Grid(1), d))
-            for d in ("left", "right", "above", "below")
-        ),
+        *(Relation("patch", f"spatial_{d}", "patch", Directed(Grid(1), d)) for d in DIRECTIONS),
         Relation("token", "context", "token", Complete()),
         Relation("patch", "grounds", "token", TopK(1)),
         Relation("token", "describes", "patch", Complete()),

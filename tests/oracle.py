@@ -1,4 +1,4 @@
-"""The model once more, straight from the formula: single pair graphs, a loop over heads and targets, no code shared.
+"""The model once more, straight from the formula: single pair graphs, loops over heads and targets, no shared code.
 
 Parameters are read from the model's `state_dict` by name; edges come from the double loops of `graphs`. Both
 modalities lie in one graph and every layer runs on all of it.
@@ -153,11 +153,8 @@ def pair(
     edges = {r.name: single_edges(r, sets[r.source], sets[r.target]) for r in relations}
     of_layer = [below(weights, f"layers.{i}.") for i in range(stack.layers)]
     crossing = 0 if stack.interleaved else stack.layers - stack.cross_layers
-    kept = {
-        r.name: (of_layer[crossing if r.cross else 0], first)
-        for r in relations
-        if not r.cross or crossing < stack.layers
-    }
+    scored_in = {r.name: crossing if r.cross else 0 for r in relations}
+    kept = {name: (of_layer[index], first) for name, index in scored_in.items() if index < stack.layers}
     hidden = first
     for index, own in enumerate(of_layer):
         used = [r for r in relations if not r.cross or index >= crossing]

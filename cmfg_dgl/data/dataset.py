@@ -45,7 +45,7 @@ class BadItem:
 
 @dataclass(frozen=True)
 class Split:
-    """Positions in a data set: `images` (N,) ascending, `captions` (M,); `caption_image` (M,) points into `images`."""
+    """Positions in a data set: `images` (N,) ascending, `captions` (M,), `caption_image` (M,) into `images`."""
 
     name: str
     images: NDArray[np.int64]

@@ -172,9 +172,7 @@ def _csv_rows(path: Path) -> Iterator[_Row | BadItem]:
     try:
         header = [cell.strip().casefold() for cell in next(reader, [])]
         if not {"image", "caption"} <= set(header):
-            raise DataError(
-                f"{path} line 1: no columns image,caption but {','.join(header)!r}; write that header"
-            )
+            raise DataError(f"{path} line 1: no columns image,caption but {','.join(header)!r}; write that header")
         _refuse_misspelt(header, ("image", "caption", "labels", "split"), f"{path} line 1")
         for cells in reader:
             where = f"{path.name} line {reader.line_num}"
@@ -183,13 +181,9 @@ def _csv_rows(path: Path) -> Iterator[_Row | BadItem]:
                 labels = tuple(filter(None, map(str.strip, re.split("[;|]", row.get("labels", "")))))
                 yield _Row(where, row["image"], (row["caption"],), labels, row.get("split", ""))
             elif cells:
-                yield BadItem(
-                    where, f"{len(cells)} cells instead of {len(header)}; quote a caption with commas"
-                )
+                yield BadItem(where, f"{len(cells)} cells instead of {len(header)}; quote a caption with commas")
     except csv.Error as error:
-        raise DataError(
-            f"{path} line {reader.line_num}: {error}; double a quote inside a quoted cell"
-        ) from error
+        raise DataError(f"{path} line {reader.line_num}: {error}; double a quote inside a quoted cell") from error
 
 
 def _jsonl_rows(path: Path) -> Iterator[_Row | BadItem]:
@@ -250,9 +244,7 @@ def _refuse_misspelt(names: Iterable[str], known: tuple[str, ...], where: str) -
             raise DataError(f"{where}: unknown name {name!r}; did you mean {near[0]!r}?")
 
 
-def _assemble(
-    root: Path, found: list[str], rows: Iterable[_Row | BadItem]
-) -> tuple[list[_Entry], list[BadItem]]:
+def _assemble(root: Path, found: list[str], rows: Iterable[_Row | BadItem]) -> tuple[list[_Entry], list[BadItem]]:
     """Sort the rows by image, and the images into usable and bad; both in the order of their ids."""
     entries: list[_Entry] = []
     bad: list[BadItem] = []

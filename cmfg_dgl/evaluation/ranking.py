@@ -119,9 +119,7 @@ class Ranking:
 
     def __post_init__(self) -> None:
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.ranks) or np.any(np.diff(self.offsets) < 0):
-            raise ValueError(
-                f"Ranking: the offsets do not rise from 0 to the number of ranks, {len(self.ranks)}"
-            )
+            raise ValueError(f"Ranking: the offsets do not rise from 0 to the number of ranks, {len(self.ranks)}")
         later = _places(self.offsets) > 0
         if np.any(self.ranks < 1) or np.any(np.diff(self.ranks)[later[1:]] < 1):
             raise ValueError("Ranking: the ranks of a query do not ascend from 1 or more")

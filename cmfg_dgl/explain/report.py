@@ -61,6 +61,7 @@ def write_report(folder: Path) -> Path:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     results = _read_results(folder)
     evaluations = [_evaluation_view(evaluation, results) for evaluation in results.evaluations]
@@ -100,6 +101,7 @@ def write_card(folder: Path) -> Path:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"code": _code, "table": _markdown_table}
     results = _read_results(folder)
@@ -142,7 +144,8 @@ def _markdown_table(table: _Table) -> Markup:
     head = (
         [f"{group}{title}" for group, title in zip(groups, table.head, strict=True)] if table.groups else table.head
     )
-    lines = [head, [":--", *["--:"] * (len(head) - 1)], *table.rows]
+    rule = [":--", *["--:" if table.numbers else ":--"] * (len(head) - 1)]
+    lines = [head, rule, *table.rows]
     text = "\n".join(f"| {' | '.join(str(_markdown(cell)) for cell in line)} |" for line in lines)
     return Markup(f"{_markdown(table.caption)}\n\n{text}")
 
@@ -301,16 +304,16 @@ def _missing(results: _Results, folder: str) -> list[tuple[str, str]]:
     splits = {evaluation.record["split"] for evaluation in results.evaluations}
     missing = []
     if "test" not in splits:
-        missing.append(("The evaluation on the test split", f"cmfg eval {folder} --split test"))
+        missing.append(("the evaluation on the test split", f"cmfg eval {folder} --split test"))
     for evaluation in results.evaluations:
         names = {"curves": evaluation.curves, "retrieved examples": evaluation.examples}
         absent = [name for name, value in names.items() if value is None]
         if absent:
             split = evaluation.record["split"]
-            what = f"The {' and the '.join(absent)} of the {split} split"
+            what = f"the {' and the '.join(absent)} of the {split} split"
             missing.append((what, f"cmfg eval {folder} --split {shlex.quote(split)} --force"))
     if results.audit is None:
-        missing.append(("The audit", f"cmfg audit {folder}"))
+        missing.append(("the audit", f"cmfg audit {folder}"))
     return missing
 
 
@@ -356,7 +359,7 @@ def _notes(evaluation: _Evaluation, results: _Results) -> list[str]:
         notes.append("Epoch and alpha were chosen on this split, so these numbers flatter the model.")
     if record["n_captions"] > record["n_images"]:
         notes.append(
-            "Images have several captions here, and R@K counts how many of them are found; published tables "
+            "Some images have several captions, and R@K counts how many of them are found; published tables "
             "count an image as found with its first caption: compare them with hit@K and the hit rsum."
         )
     return notes
@@ -410,10 +413,10 @@ def _result_tables(record: _Record) -> list[_Table]:
 
 
 def _metric(key: str) -> str:
-    """Name of a metric with its unit."""
+    """Name of a metric with its unit, kept on one line."""
     if key == "MRR":
-        return "MRR, 0 to 1"
-    return f"{key}, %" if "@" in key else key.replace("_", " ")
+        return "MRR,\u00a00–1"
+    return f"{key},\u00a0%" if "@" in key else key.replace("_", " ")
 
 
 def _curve_views(curves: _Record, split: str, name: str) -> list[dict[str, Any]]:
@@ -512,7 +515,9 @@ def _data_table(results: _Results) -> _Table:
         ("protocol of the training split", training["protocol"]),
         ("protocol of the validation split", training["validation_protocol"]),
     ]
-    return _Table(f"What the model was trained and measured on: {results.dataset}", ("", "Value"), rows)
+    return _Table(
+        f"What the model was trained and measured on: {results.dataset}", ("", "Value"), rows, numbers=False
+    )
 
 
 def _quarantine_table(results: _Results) -> _Table:
@@ -537,7 +542,7 @@ def _model_table(results: _Results) -> _Table:
         ("parameters trained", _shown("", results.training["parameters"])),
         ("seed", str(config.run.seed)),
     ]
-    return _Table("The model", ("", "Value"), rows)
+    return _Table("Settings of the model", ("", "Value"), rows, numbers=False)
 
 
 def _environment_table(environment: Mapping[str, Any]) -> _Table:

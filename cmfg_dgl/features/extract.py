@@ -17,7 +17,7 @@ from cmfg_dgl.features.text import TextEncoder
 from cmfg_dgl.features.vision import VisionEncoder
 from cmfg_dgl.files import canonical_json, sha256_bytes
 
-__all__ = ["extract_captions", "extract_images"]
+__all__ = ["extract_captions", "extract_images", "find_captions", "find_images"]
 
 Progress: TypeAlias = Callable[[int, int], object]
 Item = TypeVar("Item")
@@ -83,12 +83,11 @@ def extract_images(
                 progress(max(prepared) + 1, len(images))
         return ShardContent(_place(concatenate(parts), good, last - first), quarantined=quarantined)
 
-    ids = [image.id for image in images]
-    key = _key("images", dataset.name, encoder.describe(), ids, [image.sha256 for image in images])
+    key = _images_key(dataset, encoder)
     return build_store(
         store_folder(directory, key, encoder.name),
         key,
-        ids,
+        [image.id for image in images],
         width=lambda: encoder.width,
         shard_items=shard_items,
         make_shard=make_shard,
@@ -123,19 +122,38 @@ def extract_captions(
             truncated=encoded.truncated,
         )
 
-    ids = [caption.id for caption in captions]
-    texts = [sha256_bytes(caption.text.encode()) for caption in captions]
-    key = _key("captions", dataset.name, encoder.describe(), ids, texts)
+    key = _captions_key(dataset, encoder)
     return build_store(
         store_folder(directory, key, encoder.name),
         key,
-        ids,
+        [caption.id for caption in captions],
         width=lambda: encoder.width,
         shard_items=shard_items,
         make_shard=make_shard,
         progress=progress,
         force=force,
     )
+
+
+def find_images(dataset: Dataset, encoder: VisionEncoder, directory: Path) -> FeatureStore:
+    """Open the finished store of a data set's images; DataError where there is none."""
+    return FeatureStore.open(store_folder(directory, _images_key(dataset, encoder), encoder.name))
+
+
+def find_captions(dataset: Dataset, encoder: TextEncoder, directory: Path) -> FeatureStore:
+    """Open the finished store of a data set's captions; DataError where there is none."""
+    return FeatureStore.open(store_folder(directory, _captions_key(dataset, encoder), encoder.name))
+
+
+def _images_key(dataset: Dataset, encoder: VisionEncoder) -> dict[str, Any]:
+    images = dataset.images
+    return _key("images", dataset.name, encoder.describe(), [i.id for i in images], [i.sha256 for i in images])
+
+
+def _captions_key(dataset: Dataset, encoder: TextEncoder) -> dict[str, Any]:
+    captions = dataset.captions
+    texts = [sha256_bytes(caption.text.encode()) for caption in captions]
+    return _key("captions", dataset.name, encoder.describe(), [c.id for c in captions], texts)
 
 
 def _key(kind: str, dataset: str, encoder: dict[str, Any], ids: list[str], digests: list[str]) -> dict[str, Any]:

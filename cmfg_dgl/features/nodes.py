@@ -79,6 +79,4 @@ def concatenate(parts: list[Nodes]) -> Nodes:
     """All items of all parts, end to end."""
     counts = torch.cat([part.counts for part in parts])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-    return Nodes(
-        torch.cat([part.values for part in parts]), offsets, torch.cat([part.grid for part in parts])
-    )
+    return Nodes(torch.cat([part.values for part in parts]), offsets, torch.cat([part.grid for part in parts]))

@@ -144,9 +144,7 @@ class Knn:
 
     def edges(self, source: NodeSet, target: NodeSet) -> Edges:
         """At most k edges a target."""
-        return _nearest(
-            _needed(source.features, "knn"), _needed(target.features, "knn"), source, target, self.k
-        )
+        return _nearest(_needed(source.features, "knn"), _needed(target.features, "knn"), source, target, self.k)
 
 
 @dataclass(frozen=True)
@@ -238,9 +236,7 @@ def _nearest(a: Tensor, b: Tensor, source: NodeSet, target: NodeSet, k: int) -> 
             likeness.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
         keep = min(k, n_source - (source is target))
         best = likeness.argsort(dim=2, descending=True, stable=True)[..., : max(keep, 0)].sort(dim=2).values
-        parts.append(
-            (rows_s[torch.arange(len(graphs))[:, None, None], best], rows_t[..., None].expand_as(best))
-        )
+        parts.append((rows_s[torch.arange(len(graphs))[:, None, None], best], rows_t[..., None].expand_as(best)))
     sources = torch.cat([s.reshape(-1) for s, _ in parts]) if parts else torch.zeros(0, dtype=torch.int64)
     targets = torch.cat([t.reshape(-1) for _, t in parts]) if parts else torch.zeros(0, dtype=torch.int64)
     order = targets.argsort(stable=True)

@@ -59,9 +59,7 @@ class RelationAttention(nn.Module):
         Own W_Q and W_K; False where the attention of an earlier layer is kept (`edge_weights: once`).
     """
 
-    def __init__(
-        self, name: str, *, width: int, heads: int, kernel: str, joint: bool, scores: bool = True
-    ) -> None:
+    def __init__(self, name: str, *, width: int, heads: int, kernel: str, joint: bool, scores: bool = True) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"RelationAttention: width {width} is no multiple of heads {heads}")
@@ -138,7 +136,5 @@ def merge_messages(messages: list[Message]) -> Message:
     outs = torch.stack([message.out for message in messages])  # (relations, N_t, H, C)
     if any(message.lse is None for message in messages):
         return Message(outs.sum(0), None)
-    lses = torch.stack(
-        [message.lse for message in messages if message.lse is not None]
-    )  # (relations, N_t, H)
+    lses = torch.stack([message.lse for message in messages if message.lse is not None])  # (relations, N_t, H)
     return Message((lses.softmax(0)[..., None] * outs).sum(0), lses.logsumexp(0))

@@ -159,8 +159,7 @@ class CMFG(nn.Module):
         self.first_cross = 0 if stacking == "interleaved" else layers - cross_layers
         cross = {r.name for r in self.relations if r.cross}
         self.owners = [
-            [r for r in self.relations if i == (self.first_cross if r.name in cross else 0)]
-            for i in range(layers)
+            [r for r in self.relations if i == (self.first_cross if r.name in cross else 0)] for i in range(layers)
         ]
         self.layers = nn.ModuleList()
         for index in range(layers):
@@ -266,9 +265,7 @@ class CMFG(nn.Module):
         image, caption = (self._pool(kind, hidden[kind], end.nodes) for kind, end in ends.items())
         return (image * caption).sum(1)
 
-    def _project(
-        self, layer: CMFGLayer, kind: str, nodes: Tensor, relations: Sequence[Relation]
-    ) -> Projected:
+    def _project(self, layer: CMFGLayer, kind: str, nodes: Tensor, relations: Sequence[Relation]) -> Projected:
         roles = ("value",) if self.once else ("query", "key", "value")
         return layer.project(kind, nodes, relations, roles)
 
@@ -300,7 +297,7 @@ class CMFG(nn.Module):
     def _places(self, kind: str, nodes: Nodes) -> Tensor:
         """Where each node lies, (N, 2): row and column of a patch in 0 to 1, index of a token in steps of 1/16."""
         counts = nodes.counts
-        local = ragged_positions(torch.zeros_like(counts), counts)
+        local = ragged_positions(torch.zeros_like(counts), counts).double()
         rows, columns = torch.repeat_interleave(nodes.grid, counts, 0).unbind(1)
         if kind == "token":
             place = torch.stack([torch.zeros_like(local), local], 1) / TOKEN_STEP

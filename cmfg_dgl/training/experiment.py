@@ -16,7 +16,7 @@ from cmfg_dgl.data.load import load_dataset
 from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.collection import Collection, Side
-from cmfg_dgl.features.extract import extract_captions, extract_images
+from cmfg_dgl.features.extract import extract_captions, extract_images, find_captions, find_images
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.store import FeatureStore
 from cmfg_dgl.features.text import TextEncoder, load_text
@@ -24,7 +24,15 @@ from cmfg_dgl.features.vision import VisionEncoder, load_vision
 from cmfg_dgl.graph.relations import make_relations
 from cmfg_dgl.nn.model import CMFG
 
-__all__ = ["Experiment", "build_model", "encoders", "features_directory", "open_dataset", "select_device"]
+__all__ = [
+    "Experiment",
+    "build_model",
+    "encoders",
+    "features_directory",
+    "find_stores",
+    "open_dataset",
+    "select_device",
+]
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,6 +49,13 @@ def open_dataset(config: Config) -> Dataset:
         max_pixels=data.max_pixels,
         max_bytes=data.max_bytes,
     )
+
+
+def find_stores(config: Config) -> tuple[FeatureStore, FeatureStore]:
+    """The finished stores of a configuration's images and captions; DataError where one is missing."""
+    dataset, (vision, text) = open_dataset(config), encoders(config)
+    directory = features_directory(config)
+    return find_images(dataset, vision, directory), find_captions(dataset, text, directory)
 
 
 def features_directory(config: Config) -> Path:

@@ -1,6 +1,6 @@
 """Pins of the schema.
 
-- The configuration's relations come in its order, with the ends and the topology that they name; `none` leaves one out.
+- The configuration's relations come in its order, with the ends and the topology they name; `none` leaves one out.
 - A directed relation becomes four, each with its direction.
 - Two relations never share a name, and a name that torch's containers hold is refused.
 """
@@ -10,7 +10,7 @@ import pytest
 from cmfg_dgl.config import Config, RelationConfig, load_config
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.graph.relations import Relation, make_relations
-from cmfg_dgl.graph.topology import Complete, Directed, Grid, Knn, TopK, Window
+from cmfg_dgl.graph.topology import DIRECTIONS, Complete, Directed, Grid, Knn, TopK, Window
 
 
 def test_default_schema():
@@ -52,10 +52,7 @@ def test_switched_off_relations_are_absent():
 def test_a_directed_relation_becomes_four():
     config = load_config(None, ["graph.relations.spatial.directed=true", "graph.relations.spatial.radius=2"])
     directed = make_relations(config.graph.relations)[:4]
-    assert directed == tuple(
-        Relation("patch", f"spatial_{d}", "patch", Directed(Grid(2), d))
-        for d in ("left", "right", "above", "below")
-    )
+    assert directed == tuple(Relation("patch", f"spatial_{d}", "patch", Directed(Grid(2), d)) for d in DIRECTIONS)
 
 
 def test_an_unknown_topology_is_named():

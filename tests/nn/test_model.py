@@ -1,0 +1,281 @@
+"""Pins of the model.
+
+- `match` and `embed` equal an oracle that runs every layer on single pair graphs: both stackings, both edge-weight
+  modes, both softmax scopes, no to several cross layers, every pooling, kernel and schema. So what is computed once
+  an item and gathered, and messages that are merged later, equal the whole joint graph.
+- An item's embedding is that of the joint graph without its cross-modal relations.
+- Items, pairs and batch companions may come in any order and number; neither scores nor embeddings change.
+- A relation less, a single token, a single patch: shapes stay, nothing is NaN, forward or backward.
+- bfloat16 projections stay close to float32 and give finite gradients.
+"""
+
+from itertools import product
+
+import pytest
+import torch
+from graphs import CAPTIONS, EXAMPLES, IMAGES, SCHEMAS, random_nodes
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import Settings, Stack, pair
+
+from cmfg_dgl.features.nodes import Nodes, concatenate
+from cmfg_dgl.nn.model import CMFG, MAX_SCALE
+
+WIDTHS = {"patch": 5, "token": 3}
+PAIRS = [(0, 1), (1, 1), (3, 0), (0, 1), (2, 3), (1, 2)]
+"""Image and caption of each pair: not in order, some of them more than once, single nodes among them."""
+
+PAPER = {"residual": False, "norm": "none", "stacking": "interleaved", "softmax": "joint", "edge_weights": "once"}
+
+
+def make(schema="complete", dtype=torch.float64, **options):
+    torch.manual_seed(11)
+    settings = {"width": 8, "heads": 2, "layers": 2, "cross_layers": 1} | options
+    model = CMFG(widths=WIDTHS, relations=SCHEMAS[schema], **settings).double()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith("log_scales"):
+                parameter.copy_(torch.randn_like(parameter) * 0.5)
+    return model.to(dtype).eval()
+
+
+def items(images=IMAGES, captions=CAPTIONS, dtype=torch.float64):
+    return random_nodes(images, WIDTHS["patch"], 21, dtype), random_nodes(captions, WIDTHS["token"], 22, dtype)
+
+
+def scores(model, images, captions, pairs=PAIRS):
+    left, right = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)
+    return model.match(model.encode("patch", images).select(left), model.encode("token", captions).select(right))
+
+
+def single(nodes, item):
+    return nodes.select(torch.tensor([item]))
+
+
+def assert_equals_oracle(model, schema, settings, stack, images, captions):
+    weights = model.state_dict()
+    got = scores(model, images, captions)
+    for (i, c), score in zip(PAIRS, got, strict=True):
+        ends = pair(weights, SCHEMAS[schema], settings, stack, single(images, i), single(captions, c))
+        torch.testing.assert_close(score, (ends["patch"] * ends["token"]).sum(), atol=1e-10, rtol=1e-10)
+    inner = [r for r in SCHEMAS[schema] if not r.cross]
+    embedded = {"patch": model.embed("patch", images), "token": model.embed("token", captions)}
+    for i in range(len(images)):
+        ends = pair(weights, inner, settings, stack, single(images, i), single(captions, i))
+        for kind, expected in ends.items():
+            torch.testing.assert_close(embedded[kind][i], expected, atol=1e-10, rtol=1e-10)
+
+
+DEPTHS = [(1, 1), (2, 1), (3, 2), (2, 2), (2, 0)]
+CHOICES = list(product(["factorised", "interleaved"], ["per_layer", "once"], ["relation", "joint"], DEPTHS))
+
+
+@pytest.mark.parametrize("index", range(len(CHOICES)), ids=lambda i: "-".join(map(str, CHOICES[i])))
+def test_model_equals_single_pair_graphs(index):
+    stacking, weights, softmax, (layers, cross_layers) = CHOICES[index]
+    # The other choices turn at lengths without a common divisor with those of CHOICES.
+    pooling = ("mean", "attention", "max")[index % 3]
+    residual, norm = (
+        (True, True),
+        (True, False),
+        (False, True),
+        (False, False),
+        (True, True),
+        (False, False),
+        (True, False),
+    )[index % 7]
+    kernel = ("auto", "edge", "block")[index // 3 % 3]
+    schema = list(SCHEMAS)[(0, 1, 0, 2, 1, 3, 0, 4, 1, 5, 2)[index % 11]]
+    model = make(
+        schema, layers=layers, cross_layers=cross_layers, stacking=stacking, edge_weights=weights, softmax=softmax,
+        pooling=pooling, residual=residual, norm="layer" if norm else "none", kernel=kernel,
+    )  # fmt: skip
+    settings = Settings(heads=2, joint=softmax == "joint", residual=residual, norm=norm)
+    stack = Stack(layers, cross_layers, stacking == "interleaved", weights == "once", pooling)
+    images, captions = items() if index % 2 else items([(2, 2)] * 4, [(1, 3)] * 4)
+    assert_equals_oracle(model, schema, settings, stack, images, captions)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+@pytest.mark.parametrize("weights", ["per_layer", "once"])
+@pytest.mark.parametrize("uniform", [False, True], ids=["ragged", "uniform"])
+def test_every_schema_equals_single_pair_graphs(schema, weights, uniform):
+    model = make(schema, layers=3, cross_layers=2, softmax="joint", edge_weights=weights)
+    images, captions = items([(2, 2)] * 4, [(1, 3)] * 4) if uniform else items()
+    stack = Stack(3, 2, False, weights == "once", "mean")
+    assert_equals_oracle(model, schema, Settings(heads=2, joint=True), stack, images, captions)
+
+
+@pytest.mark.parametrize("kernel", ["edge", "block"])
+@pytest.mark.parametrize("softmax", ["relation", "joint"])
+def test_gradients_through_shared_items_equal_those_of_single_pairs(softmax, kernel):
+    model = make("sparse", layers=3, cross_layers=2, softmax=softmax, kernel=kernel)
+    images, captions = items()
+    weight = torch.randn(len(PAIRS), dtype=torch.float64)
+    parameters = [p for name, p in model.named_parameters() if not name.startswith("log_scales")]
+    together = torch.autograd.grad(
+        (scores(model, images, captions) * weight).sum(), parameters, materialize_grads=True
+    )
+    apart = sum(
+        w * scores(model, single(images, i), single(captions, c), [(0, 0)])[0]
+        for (i, c), w in zip(PAIRS, weight, strict=True)
+    )
+    expected = torch.autograd.grad(apart, parameters, materialize_grads=True)
+    torch.testing.assert_close(together, expected, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("schema", ["complete", "sparse"])
+@EXAMPLES
+@given(data=st.data())
+def test_order_and_companions_change_nothing(schema, data):
+    model = make(schema, layers=3, cross_layers=2, softmax="joint")
+    images, captions = items()
+    straight = scores(model, images, captions)
+    companions = (
+        concatenate([images, random_nodes([(4, 5)], 5, 1)]),
+        concatenate([captions, random_nodes([(1, 9)], 3, 1)]),
+    )
+    orders = [data.draw(st.permutations(range(5))) for _ in companions]
+    shuffled = [nodes.select(torch.tensor(order)) for nodes, order in zip(companions, orders, strict=True)]
+    mine = data.draw(st.permutations(range(len(PAIRS))))
+    moved = [(orders[0].index(PAIRS[p][0]), orders[1].index(PAIRS[p][1])) for p in mine] + [(0, 0), (4, 4)]
+    torch.testing.assert_close(scores(model, *shuffled, moved)[: len(mine)], straight[mine], atol=1e-12, rtol=1e-10)
+    for kind, nodes, more, order in zip(WIDTHS, items(), shuffled, orders, strict=True):
+        whole, plain = model.embed(kind, more), model.embed(kind, nodes)
+        torch.testing.assert_close(whole[[order.index(i) for i in range(4)]], plain, atol=1e-12, rtol=1e-10)
+
+
+def test_an_image_does_not_see_a_caption_before_it_is_matched():
+    model = make()
+    images, captions = items()
+    before = model.encode("patch", images)
+    scores(model, images, captions)
+    after = model.encode("patch", images)
+    assert torch.equal(before.embedding, after.embedding)
+    assert torch.equal(before.state, after.state)
+
+
+@pytest.mark.parametrize("uniform", [False, True], ids=["ragged", "uniform"])
+def test_select_takes_whole_items(uniform):
+    model = make("sparse", layers=3, cross_layers=2, softmax="joint", edge_weights="once")
+    images = items([(2, 2)] * 4 if uniform else IMAGES)[0]
+    encoded = model.encode("patch", images)
+    order = [2, 0, 0, 3]
+    chosen = encoded.select(torch.tensor(order))
+    assert len(chosen) == len(order)
+    assert chosen.nodes.grid.tolist() == encoded.nodes.grid[order].tolist()
+    rows = torch.cat([torch.arange(int(images.offsets[i]), int(images.offsets[i + 1])) for i in order])
+    assert chosen.nodes.counts.tolist() == encoded.nodes.counts[order].tolist()
+    assert torch.equal(chosen.state, encoded.state[rows])
+    assert torch.equal(chosen.message.out, encoded.message.out[rows])
+    assert torch.equal(chosen.message.lse, encoded.message.lse[rows])
+    assert torch.equal(chosen.nodes.features, encoded.nodes.features[rows])
+    assert torch.equal(chosen.nodes.projected, encoded.nodes.projected[rows])
+    assert torch.equal(chosen.embedding, encoded.embedding[order])
+    for name in ("projected", "kept"):
+        before, after = getattr(encoded, name), getattr(chosen, name)
+        assert before.keys() == after.keys()
+        assert before
+        for key, value in before.items():
+            assert torch.equal(after[key], value[rows])
+
+
+def test_selecting_nothing_gives_nothing():
+    chosen = make().encode("patch", items()[0]).select(torch.zeros(0, dtype=torch.int64))
+    assert len(chosen) == len(chosen.state) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kernel", ["edge", "block", "auto"])
+@pytest.mark.parametrize("schema", SCHEMAS)
+@pytest.mark.parametrize(
+    "options", [{}, {"residual": False, "norm": "none", "stacking": "interleaved", "softmax": "joint"}]
+)
+@pytest.mark.parametrize("captions", [CAPTIONS, ((1, 1),) * 4], ids=["ragged", "single tokens"])
+def test_fewer_relations_and_single_tokens_run(schema, kernel, dtype, options, captions):
+    model = make(schema, dtype, kernel=kernel, layers=3, cross_layers=2, **options)
+    images, captions = items(captions=captions, dtype=dtype)
+    pairs, embedded = (
+        scores(model, images, captions),
+        [model.embed("patch", images), model.embed("token", captions)],
+    )
+    assert pairs.shape == (len(PAIRS),)
+    assert [e.shape for e in embedded] == [(4, 8), (4, 8)]
+    (pairs.sum() + sum(e.square().sum() + e.sum() for e in embedded)).backward()
+    for tensor in [pairs, *embedded, *(p.grad for p in model.parameters() if p.grad is not None)]:
+        assert torch.isfinite(tensor).all()
+
+
+def test_embeddings_are_of_unit_length_and_scores_are_cosines():
+    model = make()
+    images, captions = items()
+    for kind, nodes in (("patch", images), ("token", captions)):
+        torch.testing.assert_close(model.embed(kind, nodes).norm(dim=1), torch.ones(4, dtype=torch.float64))
+    assert (scores(model, images, captions).abs() <= 1 + 1e-12).all()
+
+
+def test_positions_reach_the_nodes():
+    model = make("alone", layers=1, cross_layers=0)
+    values = torch.ones(6, 5, dtype=torch.float64)
+    offsets = torch.tensor([0, 6])
+    wide, tall = (Nodes(values, offsets, torch.tensor([grid])) for grid in ((2, 3), (3, 2)))
+    assert not torch.allclose(model.embed("patch", wide), model.embed("patch", tall))
+
+
+def test_bfloat16_is_close_and_trains():
+    plain, halved = make(dtype=torch.float32), make(dtype=torch.float32, bf16=True)
+    images, captions = items(dtype=torch.float32)
+    expected, got = scores(plain, images, captions), scores(halved, images, captions)
+    assert got.dtype == torch.float32
+    assert not torch.equal(got, expected)
+    assert (got - expected).norm() < 0.05 * expected.norm()
+    embedded = halved.embed("patch", images)
+    assert (embedded - plain.embed("patch", images)).norm() < 0.05 * embedded.norm()
+    (got.sum() + embedded.sum()).backward()
+    gradients = [p.grad for p in halved.parameters() if p.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(g).all() and g.dtype == torch.float32 for g in gradients)
+
+
+def test_dropout_works_in_training_only():
+    model = make(dropout=0.5, feature_dropout=0.5)
+    images, captions = items()
+    assert torch.equal(scores(model, images, captions), scores(make(), images, captions))
+    model.train()
+    assert not torch.equal(scores(model, images, captions), scores(model, images, captions))
+
+
+def test_scale_is_learnt_and_bounded():
+    model = make(temperature=0.05)
+    with torch.no_grad():
+        model.log_scales["joint"].fill_(50)
+    assert model.scale("first").item() == pytest.approx(20)
+    assert model.scale("joint").item() == MAX_SCALE
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"stacking": "stacked"}, "stacking 'stacked'"),
+        ({"softmax": "both"}, "softmax 'both'"),
+        ({"edge_weights": "twice"}, "edge_weights 'twice'"),
+        ({"norm": "batch"}, "norm 'batch'"),
+        ({"pooling": "sum"}, "'sum'"),
+        ({"kernel": "fast"}, "'fast'"),
+        ({"cross_layers": 3}, "cross_layers 3"),
+        ({"heads": 3}, "heads 3"),
+    ],
+)
+def test_bad_arguments_are_named(options, named):
+    with pytest.raises(ValueError, match=named):
+        make(**options)
+
+
+def test_state_dict_holds_nothing_that_no_forward_reads():
+    for schema, weights in product(SCHEMAS, ["per_layer", "once"]):
+        model = make(schema, layers=3, cross_layers=2, edge_weights=weights, pooling="attention", norm="none")
+        images, captions = items()
+        embedded = model.embed("patch", images).sum() + model.embed("token", captions).sum()
+        (scores(model, images, captions).sum() + embedded).backward()
+        unread = {name for name, p in model.named_parameters() if p.grad is None}
+        assert unread == {"log_scales.first", "log_scales.joint"}
