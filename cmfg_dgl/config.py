@@ -155,15 +155,15 @@ class ModelConfig:
     kernel: str = option(
         "auto", "how a relation is computed; all give the same numbers", choices=("auto", "edge", "block")
     )
-    dropout: float = option(0.1, "dropout of messages", least=0.0, most=0.95)
-    feature_dropout: float = option(0.2, "dropout of backbone features", least=0.0, most=0.95)
+    dropout: float = option(0.2, "dropout of the input of each layer", least=0.0, most=0.95)
+    feature_dropout: float = option(0.4, "dropout of projected backbone features", least=0.0, most=0.95)
 
 
 @dataclass
 class TrainingConfig:
     """The objective and the optimiser."""
 
-    epochs: int = option(20, "passes over the training pairs", least=1)
+    epochs: int = option(15, "passes over the training pairs", least=1)
     batch_size: int = option(64, "pairs a step; they are each other's negatives", least=2)
     learning_rate: float = option(1e-3, "peak learning rate of AdamW", least=0.0)
     weight_decay: float = option(0.05, "decoupled weight decay of matrices", least=0.0)
@@ -172,7 +172,7 @@ class TrainingConfig:
     temperature: float = option(0.07, "starting temperature of both softmax losses", least=1e-3, most=10.0)
     label_smoothing: float = option(0.0, "share of the target spread over the batch (InfoNCE)", least=0.0, most=0.9)
     joint_weight: float = option(1.0, "weight of the joint matching loss beside InfoNCE", least=0.0)
-    hard_negatives: int = option(4, "joint loss: hardest wrong partners of each image and of each caption", least=1)
+    hard_negatives: int = option(2, "joint loss: hardest wrong partners of each image and of each caption", least=1)
     patience: int = option(8, "stop after this many epochs without a better validation rsum", least=1)
     checkpoint_steps: int = option(50, "steps between checkpoints; one is also made after each epoch", least=1)
 
@@ -325,10 +325,12 @@ def _find(source: str) -> Path:
     shipped = recipes()
     if source in shipped:
         return shipped[source]
+    close = difflib.get_close_matches(path.stem, shipped, n=1)
     remedy = (
         f"use -c {path.stem} for the recipe that ships with cmfg"
         if path.stem in shipped
-        else f"give a YAML file or one of the recipes {', '.join(shipped)}"
+        else (f"did you mean {close[0]}? " if close else "")
+        + f"give a YAML file or one of the recipes {', '.join(shipped)}"
     )
     raise ConfigError(f"{source}: no such file; {remedy}")
 

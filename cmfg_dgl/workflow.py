@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
+import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +16,9 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from cmfg_dgl.config import Config
+from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.splits import normalise_caption
-from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.errors import CheckpointError, ConfigError, DataError
 from cmfg_dgl.evaluation.audit import audit
 from cmfg_dgl.evaluation.evaluate import ALPHAS, choose_alpha, first_stage, score, two_stage
 from cmfg_dgl.evaluation.ranking import Ranking, cmc, precision_recall
@@ -23,15 +26,19 @@ from cmfg_dgl.explain.examples import decode_picture, retrieved_examples
 from cmfg_dgl.explain.figures import png_bytes, retrieval_grid
 from cmfg_dgl.explain.report import write_card, write_report
 from cmfg_dgl.features.collection import Collection, Side
-from cmfg_dgl.files import sha256_file
+from cmfg_dgl.features.text import TextEncoder
+from cmfg_dgl.features.vision import VisionEncoder
+from cmfg_dgl.files import sha256_file, write_atomic
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.retrieval.rank import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
-from cmfg_dgl.training.experiment import Experiment, build_model, encoders, open_dataset
+from cmfg_dgl.training.experiment import Experiment, build_model, encoders, open_dataset, select_device
 from cmfg_dgl.training.run import Run
 from cmfg_dgl.training.trainer import Trainer, load_weights, training_losses
 
-__all__ = ["DryRun", "Progress", "audit_run", "dry_run", "evaluate_run", "train_run"]
+__all__ = ["DryRun", "Progress", "audit_run", "dry_run", "evaluate_run", "find_checkpoint", "train_run"]
+
+_log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
@@ -45,21 +52,40 @@ class Progress(Protocol):
 def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[str, Any]:
     """Train to the end, choose alpha on validation, write the report; a finished run is left as it is.
 
+    What cannot be used is left out of training and named in a log line each.
+
     Parameters
     ----------
     checkpoint
-        Where to go on from; None starts from random weights.
+        Where to go on from: `auto` for the run's own last checkpoint, if it has one, else a file or the
+        directory of another run; None starts from random weights.
 
     Returns
     -------
     dict
         What `selection.json` holds.
+
+    Raises
+    ------
+    ConfigError
+        If the run is finished and `checkpoint` is another run's.
+    DataError
+        If too much is unusable, or the training split is not what the run began with.
+    CheckpointError
+        If the checkpoint cannot be used.
     """
-    if checkpoint and (run.folder / "selection.json").is_file():
+    source = run.last if checkpoint == "auto" else find_checkpoint(checkpoint) if checkpoint else None
+    if (run.folder / "selection.json").is_file():
+        if source and source.resolve() != run.last.resolve():
+            raise ConfigError(f"{run.folder}: holds a finished run; choose another -o to go on from {source}")
         finished: dict[str, Any] = run.read("selection.json")
         return finished
     config, start = run.config, time.perf_counter()
+    select_device(config)
     experiment = Experiment.prepare(config, progress)
+    left_out = _left_out(experiment)
+    for reason in left_out.values():
+        _log.warning("left out: %s", reason)
     train, val = experiment.training_split("train"), experiment.training_split("val")
     collection, held_out = experiment.collection(train), experiment.collection(val)
     model = experiment.model(config.run.seed)
@@ -91,10 +117,11 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
         checkpoint_steps=training.checkpoint_steps,
         progress=lambda done, total, message: progress("training", done, total, message),
     )
-    if checkpoint:
-        trainer.resume(run.last if checkpoint == "auto" else _checkpoint_path(checkpoint))
     dataset = experiment.dataset
-    run.write("manifest-train.json", dataset.manifest("train"))
+    _keep_manifest(run, dataset.manifest("train"))
+    if source and (source != run.last or source.is_file()):
+        trainer.resume(source)
+        _bring_best(source, run, needed=trainer.state.best_epoch >= 0)
     state = trainer.fit()
     weights, best = load_checkpoint(trainer.best)
     load_weights(model, weights, trainer.best)
@@ -114,11 +141,7 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
             "val_images": len(val.images),
             "parameters": sum(p.numel() for p in model.parameters()),
             "near_duplicates": dataset.near_duplicates,
-            "quarantined": {
-                **{item.id: item.reason for item in dataset.bad},
-                **experiment.images.quarantined,
-                **experiment.captions.quarantined,
-            },
+            "quarantined": left_out,
             "truncated_captions": experiment.captions.truncated,
             "epochs": state.epoch,
             "seconds": time.perf_counter() - start,
@@ -151,21 +174,17 @@ def evaluate_run(run: Run, split: str, *, force: bool, progress: Progress) -> di
         What `evaluation-SPLIT.json` holds.
     """
     config, name = run.config, f"evaluation-{split}.json"
-    selection = run.read("selection.json")
+    select_device(config)
+    selection, weights = run.read("selection.json"), load_checkpoint(run.best)[0]
     experiment = Experiment.prepare(config, progress)
     view = experiment.evaluation_split(split)
     dataset = experiment.dataset
     alpha = selection["alpha"] if config.retrieval.alpha is None else config.retrieval.alpha
-    made_from = {
-        "protocol": dataset.protocol(split),
-        "weights": sha256_file(run.best),
-        "k": config.retrieval.k,
-        "alpha": alpha,
-    }
+    made_from = {**_made_from(run, experiment, split), "k": config.retrieval.k, "alpha": alpha}
     if (run.folder / name).is_file() and not force:
         return _known(run, name, made_from)
     collection = experiment.collection(view)
-    scorer = _scorer(_trained(run, experiment), config, progress)
+    scorer = _scorer(_trained(run, experiment, weights), config, progress)
     start = time.perf_counter()
     scores = score(scorer, collection, k=config.retrieval.k, query_batch=config.retrieval.query_batch)
     first, first_rankings = first_stage(scores)
@@ -198,9 +217,11 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
     dict
         What `audit.json` holds.
     """
+    select_device(run.config)
+    weights, _ = load_checkpoint(run.best)
     experiment = Experiment.prepare(run.config, progress)
     view = experiment.evaluation_split("test")
-    made_from = {"protocol": experiment.dataset.protocol("test"), "weights": sha256_file(run.best)}
+    made_from = _made_from(run, experiment, "test")
     if (run.folder / "audit.json").is_file() and not force:
         return _known(run, "audit.json", made_from)
     names: list[str] = []
@@ -210,7 +231,7 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
         progress("audit", len(names) - 1, 8, name)
 
     result = audit(
-        _scorer(_trained(run, experiment), run.config, None),
+        _scorer(_trained(run, experiment, weights), run.config, None),
         _scorer(experiment.model(run.config.run.seed + 1), run.config, None),
         experiment.collection(view),
         shared_with_training=_seen_in_training(run, experiment),
@@ -238,21 +259,12 @@ class DryRun:
 
 def dry_run(config: Config) -> DryRun:
     """One batch through backbones, graph, model, forward and backward, with nothing written."""
+    select_device(config)
     dataset = open_dataset(config)
     split = dataset.split("train")
     vision, text = encoders(config)
-    images: list[Image.Image] = []
-    captions: list[str] = []
-    for caption, image in zip(split.captions, split.images[split.caption_image], strict=True):
-        if len(images) == min(config.training.batch_size, len(split.captions)):
-            break
-        images.append(dataset.load(dataset.images[image]))
-        captions.append(dataset.captions[caption].text)
-    patches, tokens = vision.encode(images), text.encode(captions).nodes
-    pairs = torch.arange(len(images))
-    collection = Collection(
-        Side("patch", len(images), patches.select), Side("token", len(captions), tokens.select), pairs
-    )
+    collection = _first_batch(dataset, split, vision, text, config.training.batch_size)
+    pairs = collection.caption_image
     model = build_model(config, {"patch": vision.width, "token": text.width}, config.run.seed).train()
     kept: dict[int, int] = {}
 
@@ -273,7 +285,30 @@ def dry_run(config: Config) -> DryRun:
     losses.total.backward()
     parameters = sum(p.numel() for p in model.parameters())
     steps = config.training.epochs * max(1, len(split.captions) // config.training.batch_size)
-    return DryRun(parameters, 16 * parameters, sum(kept.values()), len(images), steps, losses.total.item())
+    return DryRun(parameters, 16 * parameters, sum(kept.values()), len(pairs), steps, losses.total.item())
+
+
+def _first_batch(
+    dataset: Dataset, split: Split, vision: VisionEncoder, text: TextEncoder, batch_size: int
+) -> Collection:
+    """The first usable pairs of a split, encoded; as in training, an item that is unusable is left out."""
+    pixels, tokenised = [], []
+    for caption, image in zip(split.captions, split.images[split.caption_image], strict=True):
+        try:
+            picture = vision.prepare(dataset.load(dataset.images[image]))
+            words = text.prepare(dataset.captions[caption].text)
+        except DataError as error:
+            _log.warning("left out: %s", error)
+            continue
+        pixels.append(picture)
+        tokenised.append(words)
+        if len(pixels) == batch_size:
+            break
+    if not pixels:
+        raise DataError(f"{dataset.name}: nothing of the split {split.name!r} is usable; see `cmfg data check`")
+    patches, tokens = vision.forward(pixels), text.forward(tokenised).nodes
+    pairs = torch.arange(len(pixels))
+    return Collection(Side("patch", len(pairs), patches.select), Side("token", len(pairs), tokens.select), pairs)
 
 
 def _scorer(model: CMFG, config: Config, progress: Progress | None) -> GraphScorer:
@@ -284,18 +319,60 @@ def _scorer(model: CMFG, config: Config, progress: Progress | None) -> GraphScor
     )
 
 
-def _trained(run: Run, experiment: Experiment) -> CMFG:
+def _trained(run: Run, experiment: Experiment, weights: dict[str, torch.Tensor]) -> CMFG:
     """The model with the weights that validation chose."""
     model = experiment.model(run.config.run.seed)
-    weights, _ = load_checkpoint(run.best)
     load_weights(model, weights, run.best)
     return model
 
 
-def _checkpoint_path(given: str) -> Path:
-    """A checkpoint file, or the last one of a run directory."""
+def find_checkpoint(given: str) -> Path:
+    """A checkpoint file, or the last one of a run directory; CheckpointError where there is none."""
     path = Path(given)
-    return path / "checkpoints" / "last.safetensors" if path.is_dir() else path
+    found = path / "checkpoints" / "last.safetensors" if path.is_dir() else path
+    if not found.is_file():
+        raise CheckpointError(f"{found}: no such checkpoint; name a run directory or a file of its checkpoints")
+    return found
+
+
+def _bring_best(source: Path, run: Run, *, needed: bool) -> None:
+    """Take over the best weights so far, which lie beside the checkpoint of another run."""
+    best = source.with_name(run.best.name)
+    if best.resolve() == run.best.resolve():
+        return
+    if best.is_file():
+        write_atomic(run.best, lambda temporary: shutil.copyfile(best, temporary))
+    elif needed:
+        raise CheckpointError(f"{best}: missing beside {source.name}; copy it there from the run it belongs to")
+
+
+def _keep_manifest(run: Run, manifest: dict[str, Any]) -> None:
+    """Write down what is trained on, for the audit; a run that goes on must go on with the same."""
+    path = run.folder / "manifest-train.json"
+    if run.last.is_file() and path.is_file() and run.read(path.name) != manifest:
+        raise DataError(f"{path}: the training split has changed since; put it back, or --force to start over")
+    run.write(path.name, manifest)
+
+
+def _left_out(experiment: Experiment) -> dict[str, str]:
+    """What of the data set cannot be used, with the reasons."""
+    return {
+        **{item.id: item.reason for item in experiment.dataset.bad},
+        **experiment.images.quarantined,
+        **experiment.captions.quarantined,
+    }
+
+
+def _made_from(run: Run, experiment: Experiment, split: str) -> dict[str, Any]:
+    """Everything that a result on a split depends on, beside the ranking's own settings."""
+    return {
+        "protocol": experiment.dataset.protocol(split),
+        "weights": sha256_file(run.best),
+        "features": [experiment.images.folder.name, experiment.captions.folder.name],
+        "graph": asdict(run.config.graph),
+        "model": asdict(run.config.model),
+        "precision": run.config.run.precision,
+    }
 
 
 def _known(run: Run, name: str, made_from: dict[str, Any]) -> dict[str, Any]:

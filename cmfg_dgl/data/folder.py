@@ -98,7 +98,7 @@ def folder(
     found = _find_images(base)
     entries, bad = _assemble(base, found, _rows(base, found))
     if not entries:
-        first = f" ({len(bad)} refused, the first: {bad[0].id}: {bad[0].reason})" if bad else ""
+        first = f" ({len(bad)} refused, the first: {bad[0].reason})" if bad else ""
         raise DataError(f"{base}: no image with a caption{first}; {REMEDY}")
 
     captions = [CaptionItem(c, i, text) for i, entry in enumerate(entries) for c, text in entry.captions]
@@ -261,7 +261,7 @@ def _assemble(root: Path, found: list[str], rows: Iterable[_Row | BadItem]) -> t
         entry = _entry(root, image, rows_of[image], split_needed, bad)
         if entry is not None:
             entries.append(entry)
-    return entries, bad
+    return entries, [BadItem(item.id, f"{item.id}: {item.reason}") for item in bad]
 
 
 def _entry(root: Path, image: str, rows: list[_Row], split_needed: bool, bad: list[BadItem]) -> _Entry | None:

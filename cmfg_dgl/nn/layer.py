@@ -38,7 +38,7 @@ class CMFGLayer(nn.Module):
     scored
         Names of the relations whose W_Q and W_K this layer owns.
     residual, norm, dropout
-        As above; dropout falls on the messages.
+        As above; dropout falls on x, once an item and not once a pair.
     bf16
         Multiply by the projection matrices in bfloat16; attention stays in the nodes' precision.
     """
@@ -105,7 +105,7 @@ class CMFGLayer(nn.Module):
         if not weights:
             return {}
         with torch.autocast(nodes.device.type, torch.bfloat16, enabled=self.bf16):
-            product = F.linear(self.norm[kind](nodes), torch.cat(list(weights.values())))
+            product = F.linear(self.dropout(self.norm[kind](nodes)), torch.cat(list(weights.values())))
         parts = product.to(nodes.dtype).view(len(nodes), len(weights), self.heads, -1)  # (N, roles, H, C)
         return dict(zip(weights, parts.unbind(1), strict=True))
 
@@ -135,5 +135,5 @@ class CMFGLayer(nn.Module):
         """New nodes (N, D) from old ones and the merged message; no message counts as zero."""
         if message is None:
             return nodes if self.residual else torch.zeros_like(nodes)
-        heard: Tensor = self.dropout(F.relu(message.out.flatten(1)))
+        heard = F.relu(message.out.flatten(1))
         return nodes + heard if self.residual else heard

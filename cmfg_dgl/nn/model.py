@@ -119,7 +119,7 @@ class CMFG(nn.Module):
     pooling
         `mean`, `attention` or `max`.
     feature_dropout
-        Dropout of backbone features.
+        Dropout of projected backbone features.
     temperature
         Starting temperature of both scores; their learnt inverses are at most 100.
     bf16
@@ -180,7 +180,7 @@ class CMFG(nn.Module):
             )
         self.enter = nn.ModuleDict(
             {
-                kind: nn.Sequential(nn.LayerNorm(size), nn.Dropout(feature_dropout), nn.Linear(size, width))
+                kind: nn.Sequential(nn.LayerNorm(size), nn.Linear(size, width), nn.Dropout(feature_dropout))
                 for kind, size in widths.items()
             }
         )
@@ -197,8 +197,11 @@ class CMFG(nn.Module):
         scale: Tensor = self.log_scales[stage].exp().clamp(max=MAX_SCALE)
         return scale
 
-    def encode(self, kind: str, nodes: Nodes) -> Encoded:
-        """Everything that an image (`patch`) or a caption (`token`) gives on its own; its partner is not seen."""
+    def encode(self, kind: str, nodes: Nodes, *, joint: bool = True) -> Encoded:
+        """Everything that an image (`patch`) or a caption (`token`) gives on its own; its partner is not seen.
+
+        Without `joint` what only `match` needs is left out.
+        """
         initial = self.enter[kind](nodes.values) + self.place[kind](self._places(kind, nodes))
         full = NodeSet(nodes.offsets, nodes.grid, nodes.values, initial)
         inner = [r for r in self.relations if not r.cross and r.source == kind]
@@ -208,7 +211,7 @@ class CMFG(nn.Module):
         # Without a cross-modal layer the pair adds nothing, and the state is the last one.
         state, hidden, projected, message_at_door = None, initial, {}, None
         for index, layer in enumerate(self._stack()):
-            at_door = index == self.first_cross
+            at_door = joint and index == self.first_cross
             parts = {**kept, **self._project(layer, kind, hidden, self.relations if at_door else inner)}
             message = layer.messages(graph, {kind: parts}, blocks)[kind] if inner else None
             if at_door:
@@ -229,7 +232,7 @@ class CMFG(nn.Module):
 
     def embed(self, kind: str, nodes: Nodes) -> Tensor:
         """Independent embeddings (items, D) of unit length."""
-        return self.encode(kind, nodes).embedding
+        return self.encode(kind, nodes, joint=False).embedding
 
     def match(self, images: Encoded, captions: Encoded) -> Tensor:
         """Cosine (pairs,) of image and caption in the joint graph of each pair.

@@ -70,8 +70,10 @@ def training_losses(
     """
     parameter = next(model.parameters())
     owners = collection.caption_image[batch]
-    images = model.encode("patch", collection.images.read(owners).to(parameter.device, parameter.dtype))
-    captions = model.encode("token", collection.captions.read(batch).to(parameter.device, parameter.dtype))
+    images, captions = (
+        model.encode(side.kind, side.read(items).to(parameter.device, parameter.dtype), joint=joint_weight > 0)
+        for side, items in ((collection.images, owners), (collection.captions, batch))
+    )
     logits = images.embedding @ captions.embedding.T * model.scale("first")
     same = same_pairs(owners, texts[batch]).to(logits.device)
     first = info_nce(logits, same, label_smoothing)
