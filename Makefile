@@ -1,5 +1,5 @@
 # `make demo` trains, evaluates and audits on OpenMoji; `make test` tests; both make the environment first.
-PYTHON ?= $(shell for p in python3.11 python3.10 python3; do $$p -c 'import sys' >/dev/null 2>&1 && { echo $$p; break; }; done)
+PYTHON ?= $(or $(shell for p in python3.11 python3.10 python3; do $$p -c 'import sys' >/dev/null 2>&1 && { echo $$p; break; }; done),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

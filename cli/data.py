@@ -15,13 +15,22 @@ __all__ = ["command"]
 
 @click.group("data")
 def command() -> None:
-    """List, describe and check data sets."""
+    """List, describe and check data sets.
+
+    \b
+    cmfg data info -c openmoji
+    """
 
 
 @command.command("ls")
 @json_option
+@verbosity_options
 def ls(as_json: bool) -> None:
-    """List the data sets."""
+    """List the data sets.
+
+    \b
+    cmfg data ls
+    """
     from cmfg_dgl.data.load import DATASETS
 
     if as_json:
@@ -34,7 +43,9 @@ def ls(as_json: bool) -> None:
 @config_options
 @json_option
 @verbosity_options
+@click.pass_obj
 def info(
+    verbosity: Verbosity,
     config: str | None,
     overrides: tuple[str, ...],
     seed: int | None,
@@ -50,14 +61,16 @@ def info(
     """
     from cmfg_dgl.training.experiment import open_dataset
 
-    dataset = open_dataset(load(config, overrides, seed=seed, device=device, precision=precision))
+    settings = load(config, overrides, seed=seed, device=device, precision=precision)
+    with Bars(verbosity.quiet):
+        dataset = open_dataset(settings)
     splits = {}
-    for name in dataset.splits:
-        split = dataset.split(name)
+    for name, positions in dataset.splits.items():
+        members = set(positions.tolist())
         splits[name] = {
-            "images": len(split.images),
-            "captions": len(split.captions),
-            "protocol": dataset.protocol(name),
+            "images": len(members),
+            "captions": sum(caption.image in members for caption in dataset.captions),
+            "protocol": dataset.protocol(name) if members else None,
         }
     record = {
         "dataset": dataset.name,
@@ -70,7 +83,7 @@ def info(
     if as_json:
         print_json(record)
         return
-    rows = [[name, item["images"], item["captions"], item["protocol"]] for name, item in splits.items()]
+    rows = [[name, item["images"], item["captions"], item["protocol"] or "empty"] for name, item in splits.items()]
     print_table(
         f"{dataset.name}: {len(dataset.images)} images, {len(dataset.captions)} captions",
         ["split", "images", "captions", "protocol"],
@@ -105,8 +118,9 @@ def check(
     from cmfg_dgl.errors import DataError
     from cmfg_dgl.training.experiment import open_dataset
 
-    dataset = open_dataset(load(config, overrides, seed=seed, device=device, precision=precision))
+    settings = load(config, overrides, seed=seed, device=device, precision=precision)
     with Bars(verbosity.quiet) as bars:
+        dataset = open_dataset(settings)
         findings = check_dataset(dataset, lambda done, total: bars("images", done, total))
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:

@@ -6,8 +6,8 @@ import click
 
 from cmfg_dgl.environment import environment
 
-from .options import json_option, verbosity_options
-from .output import print_json
+from .options import Verbosity, json_option, verbosity_options
+from .output import Bars, print_json
 
 __all__ = ["command"]
 
@@ -15,9 +15,15 @@ __all__ = ["command"]
 @click.command("env")
 @json_option
 @verbosity_options
-def command(as_json: bool) -> None:
-    """Print versions, kernels and devices, for bug reports."""
-    record = environment()
+@click.pass_obj
+def command(verbosity: Verbosity, as_json: bool) -> None:
+    """Print versions, kernels and devices, for bug reports.
+
+    \b
+    cmfg env --json
+    """
+    with Bars(verbosity.quiet):
+        record = environment()
     if as_json:
         print_json(record)
         return

@@ -7,14 +7,18 @@ import sys
 import click
 
 from .options import Verbosity, config_options, force_option, json_option, load, verbosity_options
-from .output import Bars, print_json, print_table
+from .output import Bars, print_json
 
 __all__ = ["command"]
 
 
 @click.group("features")
 def command() -> None:
-    """Build and verify the feature store."""
+    """Build and verify the feature store.
+
+    \b
+    cmfg features build -c openmoji
+    """
 
 
 @command.command("build")
@@ -38,9 +42,10 @@ def build(
     \b
     cmfg features build -c openmoji
     """
-    from cmfg_dgl.training.experiment import Experiment
+    from cmfg_dgl.training.experiment import Experiment, select_device
 
     settings = load(config, overrides, seed=seed, device=device, precision=precision)
+    select_device(settings)
     with Bars(verbosity.quiet) as bars:
         experiment = Experiment.prepare(settings, bars, force=force)
     stores = [experiment.images, experiment.captions]
@@ -70,7 +75,9 @@ def build(
 @config_options
 @json_option
 @verbosity_options
+@click.pass_obj
 def verify(
+    verbosity: Verbosity,
     config: str | None,
     overrides: tuple[str, ...],
     seed: int | None,
@@ -86,13 +93,16 @@ def verify(
     from cmfg_dgl.errors import DataError
     from cmfg_dgl.training.experiment import find_stores
 
-    stores = find_stores(load(config, overrides, seed=seed, device=device, precision=precision))
-    damaged = {str(store.folder): store.verify() for store in stores}
+    settings = load(config, overrides, seed=seed, device=device, precision=precision)
+    with Bars(verbosity.quiet):
+        damaged = {str(store.folder): store.verify() for store in find_stores(settings)}
     if as_json:
         print_json({"passed": not any(damaged.values()), "damaged": damaged})
     else:
-        rows = [[folder, "; ".join(files) or "whole"] for folder, files in damaged.items()]
-        print_table("feature stores", ["folder", "damaged files"], rows)
+        for folder, files in damaged.items():
+            click.echo(f"{folder}: {'damaged' if files else 'whole'}")
+            for file in files:
+                click.echo(f"damaged: {file}")
     if any(damaged.values()):
         click.echo("rebuild with: cmfg features build --force", err=True)
         sys.exit(DataError.exit_code)

@@ -36,7 +36,9 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            if ctx.resilient_parsing:
+                return None
+            raise click.NoSuchCommand(cmd_name, possibilities=COMMANDS, ctx=ctx)
         module = importlib.import_module(f"cmfg_dgl.cli.{cmd_name}")
         command: click.Command = module.command
         return command
@@ -64,7 +66,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     verbosity = Verbosity()
     try:
-        sys.exit(cmfg.main(standalone_mode=False, obj=verbosity))
+        sys.exit(cmfg.main(prog_name="cmfg", standalone_mode=False, obj=verbosity))
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         where = (
             f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
@@ -72,7 +77,9 @@ def main() -> None:
         click.echo(f"cmfg: {error.format_message()}{where}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("cmfg: interrupted; run the same command again to go on", err=True)
+        click.echo(
+            "cmfg: interrupted; the same command goes on where it stopped (train with --resume auto)", err=True
+        )
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         known = isinstance(error, CmfgError)
@@ -80,5 +87,5 @@ def main() -> None:
             traceback.print_exc()
         remedy = "" if known else "; add -v for the traceback, and please report it with the output of cmfg env"
         name = "" if known else f"{type(error).__name__}: "
-        click.echo(f"cmfg: {name}{error}{remedy}", err=True)
+        click.echo(f"cmfg: {name}{' '.join(str(error).split())}{remedy}", err=True)
         sys.exit(error.exit_code if isinstance(error, CmfgError) else 1)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from types import TracebackType
 from typing import Any
 
@@ -17,15 +20,21 @@ from rich.table import Table
 __all__ = ["Bars", "print_json", "print_retrieval", "print_table"]
 
 LINE_SECONDS = 15.0
+UNFOLDED = 10_000
 
 
 class Bars:
-    """Progress bars on a terminal; elsewhere a line now and then, and at each end; nothing when quiet."""
+    """What a command tells while it works, all of it on stderr: progress, and log lines of cmfg.
+
+    Progress bars on a terminal; elsewhere a line now and then, and at each end; nothing when quiet. What a
+    library prints meanwhile goes to stderr too, so that stdout holds the result alone.
+    """
 
     def __init__(self, quiet: bool) -> None:
         self.quiet, self.terminal = quiet, sys.stderr.isatty()
         self.tasks: dict[str, TaskID] = {}
-        self.told: dict[str, float] = {}
+        self.told: dict[str, tuple[float, int]] = {}
+        self.context = ExitStack()
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -37,13 +46,15 @@ class Bars:
         )
 
     def __enter__(self) -> Bars:
-        self.bars.start()
+        self.context.enter_context(redirect_stdout(sys.stderr))
+        self.context.enter_context(_log_lines(self.quiet))
+        self.context.enter_context(self.bars)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bars.stop()
+        self.context.close()
 
     def __call__(self, what: str, done: int, total: int, message: str = "") -> None:
         """Show that `done` of `total` steps of `what` are over."""
@@ -55,15 +66,40 @@ class Bars:
             self.bars.update(self.tasks[what], completed=done, total=total, message=message)
             return
         now = time.monotonic()
-        self.told.setdefault(what, now)
-        if now - self.told[what] >= LINE_SECONDS or done == total:
-            self.told[what] = now
+        then, before = self.told.setdefault(what, (now, -1))
+        if now - then >= LINE_SECONDS or (done == total and done != before):
+            self.told[what] = now, done
             click.echo(f"{what}: {done}/{total} {message}".rstrip(), err=True)
 
 
+class _Lines(logging.Handler):
+    """A line on stderr for each record, wherever stderr is by then: progress bars put their own in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
+@contextmanager
+def _log_lines(quiet: bool) -> Iterator[None]:
+    logger, handler = logging.getLogger("cmfg_dgl"), _Lines(logging.CRITICAL + 1 if quiet else logging.NOTSET)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def print_json(value: Any) -> None:
-    """Print `value` as JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print `value` as JSON on stdout; a number that is not finite, which JSON has no word for, as null."""
+    click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -74,7 +110,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row))
-    width = None if sys.stdout.isatty() else 120
+    # A path that is folded can be neither copied nor searched for.
+    width = None if sys.stdout.isatty() else UNFOLDED
     Console(width=width, markup=False, highlight=False).print(table)
 
 

@@ -42,12 +42,15 @@ def command(
     cmfg train -c openmoji --dry-run
     cmfg train -c openmoji -o runs/openmoji --resume auto
     """
+    if force and resume:
+        raise click.UsageError("--force starts over and --resume goes on; give one of them")
     settings = load(config, overrides, seed=seed, device=device, precision=precision, output_dir=output_dir)
     from cmfg_dgl import workflow
     from cmfg_dgl.training.run import create_run
 
     if dry_run:
-        result = workflow.dry_run(settings)
+        with Bars(verbosity.quiet):
+            result = workflow.dry_run(settings)
         if as_json:
             print_json(asdict(result))
         else:
@@ -61,9 +64,11 @@ def command(
             ]
             print_table("dry run: nothing was written", ["", "value"], rows)
         return
+    if resume not in (None, "auto"):
+        workflow.find_checkpoint(resume)
     run = create_run(settings, resume=resume is not None, force=force)
     with Bars(verbosity.quiet) as bars:
-        selection = workflow.train_run(run, checkpoint=_checkpoint(resume, run.last.is_file()), progress=bars)
+        selection = workflow.train_run(run, checkpoint=resume, progress=bars)
     if as_json:
         print_json({"run": str(run.folder), **selection})
         return
@@ -76,8 +81,3 @@ def command(
         ],
     )
     click.echo(f"run: {run.folder}\nreport: {run.folder / 'report.html'}")
-
-
-def _checkpoint(resume: str | None, begun: bool) -> str | None:
-    """`--resume auto` on a run that has no checkpoint yet starts it."""
-    return None if resume == "auto" and not begun else resume

@@ -34,7 +34,7 @@ from cmfg_dgl.retrieval.rank import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment, build_model, encoders, open_dataset, select_device
 from cmfg_dgl.training.run import Run
-from cmfg_dgl.training.trainer import Trainer, load_weights, training_losses
+from cmfg_dgl.training.trainer import Trainer, TrainerState, load_weights, training_losses
 
 __all__ = ["DryRun", "Progress", "audit_run", "dry_run", "evaluate_run", "find_checkpoint", "train_run"]
 
@@ -68,7 +68,7 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
     Raises
     ------
     ConfigError
-        If the run is finished and `checkpoint` is another run's.
+        If the run is finished and `checkpoint` is another run's, or that one is.
     DataError
         If too much is unusable, or the training split is not what the run began with.
     CheckpointError
@@ -121,7 +121,8 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
     _keep_manifest(run, dataset.manifest("train"))
     if source and (source != run.last or source.is_file()):
         trainer.resume(source)
-        _bring_best(source, run, needed=trainer.state.best_epoch >= 0)
+        if source.resolve() != run.last.resolve():
+            _take_over(source, run, trainer.state)
     state = trainer.fit()
     weights, best = load_checkpoint(trainer.best)
     load_weights(model, weights, trainer.best)
@@ -335,14 +336,14 @@ def find_checkpoint(given: str) -> Path:
     return found
 
 
-def _bring_best(source: Path, run: Run, *, needed: bool) -> None:
-    """Take over the best weights so far, which lie beside the checkpoint of another run."""
+def _take_over(source: Path, run: Run, state: TrainerState) -> None:
+    """Bring the best weights so far from beside the checkpoint of another run that is not finished."""
+    if state.finished:
+        raise ConfigError(f"{source}: of a finished run, so nothing is left to train; name another checkpoint")
     best = source.with_name(run.best.name)
-    if best.resolve() == run.best.resolve():
-        return
     if best.is_file():
         write_atomic(run.best, lambda temporary: shutil.copyfile(best, temporary))
-    elif needed:
+    elif state.best_epoch >= 0:
         raise CheckpointError(f"{best}: missing beside {source.name}; copy it there from the run it belongs to")
 
 

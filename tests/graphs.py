@@ -16,7 +16,7 @@ from cmfg_dgl.graph.topology import DIRECTIONS, Complete, Directed, Grid, Knn, N
 Grids = Sequence[tuple[int, int]]
 Pair = tuple[int, int]
 
-EXAMPLES = settings(deadline=None, max_examples=15)
+EXAMPLES = settings(deadline=None, max_examples=10)
 """For properties whose examples take milliseconds each, on a machine that may be busy."""
 
 IMAGES = ((2, 3), (1, 1), (3, 1), (2, 2))
@@ -58,8 +58,8 @@ SCHEMAS: dict[str, tuple[Relation, ...]] = {
 
 
 def image_grids(most: int = 4) -> st.SearchStrategy[list[tuple[int, int]]]:
-    """Grids of one to four images."""
-    return st.lists(st.tuples(st.integers(1, most), st.integers(1, most)), min_size=1, max_size=4)
+    """Grids of one to three images."""
+    return st.lists(st.tuples(st.integers(1, most), st.integers(1, most)), min_size=1, max_size=3)
 
 
 def caption_grids(graphs: int) -> st.SearchStrategy[list[tuple[int, int]]]:

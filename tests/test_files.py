@@ -28,11 +28,11 @@ def die(*args, **kwargs):
 
 def write(temporary):
     with temporary.open("w") as file:
-        file.write("half of the new")
+        file.write("all of")
         file.flush()
         if stage == "write":
             die()
-        file.write(" file")
+        file.write(" the new")
 
 path, stage = Path(sys.argv[1]), sys.argv[2]
 if stage == "flush":
@@ -45,11 +45,10 @@ if stage == "after":
 files.write_atomic(path, write)
 """
 
+TEXT = st.text(st.characters(codec="utf-8"))
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3)
-    ),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=8,
 )
 
@@ -60,8 +59,8 @@ VALUES = st.recursive(
         ("write", "old"),
         ("flush", "old"),
         ("rename", "old"),
-        ("after", "half of the new file"),
-        ("none", "half of the new file"),
+        ("after", "all of the new"),
+        ("none", "all of the new"),
     ],
 )
 def test_a_killed_write_leaves_one_whole_file(tmp_path, stage, content):
@@ -122,7 +121,7 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
 
 
 @EXAMPLES
-@given(value=st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers(), max_size=5))
+@given(value=st.dictionaries(TEXT, st.integers(), max_size=5))
 def test_canonical_json_knows_no_order(value):
     backwards = dict(reversed(value.items()))
     assert canonical_json({"a": value}) == canonical_json({"a": backwards})

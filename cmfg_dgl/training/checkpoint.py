@@ -19,10 +19,12 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON-able state with their SHA-256, atomically."""
+    """Write tensors and a JSON-able state with their SHA-256, atomically; equal content gives equal bytes."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"state": json.dumps(state), "sha256": _digest(plain, json.dumps(state))}
-    write_atomic(path, lambda temporary: save_file(plain, temporary, metadata=metadata))
+    text = json.dumps(state)
+    # One entry, for safetensors writes several in an order that differs from call to call.
+    seal = json.dumps({"sha256": _digest(plain, text), "state": text})
+    write_atomic(path, lambda temporary: save_file(plain, temporary, metadata={"cmfg": seal}))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -35,15 +37,15 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            seal = json.loads((file.metadata() or {}).get("cmfg", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint; train first, or name another run") from None
     except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint ({_first_line(error)}); delete it and resume") from None
-    if "state" not in metadata or metadata.get("sha256") != _digest(tensors, metadata["state"]):
+    if not isinstance(seal, dict) or seal.get("sha256") != _digest(tensors, str(seal.get("state"))):
         raise CheckpointError(f"{path}: damaged checkpoint (its SHA-256 differs); delete it and resume")
-    state: dict[str, Any] = json.loads(metadata["state"])
+    state: dict[str, Any] = json.loads(seal["state"])
     return tensors, state
 
 

@@ -24,7 +24,8 @@ def info_nce(logits: Tensor, same: Tensor, label_smoothing: float = 0.0) -> Tens
         bool, (B, B): image i and caption j belong together. Off the diagonal such a pair is a false negative
         and is left out of the sums.
     label_smoothing
-        Share of the target spread over the other pairs that count.
+        Share of the target spread evenly over the pairs that count, the right one among them, as in torch's
+        cross_entropy.
     """
     wrong = same & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     target = torch.arange(len(logits), device=logits.device)

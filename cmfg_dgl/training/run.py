@@ -17,6 +17,7 @@ __all__ = ["Run", "create_run", "open_run"]
 
 CONTENTS = (
     "env.json",
+    "manifest-train.json",
     "metrics.jsonl",
     "selection.json",
     "training.json",
@@ -30,9 +31,9 @@ CONTENTS = (
 class Run:
     """A run directory.
 
-    It holds `config.yaml` (resolved), `env.json`, `training.json` (what was trained on), `metrics.jsonl`,
-    `selection.json` (what validation chose), `tb/`, `checkpoints/`, `evaluation-SPLIT.json`, `audit.json`,
-    `report.html` and `README.md`.
+    It holds `config.yaml` (resolved), `env.json`, `manifest-train.json` and `training.json` (what was trained
+    on), `metrics.jsonl`, `selection.json` (what validation chose), `tb/`, `checkpoints/`, `report.html`,
+    `README.md`, `audit.json`, and for each evaluated split `evaluation-`, `curves-` and `examples-SPLIT.json`.
     """
 
     folder: Path
@@ -71,7 +72,7 @@ def create_run(config: Config, *, resume: bool, force: bool) -> Run:
     resume
         Go on with a run of the same configuration, if there is one.
     force
-        Remove a run that is there.
+        Remove a run that is there, and of its folder nothing else.
 
     Raises
     ------
@@ -94,13 +95,14 @@ def create_run(config: Config, *, resume: bool, force: bool) -> Run:
                 f"{folder}: holds a run with another {', '.join(differing)}; "
                 "choose another -o, or --force to start over"
             )
-        return run
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        _remove_half_written(folder)
+    elif folder.exists() and not _unused(folder):
         raise ConfigError(f"{folder}: is not empty and no run; choose another -o")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "env.json", environment())
-    # Written last: a folder with a config.yaml is a run.
-    write_atomic(written, lambda path: path.write_text(to_yaml(config), encoding="utf-8"))
+    # Each on its own, for a kill may have come between the two. A folder with a config.yaml is a run.
+    if not written.is_file():
+        write_atomic(written, lambda path: path.write_text(to_yaml(config), encoding="utf-8"))
+    if not (folder / "env.json").is_file():
+        write_json(folder / "env.json", environment())
     return run
 
 
@@ -119,15 +121,33 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> Run:
     return Run(folder, replace(config, run=replace(config.run, output_dir=str(folder))))
 
 
+def _unused(folder: Path) -> bool:
+    """Whether a folder is empty, but for a config.yaml that a kill left half written."""
+    return folder.is_dir() and all(path.name.startswith(".config.yaml.") for path in folder.iterdir())
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Remove what killed processes had begun to write."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob("checkpoints/.*.tmp")):
+        path.unlink(missing_ok=True)
+
+
 def _remove_run(folder: Path) -> None:
+    """Remove the files of a run; ConfigError where the config.yaml is not of a run."""
+    try:
+        load_config(str(folder / "config.yaml"))
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: holds no run that --force may remove ({error}); choose another -o") from None
+    _remove_half_written(folder)
     for name in (
-        "config.yaml",
         *CONTENTS,
         *(path.name for kind in ("evaluation", "curves", "examples") for path in folder.glob(f"{kind}-*.json")),
     ):
         (folder / name).unlink(missing_ok=True)
     for name in ("tb", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)
+    # Last: as long as it is there the rest can be removed by another --force.
+    (folder / "config.yaml").unlink()
 
 
 def _differences(old: Config, new: Config) -> list[str]:

@@ -234,13 +234,10 @@ class Trainer:
         while state.step_in_epoch < self.steps_per_epoch:
             start = state.step_in_epoch * self.batch_size
             self._step(order[start : start + self.batch_size], board)
-            if self._stop:
-                self.save()
-                raise Interrupted(f"stopped at step {state.step} of {self.steps}; go on with --resume auto")
-            if state.step % self.checkpoint_steps == 0 and state.step_in_epoch < self.steps_per_epoch:
-                self.save()
+            due = state.step % self.checkpoint_steps == 0 and state.step_in_epoch < self.steps_per_epoch
+            self._save_if(due)
         self._finish_epoch(board)
-        self.save()
+        self._save_if(True)
 
     def _step(self, batch: Tensor, board: SummaryWriter) -> None:
         state = self.state
@@ -261,7 +258,7 @@ class Trainer:
         losses.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip).item()
         self._require_finite({"gradient norm": norm})
-        rate = self.schedule.get_last_lr()[0]
+        rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.schedule.step()
         for name, value in {**values, "gradient_norm": norm, "learning_rate": rate}.items():
@@ -292,7 +289,8 @@ class Trainer:
             **metrics,
         }
         for name, value in metrics.items():
-            board.add_scalar(f"val/{name}", value, state.step)
+            # At the last step of the epoch: what comes after a checkpoint's step is hidden when a run goes on.
+            board.add_scalar(f"val/{name}", value, state.step - 1)
         state.history.append(record)
         if metrics["val_rsum"] > state.best:
             state.best, state.best_epoch = metrics["val_rsum"], state.epoch
@@ -310,6 +308,13 @@ class Trainer:
         tensors["random.torch"] = torch.get_rng_state()
         rates = [group["lr"] for group in self.optimizer.param_groups]
         save_checkpoint(self.last, tensors, {**vars(self.state), "learning_rates": rates})
+
+    def _save_if(self, due: bool) -> None:
+        """Save when it is due, or when a signal asks to stop, which ends the run here."""
+        if due or self._stop:
+            self.save()
+        if self._stop:
+            raise Interrupted(f"stopped at step {self.state.step} of {self.steps}; go on with --resume auto")
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

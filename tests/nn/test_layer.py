@@ -4,7 +4,7 @@
   residual and norm, every schema, every kernel.
 - Kept attention comes from other nodes and other weights than the values.
 - A relation that the graph lacks is left out; `residual` decides what a node that hears nothing becomes.
-- Dropout falls on the messages, in training only.
+- Dropout falls on the input, the same for all relations, in training only.
 """
 
 import pytest
@@ -15,6 +15,7 @@ from oracle import Settings, layer
 from cmfg_dgl.graph.blocks import relation_block
 from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.topology import NodeSet
+from cmfg_dgl.nn.attention import Message
 from cmfg_dgl.nn.layer import CMFGLayer
 
 WIDTH = 8
@@ -151,16 +152,23 @@ def test_a_graph_does_not_depend_on_its_batch():
         assert_same({kind: h[ends[kind]] for kind, h in whole.items()}, single)
 
 
-def test_dropout_falls_on_messages_in_training_only():
+def test_dropout_falls_on_the_input_once_an_item_and_in_training_only():
     relations = SCHEMAS["complete"]
     made, plain = make_layer(relations, dropout=0.5), make_layer(relations)
     hidden = hidden_nodes()
-    expected = {kind: h - hidden[kind] for kind, h in run(plain, relations, hidden).items()}
     assert_same(run(made.eval(), relations, hidden), run(plain, relations, hidden))
-    trained = run(made.train(), relations, hidden)
-    for kind, heard in expected.items():
-        ratio = ((trained[kind] - hidden[kind]) / heard)[heard > 1e-9]
-        assert set(ratio.round(decimals=6).unique().tolist()) == {0.0, 2.0}
+    made.train()
+    with torch.no_grad():
+        for attention in made.conv.mods.values():
+            for linear in attention.children():
+                linear.weight.copy_(torch.eye(WIDTH))
+    nodes = hidden["patch"]
+    seen = [x.flatten(1) for x in made.project("patch", nodes, relations).values()]
+    assert all(torch.equal(x, seen[0]) for x in seen)
+    ratio = (seen[0] / made.norm["patch"](nodes)).round(decimals=9)
+    assert set(ratio.unique().tolist()) == {0.0, 2.0}
+    message = Message(torch.randn(len(nodes), 2, WIDTH // 2, dtype=torch.float64), None)
+    assert torch.equal(made.update(nodes, message), made.eval().update(nodes, message))
 
 
 def test_bfloat16_products_keep_the_precision_of_the_nodes():

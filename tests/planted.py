@@ -1,0 +1,127 @@
+"""Images and captions with a planted signal, so that a tiny model without a backbone has something to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from graphs import Grids, random_nodes
+from torch import Tensor
+
+from cmfg_dgl.evaluation.evaluate import first_stage, score
+from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.graph.relations import Relation
+from cmfg_dgl.graph.topology import Complete, Grid
+from cmfg_dgl.nn.model import CMFG
+from cmfg_dgl.retrieval.rank import GraphScorer
+from cmfg_dgl.training.trainer import Trainer
+
+WIDTHS = {"patch": 12, "token": 9}
+SIGNAL = 8
+RELATIONS = (
+    Relation("patch", "spatial", "patch", Grid(1)),
+    Relation("token", "context", "token", Complete()),
+    Relation("patch", "grounds", "token", Complete()),
+    Relation("token", "describes", "patch", Complete()),
+)
+
+
+def planted(captions_of: Sequence[int], seed: int = 0, noise: float = 0.3) -> Collection:
+    """A collection in which image i has captions_of[i] captions, and nodes show a vector that both share.
+
+    Image nodes show the vector through one fixed random matrix, caption nodes through another; the vectors, the
+    ragged sizes, the noise and the order of the captions depend on `seed`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    fixed = torch.Generator().manual_seed(12345)
+    mixing = {kind: torch.randn(SIGNAL, width, generator=fixed) for kind, width in WIDTHS.items()}
+    owners = torch.arange(len(captions_of)).repeat_interleave(torch.tensor(captions_of))
+    owners = owners[torch.randperm(len(owners), generator=generator)]
+    signal = torch.randn(len(captions_of), SIGNAL, generator=generator)
+
+    def side(kind: str, vectors: Tensor, sizes: Grids) -> Side:
+        nodes = random_nodes(sizes, WIDTHS[kind], seed + len(vectors), torch.float32)
+        shown = torch.repeat_interleave(vectors @ mixing[kind], nodes.counts, 0) + noise * nodes.values
+        return Side(kind, len(vectors), Nodes(shown, nodes.offsets, nodes.grid).select)
+
+    grids = [(1 + i % 3, 1 + i % 2) for i in range(len(captions_of))]
+    lengths = [(1, 1 + i % 4) for i in range(len(owners))]
+    return Collection(side("patch", signal, grids), side("token", signal[owners], lengths), owners)
+
+
+class TableScorer:
+    """Scores from tables: embeddings (N, D) and (M, D), joint scores (N, M). Keeps the pairs it is asked for."""
+
+    def __init__(self, images: Tensor, captions: Tensor, joint: Tensor) -> None:
+        self.images, self.captions, self.joint = images, captions, joint
+        self.asked: list[tuple[int, int]] = []
+
+    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+        """The tables."""
+        return self.images, self.captions
+
+    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+        """Cells of the table."""
+        self.asked += zip(image.tolist(), caption.tolist(), strict=True)
+        return self.joint[image, caption]
+
+
+def random_scorer(collection: Collection, seed: int = 0, width: int = 4) -> TableScorer:
+    """Random tables in which a caption's embedding leans towards its image's, and so do the joint scores."""
+    generator = torch.Generator().manual_seed(seed)
+    N, M = collection.images.count, collection.captions.count
+    images = torch.randn(N, width, generator=generator)
+    captions = 0.7 * images[collection.caption_image] + torch.randn(M, width, generator=generator)
+    right = collection.caption_image == torch.arange(N)[:, None]
+    return TableScorer(images, captions, 1.5 * right + torch.randn(N, M, generator=generator))
+
+
+def tiny_model(seed: int = 0, **options: Any) -> CMFG:
+    """A CMFG of width 16 with random weights that depend on `seed`, in training mode with dropout."""
+    settings = {
+        "width": 16,
+        "heads": 2,
+        "layers": 2,
+        "cross_layers": 1,
+        "dropout": 0.2,
+        "feature_dropout": 0.1,
+        "temperature": 0.1,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CMFG(widths=WIDTHS, relations=RELATIONS, **(settings | options))
+
+
+def tiny_trainer(folder: Path, *, seed: int = 0, **options: Any) -> Trainer:
+    """A trainer of 40 pairs in batches of 8, so 5 steps an epoch; `options` go to `Trainer`.
+
+    A call stands for a new process: dropout begins where `seed` says, whatever was drawn before.
+    """
+    model = tiny_model(seed)
+    collection, held_out = planted([1] * 40, seed=1), planted([1] * 24, seed=2)
+    torch.manual_seed(seed)
+
+    def validate() -> dict[str, float]:
+        return {"val_rsum": first_stage(score(GraphScorer(model), held_out, k=0))[0]["rsum"]}
+
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "epochs": 3,
+        "batch_size": 8,
+        "learning_rate": 3e-3,
+        "weight_decay": 0.05,
+        "warmup": 0.1,
+        "clip": 1.0,
+        "label_smoothing": 0.1,
+        "joint_weight": 1.0,
+        "hard_negatives": 2,
+        "patience": 8,
+        "checkpoint_steps": 2,
+        "validate": validate,
+        "collection": collection,
+        "texts": torch.arange(40),
+    }
+    return Trainer(model, folder=folder, **(settings | options))

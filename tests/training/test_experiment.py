@@ -1,0 +1,182 @@
+"""Pins of the experiment: a data set, its two feature stores and the configuration together.
+
+- A split's collection gives, item for item, what the stores hold for the images and captions of that split.
+- Training leaves out what is quarantined, and images left without a caption with it, up to `data.max_bad_fraction`;
+  an evaluation refuses a split that is not whole and lists all of it, also what was left out while reading.
+- Texts that differ in case, spaces or punctuation alone have one number, others not.
+- The model's weights depend on the seed alone, and making it leaves torch's random state as it was.
+- Features lie in features.dir, else $CMFG_CACHE, else ~/.cache/cmfg.
+- A device that cannot be used is a configuration error of one line.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from graphs import random_nodes
+from PIL import Image
+
+from cmfg_dgl.config import load_config
+from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
+from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.store import ShardContent, build_store
+from cmfg_dgl.training.experiment import Experiment, features_directory, select_device
+
+OWNERS = [4, 0, 1, 1, 2, 3, 3, 3, 4, 5, 0]
+"""Image of each caption."""
+
+TEXTS = ["A cat.", "a dog", "a  CAT", "two birds", "a dogs", "a dog!", "x", "y", "A cat.", "z", "w"]
+
+
+def a_store(folder, kind, ids, width, quarantined):
+    grids = [(0, 0) if item in quarantined else (1, 1 + i % 3) for i, item in enumerate(ids)]
+    nodes = random_nodes(grids, width, len(ids), torch.float16)
+    key = {"kind": kind, "dataset": "toy", "encoder": {}, "items": ""}
+
+    def make_shard(first, last):
+        whole = {item: f"{item}: broken" for item in ids[first:last] if item in quarantined}
+        part = slice(int(nodes.offsets[first]), int(nodes.offsets[last]))
+        offsets = nodes.offsets[first : last + 1] - nodes.offsets[first]
+        return ShardContent(Nodes(nodes.values[part], offsets, nodes.grid[first:last]), quarantined=whole)
+
+    return nodes, build_store(folder / kind, key, ids, width=lambda: width, shard_items=4, make_shard=make_shard)
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """Makes an experiment; gives it with the nodes of both stores."""
+
+    def make(quarantined=(), bad=(), overrides=()):
+        images = tuple(ImageItem(f"img{i}", f"/x/img{i}.png", f"{i:064d}") for i in range(6))
+        captions = tuple(CaptionItem(f"cap{i}", OWNERS[i], text) for i, text in enumerate(TEXTS))
+        splits = {"train": np.array([3, 0, 1, 4]), "test": np.array([2, 5])}
+        data = Dataset("toy", images, captions, splits, "rule", lambda item: Image.new("RGB", (8, 8)), bad)
+        patches, image_store = a_store(tmp_path, "images", [i.id for i in images], 5, quarantined)
+        tokens, caption_store = a_store(tmp_path, "captions", [c.id for c in captions], 3, quarantined)
+        config = load_config(None, ["model.width=16", *overrides])
+        return Experiment(config, data, image_store, caption_store), patches, tokens
+
+    return make
+
+
+def assert_same(a, b):
+    torch.testing.assert_close((a.values, a.offsets, a.grid), (b.values, b.offsets, b.grid), rtol=0, atol=0)
+
+
+def test_a_collection_reads_what_the_stores_hold(toy):
+    experiment, patches, tokens = toy()
+    collection = experiment.collection(experiment.training_split("train"))
+    images, captions = [0, 1, 3, 4], [1, 10, 2, 3, 5, 6, 7, 0, 8]
+    assert (collection.images.kind, collection.images.count) == ("patch", 4)
+    assert (collection.captions.kind, collection.captions.count) == ("token", 9)
+    assert collection.caption_image.tolist() == [images.index(OWNERS[c]) for c in captions]
+    for wanted in ([0, 1, 2, 3], [3, 0, 0], [2]):
+        items = torch.tensor(wanted)
+        assert_same(collection.images.read(items), patches.select(torch.tensor(images)[items]))
+    for wanted in (range(9), [8, 2, 2, 0]):
+        items = torch.tensor(wanted)
+        assert_same(collection.captions.read(items), tokens.select(torch.tensor(captions)[items]))
+
+
+def test_training_leaves_out_what_is_quarantined(toy):
+    # Image 4 is broken, caption 10 is one of two, captions 2 and 3 are all that image 1 has.
+    bad = {"img4", "cap10", "cap2", "cap3"}
+    experiment, patches, tokens = toy(bad, overrides=["data.max_bad_fraction=0.5"])
+    assert experiment.quarantined("train") == {item: f"{item}: broken" for item in bad}
+    assert experiment.quarantined("test") == {}
+    view = experiment.training_split("train")
+    assert view.images.tolist() == [0, 3] and view.captions.tolist() == [1, 5, 6, 7]
+    collection = experiment.collection(view)
+    assert collection.caption_image.tolist() == [0, 1, 1, 1]
+    assert_same(collection.images.read(torch.arange(2)), patches.select(torch.tensor([0, 3])))
+    assert_same(collection.captions.read(torch.arange(4)), tokens.select(torch.tensor([1, 5, 6, 7])))
+
+
+@pytest.mark.parametrize(("allowed", "passes"), [("0.16", True), ("0.15", False)])
+def test_how_much_may_be_quarantined(toy, allowed, passes):
+    # Two of the four images and nine captions of the split: 15.4 %.
+    experiment, *_ = toy({"img4", "cap10"}, overrides=[f"data.max_bad_fraction={allowed}"])
+    if passes:
+        assert len(experiment.training_split("train").images) == 3
+        return
+    with pytest.raises(DataError, match="15% of the train split") as caught:
+        experiment.training_split("train")
+    message = str(caught.value)
+    assert "img4: broken" in message and "cap10: broken" in message and "max_bad_fraction" in message
+    assert "\n" not in message
+
+
+def test_an_evaluation_leaves_nothing_out(toy):
+    experiment, *_ = toy({"img4", "cap10"})
+    assert experiment.evaluation_split("test").images.tolist() == [2, 5]
+    with pytest.raises(DataError) as caught:
+        experiment.evaluation_split("train")
+    assert "img4: broken" in str(caught.value) and "cap10: broken" in str(caught.value)
+    experiment, *_ = toy(bad=(BadItem("gone", "gone.png: no such file"),))
+    with pytest.raises(DataError, match=r"1 items .*gone\.png") as caught:
+        experiment.evaluation_split("test")
+    assert caught.value.exit_code == 3
+
+
+def test_numbers_of_texts(toy):
+    experiment, *_ = toy()
+    view = experiment.training_split("train")
+    numbers = experiment.texts(view)
+    assert numbers.dtype == torch.int64
+    texts = [TEXTS[c] for c in view.captions]
+    same = {"a dog": "dog", "a dog!": "dog", "A cat.": "cat", "a  CAT": "cat"}
+    for a, number_a in zip(texts, numbers.tolist(), strict=True):
+        for b, number_b in zip(texts, numbers.tolist(), strict=True):
+            assert (number_a == number_b) == (same.get(a, a) == same.get(b, b)), (a, b)
+
+
+def test_weights_depend_on_the_seed_alone(toy):
+    experiment, *_ = toy()
+    torch.manual_seed(1)
+    first = experiment.model(7)
+    state = torch.get_rng_state()
+    torch.rand(3)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second, other = experiment.model(7), experiment.model(8)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.state_dict().keys() == second.state_dict().keys()
+    differing = 0
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
+        differing += not torch.equal(value, other.state_dict()[name])
+    assert differing > 10
+
+
+def test_where_features_lie(monkeypatch):
+    monkeypatch.delenv("CMFG_CACHE", raising=False)
+    assert features_directory(load_config(None)) == Path.home() / ".cache" / "cmfg"
+    monkeypatch.setenv("CMFG_CACHE", "/cache/of/mine")
+    assert features_directory(load_config(None)) == Path("/cache/of/mine")
+    assert features_directory(load_config(None, ["features.dir=~/here"])) == Path.home() / "here"
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "no such device", "xyz:0"])
+def test_a_device_that_cannot_be_used(device):
+    with pytest.raises(ConfigError, match="run.device") as caught:
+        select_device(load_config(None, [f"run.device={device}"]))
+    assert device in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_edge_kernel_needs_the_cpu():
+    assert select_device(load_config(None, ["model.kernel=edge"])) == torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"model\.kernel edge"):
+        select_device(load_config(None, ["model.kernel=edge", "run.device=meta"]))
+
+
+def test_threads():
+    before = torch.get_num_threads()
+    try:
+        select_device(load_config(None, ["run.threads=2"]))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
