@@ -25,6 +25,7 @@ def command(verbosity: Verbosity, run: str, overrides: tuple[str, ...], force: b
     cmfg audit runs/openmoji
     """
     from cmfg_dgl import workflow
+    from cmfg_dgl.evaluation.audit import shown
     from cmfg_dgl.training.run import open_run
 
     opened = open_run(run, overrides)
@@ -34,7 +35,7 @@ def command(verbosity: Verbosity, run: str, overrides: tuple[str, ...], force: b
         print_json(record)
     else:
         rows = [
-            [check["name"], "ok" if check["passed"] else "FAILED", f"{check['value']:.3g}", f"{check['bound']:.3g}"]
+            [check["name"], "ok" if check["passed"] else "FAILED", shown(check["value"]), shown(check["bound"])]
             for check in record["checks"]
         ]
         print_table(f"audit of {run}", ["check", "verdict", "value", "bound"], rows)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["canonical_json", "read_json", "sha256_bytes", "sha256_file", "write_atomic", "write_json"]
+__all__ = ["canonical_json", "read_json", "sha256_bytes", "sha256_file", "to_json", "write_atomic", "write_json"]
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -46,8 +47,21 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    text = to_json(value) + "\n"
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def to_json(value: Any) -> str:
+    """Give `value` as indented JSON; a number that is not finite, which JSON has no word for, becomes null."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def read_json(path: Path) -> Any:

@@ -125,7 +125,7 @@ ERRORS = {
     "alias of itself": ("data: &a\n  root: *a", ["alias"]),
     "alias bomb": (
         "a0: &a0 [x,x,x,x,x,x,x,x,x]\n"
-        + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)),
+        + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 6)),
         ["values"],
     ),
     "flood": ("data: {root: [" + "x," * module.MAX_YAML_VALUES + "]}", ["values"]),

@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from cmfg_dgl.errors import CheckpointError
+from cmfg_dgl.evaluation.audit import shown
 from cmfg_dgl.explain.figures import (
     alpha_figure,
     cmc_figure,
@@ -326,8 +327,8 @@ def _audit_view(results: _Results) -> dict[str, Any]:
         {
             "name": check["name"],
             "passed": check["passed"] is True,
-            "value": f"{check['value']:.4g}",
-            "bound": f"{check['bound']:.4g}",
+            "value": shown(check["value"]),
+            "bound": shown(check["bound"]),
             "explanation": check["explanation"],
         }
         for check in audit["checks"]

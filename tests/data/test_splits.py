@@ -39,19 +39,14 @@ def slow_groups(by_image: list[list[str]], digests: list[str], threshold: float)
 
     N = len(by_image)
     linked = [
-        [
-            digests[i] == digests[j] or any(alike(x, y) for x in by_image[i] for y in by_image[j])
-            for j in range(N)
-        ]
+        [digests[i] == digests[j] or any(alike(x, y) for x in by_image[i] for y in by_image[j]) for j in range(N)]
         for i in range(N)
     ]
     label = list(range(N))
     for _ in range(N):
         label = [min([label[j] for j in range(N) if linked[i][j]] + [label[i]]) for i in range(N)]
     near = sum(
-        any(alike(x, y) for j in range(N) if j != i for y in by_image[j])
-        for i in range(N)
-        for x in by_image[i]
+        any(alike(x, y) for j in range(N) if j != i for y in by_image[j]) for i in range(N) for x in by_image[i]
     )
     return label, near
 

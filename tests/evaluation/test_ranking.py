@@ -149,9 +149,7 @@ def test_ranks_equal_a_pessimistic_sort(problem: tuple[np.ndarray, np.ndarray]) 
 
 
 @given(problems(), st.randoms(use_true_random=False))
-def test_the_order_of_the_gallery_changes_nothing(
-    problem: tuple[np.ndarray, np.ndarray], random: Any
-) -> None:
+def test_the_order_of_the_gallery_changes_nothing(problem: tuple[np.ndarray, np.ndarray], random: Any) -> None:
     scores, relevant = problem
     order = list(range(scores.shape[1]))
     random.shuffle(order)
@@ -164,9 +162,7 @@ def test_chunks_equal_the_whole(problem: tuple[np.ndarray, np.ndarray], data: An
     scores, relevant = problem
     cut = data.draw(st.integers(0, len(scores)))
     parts = [
-        ranking_of(scores[rows], relevant[rows])
-        for rows in (slice(cut), slice(cut, None))
-        if len(scores[rows])
+        ranking_of(scores[rows], relevant[rows]) for rows in (slice(cut), slice(cut, None)) if len(scores[rows])
     ]
     joined, whole = Ranking.concatenate(parts), ranking_of(scores, relevant)
     np.testing.assert_array_equal(joined.ranks, whole.ranks)
@@ -241,9 +237,7 @@ def test_metrics_equal_pytrec_eval(problem: tuple[np.ndarray, np.ndarray]) -> No
         assert result[f"hit@{k}"] == pytest.approx(mean[f"success_{k}"])
     assert result["mAP@all"] == pytest.approx(mean["map"])
     assert 100 * result["MRR"] == pytest.approx(mean["recip_rank"])
-    assert precision_recall(ranking)[1] == pytest.approx(
-        [mean[f"iprec_at_recall_{level}"] for level in levels]
-    )
+    assert precision_recall(ranking)[1] == pytest.approx([mean[f"iprec_at_recall_{level}"] for level in levels])
 
 
 @pytest.fixture(scope="module")
@@ -340,9 +334,7 @@ def test_no_top_zero() -> None:
         (np.zeros((2, 3)), [0, 2, 2], [1, 1], "twice"),
     ],
 )
-def test_wrong_input_is_refused(
-    scores: np.ndarray, offsets: list[int], positives: list[int], message: str
-) -> None:
+def test_wrong_input_is_refused(scores: np.ndarray, offsets: list[int], positives: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rank_positives(scores, np.array(offsets), np.array(positives))
 

@@ -5,8 +5,8 @@
   their old order, ties still ties; alpha 0 leaves the order of the first stage, alpha 1 takes the joint stage's.
 - The scorer's first stage is `embed` of each item on its own, times the root of the scale, whatever the batch, the
   collection's pairing or the training mode.
-- `pairs` equals `match` of each pair on its own, for pairs in any order, with repeats, over several groups of images
-  and batches of pairs; whatever the collection says belongs together.
+- `pairs` equals `match` of each pair on its own, for pairs in any order, with repeats, over several groups of
+  images and batches of pairs; whatever the collection says belongs together.
 - `pairs` reads each image once, and at most `IMAGES_AT_A_TIME` at once.
 """
 
@@ -54,11 +54,16 @@ def test_fused_order(Q, G, k, alpha, size, seed):
     k = min(k, G)
     first = (size * randn(Q, G, seed=seed)).round(decimals=4)
     joint = size * randn(Q, k, seed=seed + 1)
-    chosen = torch.stack([torch.randperm(G, generator=torch.Generator().manual_seed(seed + q))[:k] for q in range(Q)])
+    chosen = torch.stack(
+        [torch.randperm(G, generator=torch.Generator().manual_seed(seed + q))[:k] for q in range(Q)]
+    )
     final = fuse(first, chosen, joint, alpha)
     assert final.dtype == torch.float64 and final.shape == (Q, G)
     for q in range(Q):
-        own = {g: alpha * joint[q, i].double() + (1 - alpha) * first[q, g].double() for i, g in enumerate(chosen[q].tolist())}
+        own = {
+            g: alpha * joint[q, i].double() + (1 - alpha) * first[q, g].double()
+            for i, g in enumerate(chosen[q].tolist())
+        }
         for a in range(G):
             for b in range(G):
                 if a in own and b in own:

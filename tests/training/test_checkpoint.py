@@ -16,6 +16,7 @@ import subprocess
 import sys
 import textwrap
 import zipfile
+from itertools import pairwise
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ TENSORS = {
     "ids": torch.tensor([-1, 2**40]),
     "double": torch.tensor([0.1], dtype=torch.float64),
 }
-STATE = {"step": 3, "best": -math.inf, "history": [{"loss": 0.1, "név": "ö \"quoted\" \n"}], "finished": False}
+STATE = {"step": 3, "best": -math.inf, "history": [{"loss": 0.1, "név": 'ö "quoted" \n'}], "finished": False}
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ def test_no_pickle(checkpoint, monkeypatch):
     assert metadata.keys() == {"cmfg"}
     places = sorted(tensors.values())
     assert places[0][0] == end and places[-1][1] == len(data)
-    assert all(before[1] == after[0] for before, after in zip(places, places[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(places))
     assert not zipfile.is_zipfile(checkpoint)
 
     def refuse(*arguments, **options):

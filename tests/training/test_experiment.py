@@ -2,7 +2,7 @@
 
 - A split's collection gives, item for item, what the stores hold for the images and captions of that split.
 - Training leaves out what is quarantined, and images left without a caption with it, up to `data.max_bad_fraction`;
-  an evaluation refuses a split that is not whole and lists all of it, also what was left out while reading.
+  an evaluation refuses a split that is not whole and a data set that was not read whole, and lists all that is bad.
 - Texts that differ in case, spaces or punctuation alone have one number, others not.
 - The model's weights depend on the seed alone, and making it leaves torch's random state as it was.
 - Features lie in features.dir, else $CMFG_CACHE, else ~/.cache/cmfg.
@@ -53,8 +53,9 @@ def toy(tmp_path):
         captions = tuple(CaptionItem(f"cap{i}", OWNERS[i], text) for i, text in enumerate(TEXTS))
         splits = {"train": np.array([3, 0, 1, 4]), "test": np.array([2, 5])}
         data = Dataset("toy", images, captions, splits, "rule", lambda item: Image.new("RGB", (8, 8)), bad)
-        patches, image_store = a_store(tmp_path, "images", [i.id for i in images], 5, quarantined)
-        tokens, caption_store = a_store(tmp_path, "captions", [c.id for c in captions], 3, quarantined)
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        patches, image_store = a_store(folder, "images", [i.id for i in images], 5, quarantined)
+        tokens, caption_store = a_store(folder, "captions", [c.id for c in captions], 3, quarantined)
         config = load_config(None, ["model.width=16", *overrides])
         return Experiment(config, data, image_store, caption_store), patches, tokens
 
@@ -114,10 +115,13 @@ def test_an_evaluation_leaves_nothing_out(toy):
     with pytest.raises(DataError) as caught:
         experiment.evaluation_split("train")
     assert "img4: broken" in str(caught.value) and "cap10: broken" in str(caught.value)
-    experiment, *_ = toy(bad=(BadItem("gone", "gone.png: no such file"),))
-    with pytest.raises(DataError, match=r"1 items .*gone\.png") as caught:
-        experiment.evaluation_split("test")
-    assert caught.value.exit_code == 3
+    gone = (BadItem("gone", "gone.png: no such file"),)
+    for quarantined, count in ((), 1), ({"img4"}, 2):  # img4 is of the other split, and listed all the same
+        experiment, *_ = toy(quarantined, gone)
+        with pytest.raises(DataError, match=rf"{count} items .*gone\.png") as caught:
+            experiment.evaluation_split("test")
+        assert all(f"{item}: broken" in str(caught.value) for item in quarantined)
+        assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
 
 
 def test_numbers_of_texts(toy):
@@ -162,7 +166,7 @@ def test_where_features_lie(monkeypatch):
 
 @pytest.mark.parametrize("device", ["cuda:99", "no such device", "xyz:0"])
 def test_a_device_that_cannot_be_used(device):
-    with pytest.raises(ConfigError, match="run.device") as caught:
+    with pytest.raises(ConfigError, match=r"run\.device") as caught:
         select_device(load_config(None, [f"run.device={device}"]))
     assert device in str(caught.value) and "\n" not in str(caught.value)
 

@@ -1,8 +1,8 @@
 """Pins of the hard negatives.
 
 - A pair belongs together if the image is the same or the text is the same, and in no other case.
-- The negatives of a row are its best-scored columns, best first, never one that belongs together with it; they equal
-  a Python sort.
+- The negatives of a row are its best-scored columns, best first, never one that belongs together with it; they
+  equal a Python sort.
 - Where a row has fewer than k negatives the rest is marked as not valid, and at most B - 1 are given.
 - No gradient flows through the choice.
 """

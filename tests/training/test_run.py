@@ -1,7 +1,9 @@
 """Pins of the run directory.
 
 - A new or empty folder becomes a run that `open_run` reads back to the same configuration.
-- A run is overwritten by nothing but force, and force removes what belongs to the run and nothing else.
+- A run is overwritten by nothing but force, and force removes what belongs to the run and nothing else. What has no
+  checkpoint yet is begun anew.
+- The folder of the data is kept as an absolute path.
 - A run goes on with the same configuration alone: every key that differs is named, where and on what it runs aside.
 - A folder that holds something else is refused, with force too, and stays as it is.
 - A kill at any write of `create_run` leaves a folder that the same command goes on with; what killed processes had
@@ -33,7 +35,15 @@ def contents(folder):
 def finished(tmp_path):
     """A run with all that commands write into it."""
     run = create_run(config(tmp_path / "run"), resume=False, force=False)
-    for name in ("training", "selection", "audit", "manifest-train", "evaluation-val", "curves-val", "examples-my split"):
+    for name in (
+        "training",
+        "selection",
+        "audit",
+        "manifest-train",
+        "evaluation-val",
+        "curves-val",
+        "examples-my split",
+    ):
         run.write(f"{name}.json", {"name": name})
     for name in ("metrics.jsonl", "report.html", "README.md", "tb/events.1", "checkpoints/last.safetensors"):
         (run.folder / name).parent.mkdir(exist_ok=True)
@@ -87,6 +97,23 @@ def test_force_removes_the_run_and_nothing_else(finished):
     assert {name: after[name] for name in mine} == mine
     assert open_run(str(finished.folder)).config == other
     assert not (finished.folder / "tb").exists() and not (finished.folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_without_a_checkpoint_is_begun_anew(tmp_path, resume):
+    folder = tmp_path / "run"
+    create_run(config(folder, "data.root=/wrong"), resume=False, force=False)
+    (folder / "notes.txt").write_text("mine")
+    asked = config(folder, "data.root=/right", "model.width=64")
+    create_run(asked, resume=resume, force=False)
+    assert open_run(str(folder)).config == asked
+    assert contents(folder).keys() == {"config.yaml", "env.json", "notes.txt"}
+
+
+def test_the_folder_of_the_data_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = create_run(config(tmp_path / "run", "data.root=pictures"), resume=False, force=False)
+    assert open_run(str(run.folder)).config.data.root == run.config.data.root == str(tmp_path / "pictures")
 
 
 def test_going_on(finished):

@@ -313,7 +313,7 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
     trainer = tiny_trainer(tmp_path)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     next(trainer.model.parameters()).register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(CmfgError, match="gradient norm is .* at epoch 1, step 1;"):
+    with pytest.raises(CmfgError, match=r"gradient norm is .* at epoch 1, step 1;"):
         trainer.fit()
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[name])

@@ -1,0 +1,128 @@
+"""`cmfg data`.
+
+- `ls` lists what `data.name` takes; `info` counts what is there, with one protocol id a split.
+- `check` is exit 0 on sound data and exit 3 with a finding for each thing that is wrong, each named.
+- What cannot be read at all is exit 3 in one line with the remedy.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from commands import cmfg, draw_folder, write_captions
+
+OPTIONS = ("-c", "folder", "data.near_duplicate=1.0")
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve shapes, of which one is no image, one has an empty caption more and one no caption at all."""
+    root = tmp_path_factory.mktemp("data") / "spoilt"
+    rows = draw_folder(root, ("red", "blue"))
+    (root / "red-circle-left.png").write_text("no image")
+    rows.append(("red-circle-right.png", " "))
+    write_captions(root, [(name, text) for name, text in rows if name != "blue-square-left.png"])
+    return root
+
+
+def test_ls_lists_the_data_sets() -> None:
+    result = cmfg("data", "ls", "--json")
+    assert (result.code, result.err) == (0, "")
+    assert set(result.json) == {"openmoji", "folder"}
+    assert all(name in cmfg("data", "ls").out for name in result.json)
+    for name in result.json:
+        assert cmfg("config", "validate", f"data.name={name}").code == 0
+
+
+def test_info_counts(pictures: Path) -> None:
+    result = cmfg("data", "info", *OPTIONS, f"data.root={pictures}", "--json")
+    assert (result.code, result.err) == (0, "")
+    told = result.json
+    assert (told["dataset"], told["images"], told["captions"]) == ("shapes", 60, 120)
+    assert told["near_duplicates"] == 0
+    assert told["bad"] == {}
+    assert set(told["splits"]) == {"train", "val", "test"}
+    assert sum(split["images"] for split in told["splits"].values()) == 60
+    assert sum(split["captions"] for split in told["splits"].values()) == 120
+    assert len({split["protocol"] for split in told["splits"].values()}) == 3
+    table = cmfg("data", "info", *OPTIONS, f"data.root={pictures}")
+    assert all(split["protocol"] in table.out for split in told["splits"].values())
+
+
+def test_info_of_a_split_that_is_empty(spoilt: Path) -> None:
+    options = (*OPTIONS, f"data.root={spoilt}", "data.fractions={train: 0.998, val: 0.001, test: 0.001}")
+    told = cmfg("data", "info", *options, "--json").json
+    assert told["splits"]["train"]["images"] == told["images"] == 11
+    assert told["splits"]["test"] == {"images": 0, "captions": 0, "protocol": None}
+    assert cmfg("data", "info", *options).code == 0
+
+
+def test_info_names_what_is_left_out(spoilt: Path) -> None:
+    told = cmfg("data", "info", *OPTIONS, f"data.root={spoilt}", "--json").json
+    assert set(told["bad"]) == {"red-circle-right.png#2", "blue-square-left.png"}
+    assert all(item in reason for item, reason in told["bad"].items())
+    table = cmfg("data", "info", *OPTIONS, f"data.root={spoilt}")
+    assert table.code == 0
+    assert all(f"left out: {reason}" in table.out for reason in told["bad"].values())
+
+
+def test_check_of_sound_data(pictures: Path) -> None:
+    result = cmfg("data", "check", *OPTIONS, f"data.root={pictures}", "--json")
+    assert result.code == 0
+    assert (result.json["dataset"], result.json["errors"]) == ("shapes", 0)
+    assert {finding["severity"] for finding in result.json["findings"]} == {"info"}
+    assert result.err == "images: 60/60\n"
+    assert cmfg("data", "check", *OPTIONS, f"data.root={pictures}", "-q").err == ""
+
+
+def test_check_finds_what_is_wrong(spoilt: Path) -> None:
+    result = cmfg("data", "check", *OPTIONS, f"data.root={spoilt}", "--json")
+    assert result.code == 3
+    findings = result.json["findings"]
+    assert all(set(finding) == {"severity", "code", "item", "message"} for finding in findings)
+    errors = {(finding["code"], finding["item"]) for finding in findings if finding["severity"] == "error"}
+    assert errors == {
+        ("bad-image", "red-circle-left.png"),
+        ("bad-item", "red-circle-right.png#2"),
+        ("bad-item", "blue-square-left.png"),
+    }
+    assert result.json["errors"] == 3
+    table = cmfg("data", "check", *OPTIONS, f"data.root={spoilt}")
+    assert table.code == 3
+    assert "3 errors" in table.out
+    assert all(item in table.out for _, item in errors)
+
+
+def test_check_finds_a_picture_and_a_caption_in_two_splits(pictures: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(pictures, tmp_path / "leaky"))
+    shutil.copy(root / "red-circle-left.png", root / "twin.png")
+    lines = ["image,caption,split", "red-circle-left.png,one thing,train", "twin.png,another thing,test"]
+    lines += ["blue-circle-left.png,the same,train", "pink-circle-left.png,The  same!,test"]
+    (root / "captions.csv").write_text("\n".join(lines))
+    result = cmfg("data", "check", *OPTIONS, f"data.root={root}", "--json")
+    assert result.code == 3
+    counts = Counter(finding["code"] for finding in result.json["findings"])
+    assert counts["same-image"] == 1
+    assert counts["same-caption"] == 1
+
+
+@pytest.mark.parametrize("command", [("data", "info"), ("data", "check"), ("features", "build"), ("train",)])
+def test_data_that_are_not_there_are_exit_3(command: tuple[str, ...], tmp_path: Path) -> None:
+    for override, message in (
+        ("data.name=folder", "data.root is not set"),
+        (f"data.root={tmp_path / 'gone'}", "there is no such folder"),
+        (f"data.root={tmp_path}", "no captions; write captions.csv"),
+    ):
+        result = cmfg(*command, "-c", "folder", override, *(("--dry-run",) if command == ("train",) else ()))
+        assert (result.code, result.out) == (3, "")
+        assert message in result.err
+        assert len(result.err.splitlines()) == 1
+
+
+def test_a_data_set_that_there_is_not(tmp_path: Path) -> None:
+    result = cmfg("data", "info", "data.name=foldre")
+    assert (result.code, result.out) == (2, "")
+    assert "did you mean 'folder'" in result.err

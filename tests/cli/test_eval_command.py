@@ -1,0 +1,229 @@
+"""`cmfg eval`.
+
+- `--json` has the keys, types and ranges of its contract, and stdout holds nothing else, whatever libraries print.
+- The numbers hang together: rsum is the sum of six recalls, the second stage cannot find what the first did not
+  pass on, chance is what chance gives.
+- A result that is there is given again and not computed again; made with other settings it is refused without
+  --force, and nothing changes.
+- No run, an unfinished run, and a damaged or missing checkpoint are exit 4, also when a result is stored.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import cmfg, contents, flip_byte, start
+
+from cmfg_dgl import workflow
+from cmfg_dgl.retrieval.rank import GraphScorer
+
+PERCENTAGES = {
+    f"{name}@{k}" for name in ("R", "P", "hit") for k in (1, 5, 10)
+} | {"mAP@all", "mAP@R"}  # fmt: skip
+
+
+def check_direction(metrics: dict[str, Any], queries: int, gallery: int) -> None:
+    assert set(metrics) >= PERCENTAGES | {"medR", "MRR"}
+    for name in PERCENTAGES:
+        assert isinstance(metrics[name], float)
+        assert 0 <= metrics[name] <= 100, name
+    assert metrics["R@1"] <= metrics["R@5"] <= metrics["R@10"]
+    assert 0 < metrics["MRR"] <= 1
+    assert 1 <= metrics["medR"] <= gallery
+    assert metrics["queries"] == queries
+
+
+def check_stage(stage: dict[str, Any], images: int, captions: int) -> None:
+    check_direction(stage["i2t"], images, captions)
+    check_direction(stage["t2i"], captions, images)
+    recalls = [stage[direction][f"R@{k}"] for direction in ("i2t", "t2i") for k in (1, 5, 10)]
+    assert stage["rsum"] == pytest.approx(sum(recalls))
+    assert 0 < stage["chance_rsum"] < 600
+
+
+def check_contract(record: dict[str, Any], split: str) -> None:
+    assert set(record) == {
+        "dataset", "split", "protocol", "n_images", "n_captions", "first_stage", "two_stage",
+        "pairs_per_second", "seconds", "made_from",
+    }  # fmt: skip
+    assert (record["dataset"], record["split"]) == ("shapes", split)
+    N, M = record["n_images"], record["n_captions"]
+    assert M == 2 * N > 0
+    check_stage(record["first_stage"], N, M)
+    two = record["two_stage"]
+    check_stage(two, N, M)
+    assert two["k"] == 8
+    assert 0 <= two["alpha"] <= 1
+    for direction in ("i2t", "t2i"):
+        assert two[direction]["R@5"] <= two["ceiling"][direction] <= 100
+        # Re-ranking eight candidates cannot change who is among the first ten's eight.
+        assert two["ceiling"][direction] <= record["first_stage"][direction]["R@10"]
+    assert record["pairs_per_second"] > 0
+    assert record["seconds"] > 0
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Any, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a result on test; not to be changed."""
+    folder = Path(shutil.copytree(trained.folder, tmp_path_factory.mktemp("runs") / "run"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMFG_CACHE", str(cache))
+        result = cmfg("eval", folder, "-q")
+    assert (result.code, result.err) == (0, "")
+    return folder
+
+
+def test_json_keeps_its_contract(trained: Any, run: Path) -> None:
+    result = cmfg("eval", run, "--split", "test", "--json")
+    assert result.code == 0
+    check_contract(result.json, "test")
+    assert result.json == json.loads((run / "evaluation-test.json").read_text())
+    told = cmfg("data", "info", "-c", run / "config.yaml", "--json").json["splits"]["test"]
+    assert {key: result.json[f"n_{key}"] for key in ("images", "captions")} == {
+        key: told[key] for key in ("images", "captions")
+    }
+    assert result.json["protocol"] == told["protocol"]
+    assert result.json["two_stage"]["alpha"] == trained.result.json["alpha"]
+
+
+def test_validation_gives_what_training_chose_by(trained: Any, run: Path) -> None:
+    record = cmfg("eval", run, "--split", "val", "--json").json
+    check_contract(record, "val")
+    assert record["first_stage"]["rsum"] == pytest.approx(trained.result.json["first_stage_rsum"])
+    assert record["two_stage"]["rsum"] == pytest.approx(trained.result.json["two_stage_rsum"])
+
+
+def test_the_table_shows_both_stages_and_the_protocol(evaluated: Path) -> None:
+    result = cmfg("eval", evaluated)
+    record = json.loads((evaluated / "evaluation-test.json").read_text())
+    assert result.code == 0
+    for text in ("first stage", "two stages", "image to text", "text to image", "ceiling R@8", record["protocol"]):
+        assert text in result.out
+    assert f"{record['first_stage']['rsum']:.1f}" in result.out
+
+
+def test_stdout_is_json_whatever_libraries_print(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings = GraphScorer.embeddings
+
+    def noisy(self: GraphScorer, collection: Any) -> Any:
+        print("Using backend: pytorch")
+        return embeddings(self, collection)
+
+    monkeypatch.setattr(GraphScorer, "embeddings", noisy)
+    result = cmfg("eval", run, "--json")
+    check_contract(result.json, "test")
+    assert "Using backend" in result.err
+
+
+def test_stdout_is_json_in_a_fresh_home(evaluated: Path, tmp_path: Path) -> None:
+    """DGL greets on stdout where it is not told its backend, and makes a file in the home folder."""
+    process = start("eval", evaluated, "--json", HOME=str(tmp_path), DGLBACKEND="")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    check_contract(json.loads(out), "test")
+    assert not (tmp_path / ".dgl").exists()
+
+
+def test_a_result_is_given_again(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def must_not_run(*_: Any, **__: Any) -> None:
+        raise AssertionError("this must not be computed again")
+
+    monkeypatch.setattr(workflow, "score", must_not_run)
+    before = contents(evaluated)
+    result = cmfg("eval", evaluated, "--json")
+    assert result.json == json.loads((evaluated / "evaluation-test.json").read_text())
+    assert contents(evaluated) == before
+    # The seconds would differ if it were computed.
+    assert cmfg("eval", evaluated, "--force").code == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("retrieval.k=4", "k"),
+        ("retrieval.alpha=0.123", "alpha"),
+        ("graph.relations.spatial.radius=2", "graph"),
+        ("model.softmax=joint", "model"),
+        ("run.precision=bf16", "precision"),
+        ("data.seed=3", "protocol"),
+        ("features.max_tokens=5", "features"),
+    ],
+)
+def test_a_result_of_other_settings_is_refused(evaluated: Path, override: str, key: str) -> None:
+    before = contents(evaluated)
+    result = cmfg("eval", evaluated, override)
+    assert (result.code, result.out) == (2, "")
+    assert "--force" in result.err
+    assert key in result.err.partition("made with another ")[2].partition(";")[0].split(", ")
+    assert contents(evaluated) == before
+
+
+def test_force_replaces_a_result(evaluated: Path, run: Path) -> None:
+    assert cmfg("eval", run, "-q").code == 0
+    result = cmfg("eval", run, "retrieval.k=4", "--force", "--json")
+    assert result.code == 0
+    assert result.json["two_stage"]["k"] == 4
+    assert json.loads((run / "evaluation-test.json").read_text()) == result.json
+    assert (run / "config.yaml").read_bytes() == (evaluated / "config.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("command", ["eval", "audit"])
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "text"])
+def test_a_damaged_checkpoint_is_exit_4(
+    evaluated: Path, run: Path, damage: str, stored: bool, command: str
+) -> None:
+    best = run / "checkpoints" / "best.safetensors"
+    if stored:
+        (run / "evaluation-test.json").write_bytes((evaluated / "evaluation-test.json").read_bytes())
+        (run / "audit.json").write_text("{}")
+    match damage:
+        case "flipped":
+            flip_byte(best)
+        case "cut":
+            best.write_bytes(best.read_bytes()[:100])
+        case "missing":
+            best.unlink()
+        case _:
+            best.write_text("weights")
+    before = contents(run)
+    result = cmfg(command, run, "-q")
+    assert (result.code, result.out) == (4, "")
+    assert str(best) in result.err
+    assert len(result.err.splitlines()) == 1
+    assert contents(run) == before
+
+
+def test_weights_of_another_model_are_exit_4(run: Path) -> None:
+    result = cmfg("eval", run, "model.width=64")
+    assert result.code == 4
+    assert "another model" in result.err
+
+
+@pytest.mark.parametrize("command", ["eval", "audit"])
+def test_no_run_is_exit_4(tmp_path: Path, command: str) -> None:
+    for place in (tmp_path, tmp_path / "gone", Path(__file__)):
+        result = cmfg(command, place)
+        assert (result.code, result.out) == (4, "")
+        assert f"{place}: no run here" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", [None, "{", ""])
+def test_an_unfinished_run_is_exit_4(run: Path, text: str | None) -> None:
+    (run / "selection.json").unlink()
+    if text is not None:
+        (run / "selection.json").write_text(text)
+    result = cmfg("eval", run)
+    assert result.code == 4
+    assert "selection.json" in result.err
+
+
+def test_an_unknown_split_names_those_that_are(evaluated: Path) -> None:
+    result = cmfg("eval", evaluated, "--split", "trian")
+    assert result.code == 3
+    assert "test, train, val" in result.err

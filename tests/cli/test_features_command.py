@@ -1,0 +1,124 @@
+"""`cmfg features`.
+
+- `build` tells where the stores lie and what they hold; a second build computes nothing.
+- `verify` is exit 0 on whole stores; it finds one changed byte in a shard (exit 3, the file named), after which
+  a training refuses the store too; `build --force` heals it, byte for byte.
+- What is bad is told; without stores `verify` is exit 3 with the command that builds them.
+- stdout holds the result alone, whatever a backbone prints.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import SMALL, cmfg, contents, draw_folder, flip_byte
+
+from cmfg_dgl.features.vision import HybridStem
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Twelve shapes of which one is no image, with a cache of their own."""
+    monkeypatch.setenv("CMFG_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "few"
+    draw_folder(root, ("red", "blue"))
+    (root / "red-circle-left.png").write_text("no image")
+    return ("-c", "folder", f"data.root={root}", "features.shard_items=8", *SMALL)
+
+
+def test_build_verify_damage_heal(
+    options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = cmfg("features", "build", *options, "--json")
+    assert result.code == 0
+    told = result.json
+    assert set(told) == {"images", "captions"}
+    assert (told["images"]["items"], told["captions"]["items"]) == (12, 24)
+    assert (told["images"]["width"], told["captions"]["width"]) == (1280, 384)
+    assert list(told["images"]["quarantined"]) == ["red-circle-left.png"]
+    assert told["captions"]["quarantined"] == {}
+    assert told["captions"]["truncated"] == 0
+    assert "images: 12/12" in result.err
+    folder = Path(told["images"]["folder"])
+    assert folder.parent == tmp_path / "cache"
+    before = contents(tmp_path)
+
+    verified = cmfg("features", "verify", *options, "--json")
+    assert (verified.code, verified.err) == (0, "")
+    assert verified.json == {"passed": True, "damaged": {told[kind]["folder"]: [] for kind in told}}
+    with monkeypatch.context() as patch:
+        patch.setattr(HybridStem, "forward", None)
+        again = cmfg("features", "build", *options, "--json")
+    assert (again.out, again.err) == (result.out, "")
+    assert contents(tmp_path) == before
+
+    shard = folder / "shard-00001.safetensors"
+    flip_byte(shard, -1)
+    verified = cmfg("features", "verify", *options, "--json")
+    assert verified.code == 3
+    assert not verified.json["passed"]
+    assert verified.json["damaged"][str(folder)] == [str(shard)]
+    assert "cmfg features build --force" in verified.err
+    assert f"damaged: {shard}\n" in cmfg("features", "verify", *options).out
+    refused = cmfg("train", *options, "-o", "run")
+    assert refused.code == 3
+    assert str(shard) in refused.err
+
+    assert cmfg("features", "build", *options, "--force", "-q").err == ""
+    assert cmfg("features", "verify", *options).code == 0
+    assert {path: digest for path, digest in contents(tmp_path).items() if "/run" not in path} == before
+
+
+def test_build_tells_what_is_bad_and_what_is_cut(options: tuple[str, ...]) -> None:
+    result = cmfg("features", "build", *options, "features.max_tokens=3", "-q")
+    assert (result.code, result.err) == (0, "")
+    assert "images: 12 items, 1280 wide" in result.out
+    assert "quarantined: " in result.out
+    assert "red-circle-left.png: not an image" in result.out
+    assert "24 captions were cut to features.max_tokens" in result.out
+
+
+def test_stdout_is_json_whatever_a_backbone_prints(
+    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = HybridStem.forward
+
+    def noisy(self: HybridStem, pixels: Any) -> Any:
+        print("Some weights were not used")
+        return forward(self, pixels)
+
+    monkeypatch.setattr(HybridStem, "forward", noisy)
+    result = cmfg("features", "build", *options, "--json")
+    assert result.json["images"]["items"] == 12
+    assert "Some weights were not used" in result.err
+
+
+def test_a_missing_or_damaged_index_is_exit_3(options: tuple[str, ...], tmp_path: Path) -> None:
+    result = cmfg("features", "verify", *options)
+    assert (result.code, result.out) == (3, "")
+    assert "cmfg features build" in result.err
+    assert not (tmp_path / "cache").exists()
+    folder = Path(cmfg("features", "build", *options, "--json").json["captions"]["folder"])
+    flip_byte(folder / "index.json")
+    result = cmfg("features", "verify", *options)
+    assert (result.code, result.out) == (3, "")
+    assert str(folder / "index.json") in result.err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.device=cuad", "run.device 'cuad' cannot be used"),
+        ("--device=meta:x", "run.device"),
+        ("features.image_size=65", "features.image_size"),
+        ("features.vision=./nowhere", "features.vision"),
+        ("features.max_tokens=512", "features.max_tokens"),
+    ],
+)
+def test_what_cannot_be_is_exit_2(options: tuple[str, ...], override: str, message: str) -> None:
+    result = cmfg("features", "build", *options, override, "-q")
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert len(result.err.splitlines()) == 1

@@ -1,0 +1,309 @@
+"""Pins of the audit.
+
+- An honest scorer passes every check, untrained and trained, on one caption an image and on ragged captions.
+- A scorer that puts an image into the joint graph of the caption it was given with fails, as a first stage and as a
+  joint stage; so does one that reads the answer straight from the pairing, untrained ones included.
+- A score that depends on the rest of its batch fails, in either stage; so do NaN scores, wherever they stand.
+- Test items that training has seen fail, and are counted and named.
+- A metric that flatters ties, NaN or a larger K fails.
+- The checks run one by one, in order, each announced; the report is plain JSON that keeps the contract.
+- A subset of a collection holds each chosen image once with its first caption.
+"""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from planted import planted, tiny_model, tiny_trainer
+
+from cmfg_dgl.evaluation import audit as module
+from cmfg_dgl.evaluation import ranking
+from cmfg_dgl.evaluation.audit import audit, subset
+from cmfg_dgl.features.collection import Collection
+from cmfg_dgl.retrieval.rank import GraphScorer
+from cmfg_dgl.training.checkpoint import load_checkpoint
+from cmfg_dgl.training.trainer import load_weights
+
+CHECKS = [
+    "untrained-first-stage-is-chance",
+    "untrained-joint-stage-is-chance",
+    "shuffled-pairing-changes-no-embedding",
+    "shuffled-pairing-changes-no-joint-score",
+    "score-is-independent-of-its-batch",
+    "ties-and-nan-rank-last",
+    "recall-never-falls",
+    "no-test-item-in-training",
+]
+
+
+class MatchedPair(GraphScorer):
+    """The leaky protocol: images and captions see each other in the graph of the pair they were given as."""
+
+    @torch.inference_mode()
+    def leaky(self, collection):
+        self.model.eval()
+        model, owners = self.model, collection.caption_image
+        first = torch.stack([torch.nonzero(owners == i)[0, 0] for i in range(collection.images.count)])
+        everything = [torch.arange(side.count) for side in (collection.images, collection.captions)]
+        pooled = []
+        for image, caption, kept in ((everything[0], first, "patch"), (owners, everything[1], "token")):
+            ends = (
+                model.encode("patch", collection.images.read(image)),
+                model.encode("token", collection.captions.read(caption)),
+            )
+            seen = []
+            hook = model.pool[kept].register_forward_hook(lambda *given, seen=seen: seen.append(given[-1]))
+            model.match(*ends)
+            hook.remove()
+            pooled.append(torch.nn.functional.normalize(seen[-1], dim=1))
+        return pooled
+
+
+class LeakyFirst(MatchedPair):
+    def embeddings(self, collection):
+        images, captions = self.leaky(collection)
+        return images * 10, captions
+
+
+class LeakyJoint(MatchedPair):
+    def pairs(self, collection, image, caption):
+        images, captions = self.leaky(collection)
+        return (images[image] * captions[caption]).sum(1) * 10
+
+
+class Told(GraphScorer):
+    """Reads the answer from the pairing, faintly."""
+
+    def embeddings(self, collection):
+        images, captions = super().embeddings(collection)
+        mark = 3 * torch.randn(len(images), 64, generator=torch.Generator().manual_seed(0))
+        return torch.cat([images, mark], 1), torch.cat([captions, mark[collection.caption_image]], 1)
+
+    def pairs(self, collection, image, caption):
+        return super().pairs(collection, image, caption) + 3.0 * (collection.caption_image[caption] == image)
+
+
+class BatchNormalised(GraphScorer):
+    def __init__(self, model, stage):
+        super().__init__(model)
+        self.stage = stage
+
+    def embeddings(self, collection):
+        images, captions = super().embeddings(collection)
+        return (images - images.mean(0), captions) if self.stage == "first" else (images, captions)
+
+    def pairs(self, collection, image, caption):
+        scores = super().pairs(collection, image, caption)
+        return scores - scores.mean() if self.stage == "joint" else scores
+
+
+class NotANumber(GraphScorer):
+    def __init__(self, model, where):
+        super().__init__(model)
+        self.where = where
+
+    def embeddings(self, collection):
+        images, captions = (values.clone() for values in super().embeddings(collection))
+        for name, values in (("images", images), ("captions", captions)):
+            if name == self.where:
+                values[0, 0] = math.nan
+        return images, captions
+
+    def pairs(self, collection, image, caption):
+        scores = super().pairs(collection, image, caption)
+        return torch.where((image == 1) & (caption == 1), math.nan, scores) if self.where == "joint" else scores
+
+
+@pytest.fixture(scope="module")
+def collection():
+    return planted([1] * 40, seed=21)
+
+
+def failed(report):
+    assert [check.name for check in report.checks] == CHECKS
+    assert report.passed == all(check.passed for check in report.checks)
+    return {check.name for check in report.checks if not check.passed}
+
+
+def verdict(collection, make, *, shared=()):
+    """Names of the checks that fail, for scorers that `make` makes of models."""
+    return failed(audit(make(tiny_model(1)), make(tiny_model(2)), collection, shared_with_training=shared))
+
+
+def test_an_honest_model_passes(collection):
+    assert verdict(collection, GraphScorer) == set()
+
+
+@pytest.mark.parametrize("captions_of", [[1], [1, 1], [3, 1, 5, 2] * 6])
+def test_ragged_and_tiny_collections_pass(captions_of):
+    assert verdict(planted(captions_of, seed=22), GraphScorer) == set()
+
+
+def test_a_trained_model_passes(collection, tmp_path):
+    trainer = tiny_trainer(tmp_path, epochs=4, learning_rate=1e-2)
+    trainer.fit()
+    model = tiny_model()
+    weights, record = load_checkpoint(trainer.best)
+    load_weights(model, weights, trainer.best)
+    assert record["val_rsum"] > 200
+    report = audit(GraphScorer(model), GraphScorer(tiny_model(2)), collection, shared_with_training=())
+    assert failed(report) == set()
+
+
+def test_the_matched_pair_graph_as_a_first_stage_fails(collection):
+    names = verdict(collection, LeakyFirst)
+    assert "shuffled-pairing-changes-no-embedding" in names
+    assert "score-is-independent-of-its-batch" in names  # alone, an item is given with another partner
+    assert "shuffled-pairing-changes-no-joint-score" not in names
+
+
+def test_the_matched_pair_graph_as_a_joint_stage_fails(collection):
+    names = verdict(collection, LeakyJoint)
+    assert "shuffled-pairing-changes-no-joint-score" in names
+    assert "shuffled-pairing-changes-no-embedding" not in names
+
+
+def test_a_scorer_that_is_told_the_answer_fails(collection):
+    assert verdict(collection, Told) >= {
+        "untrained-first-stage-is-chance",
+        "untrained-joint-stage-is-chance",
+        "shuffled-pairing-changes-no-embedding",
+        "shuffled-pairing-changes-no-joint-score",
+    }
+
+
+def test_a_scorer_that_goes_by_position_fails(collection):
+    """It leaves the pairing alone, and knows that item i belongs with item i of the audit's sample."""
+
+    class ByPosition(GraphScorer):
+        def embeddings(self, collection):
+            return torch.eye(collection.images.count), torch.eye(collection.captions.count)
+
+        def pairs(self, collection, image, caption):
+            return (image == caption).float()
+
+    assert verdict(collection, ByPosition) >= {"untrained-first-stage-is-chance", "untrained-joint-stage-is-chance"}
+
+
+@pytest.mark.parametrize("stage", ["first", "joint"])
+def test_a_score_that_depends_on_its_batch_fails(collection, stage):
+    names = verdict(collection, lambda model: BatchNormalised(model, stage))
+    assert names == {"score-is-independent-of-its-batch"}
+
+
+def test_a_model_left_in_training_mode_fails(collection):
+    class Restless(GraphScorer):
+        def pairs(self, collection, image, caption):
+            return super().pairs(collection, image, caption) * (1 + 0.1 * torch.rand(len(image)))
+
+    assert verdict(collection, Restless) == {
+        "shuffled-pairing-changes-no-joint-score",
+        "score-is-independent-of-its-batch",
+    }
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("images", "shuffled-pairing-changes-no-embedding"),
+        ("captions", "shuffled-pairing-changes-no-embedding"),
+        ("joint", "shuffled-pairing-changes-no-joint-score"),
+    ],
+)
+def test_nan_fails(collection, where, name):
+    assert name in verdict(collection, lambda model: NotANumber(model, where))
+
+
+def test_items_seen_in_training_fail(collection):
+    report = audit(
+        GraphScorer(tiny_model(1)),
+        GraphScorer(tiny_model(2)),
+        collection,
+        shared_with_training=["a cat", "img1.png", "a dog", "a cow"],
+    )
+    assert failed(report) == {"no-test-item-in-training"}
+    check = report.checks[-1]
+    assert (check.value, check.bound) == (4, 0)
+    assert "a cat, img1.png, a dog" in check.explanation
+
+
+@pytest.mark.parametrize("flattered", ["ties", "nan"])
+def test_a_metric_that_flatters_fails(collection, monkeypatch, flattered):
+    def optimistic(scores, offsets, positives):
+        values = np.asarray(scores, np.float64)
+        if flattered == "nan":
+            values = np.where(np.isnan(values), -np.inf, values)
+        counts = np.diff(offsets)
+        rows = np.repeat(np.arange(len(values)), counts)
+        own = values[rows, positives]
+        above = (values[rows] > own[:, None]).sum(1)
+        return above + np.concatenate([np.arange(n) for n in counts]) + 1
+
+    monkeypatch.setattr(module, "rank_positives", optimistic)
+    assert "ties-and-nan-rank-last" in verdict(collection, GraphScorer)
+
+
+def test_recall_that_falls_fails(collection, monkeypatch):
+    def falling(ranks, ks=(1, 5, 10)):
+        return {key: value - 7 * (key == "R@5") for key, value in ranking.metrics(ranks, ks).items()}
+
+    monkeypatch.setattr(module, "metrics", falling)
+    names = verdict(collection, GraphScorer)
+    assert names == {"recall-never-falls"}
+
+
+def test_the_report(collection):
+    told = []
+    report = audit(
+        GraphScorer(tiny_model(1)),
+        GraphScorer(tiny_model(2)),
+        collection,
+        shared_with_training=[],
+        progress=told.append,
+    )
+    assert told == CHECKS
+    record = report.record()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record.keys() == {"passed", "checks"}
+    assert all(
+        check.keys() == {"name", "passed", "value", "bound", "explanation"} and type(check["passed"]) is bool
+        for check in record["checks"]
+    )
+    again = audit(GraphScorer(tiny_model(1)), GraphScorer(tiny_model(2)), collection, shared_with_training=[])
+    assert again == report
+
+
+def test_a_subset(collection):
+    ragged = planted([3, 1, 4, 2, 1], seed=23)
+    for images in (2, 5, 9):
+        part = subset(ragged, images, 7)
+        count = min(images, 5)
+        assert (part.images.count, part.captions.count) == (count, count)
+        assert part.caption_image.tolist() == list(range(count))
+        whole = [ragged.images.read(torch.tensor([i])).values for i in range(5)]
+        chosen = set()
+        for item in range(count):
+            values = part.images.read(torch.tensor([item])).values
+            (source,) = (i for i, other in enumerate(whole) if torch.equal(values, other))
+            chosen.add(source)
+            first = ragged.caption_image.tolist().index(source)
+            own, other = (
+                side.read(torch.tensor([at])) for side, at in ((part.captions, item), (ragged.captions, first))
+            )
+            assert torch.equal(own.values, other.values)
+        assert len(chosen) == count
+    assert isinstance(part, Collection)
+
+
+def test_chance_is_what_dealing_out_at_random_gives():
+    """Scores that know nothing pass, scores that know a little fail."""
+    for seed in range(20):
+        scores = torch.randn(30, 30, generator=torch.Generator().manual_seed(seed))
+        _, _, passed, _ = module._against_permutations(scores, seed)
+        assert passed
+        _, _, passed, _ = module._against_permutations(scores + 3 * torch.eye(30), seed)
+        assert not passed
+    value, _, passed, _ = module._against_permutations(torch.zeros(30, 30), 0)
+    assert value == 0 and passed

@@ -1,0 +1,220 @@
+"""Pins of the two-stage protocol.
+
+- With ragged captions, ranks of both stages and both directions equal those counted from the full score matrix:
+  candidates by a full sort, re-ranked by the fused score, the rest below in its old order.
+- A perfect joint stage reaches exactly the ceiling, which is the first stage's recall at k; none reaches more.
+- With alpha 0 the two stages rank as the first one does.
+- Every pair is scored once, though both directions ask for it, and no pair beyond the candidates; k = 0 asks for
+  none.
+- The size of the chunks of queries changes nothing.
+- The chosen alpha is the smallest that reaches the best rsum of its curve, and the curve is that of the two stages.
+- A score that is NaN, or the same for everything, ranks last.
+- Records hold the keys of the JSON contract, as plain JSON numbers.
+"""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planted import TableScorer, planted, random_scorer
+
+from cmfg_dgl.evaluation.evaluate import (
+    ALPHAS,
+    DIRECTIONS,
+    choose_alpha,
+    first_stage,
+    rank_direction,
+    score,
+    two_stage,
+)
+from cmfg_dgl.evaluation.ranking import Ranking, metrics
+
+EXAMPLES = settings(deadline=None, max_examples=25)
+RAGGED = [3, 1, 5, 2, 1, 4, 1, 2, 2, 1, 3, 1]
+"""Captions of each image: 26 in all."""
+
+
+@pytest.fixture(scope="module")
+def collection():
+    return planted(RAGGED, seed=1)
+
+
+def direct(collection, scorer, k, alpha):
+    """Rankings of both directions, counted query by query in the full matrices; alpha None for the first stage."""
+    full, joint = (scorer.images @ scorer.captions.T).double().numpy(), scorer.joint.double().numpy()
+    owner = collection.caption_image.numpy()
+    right = owner == np.arange(len(full))[:, None]
+    rankings = {}
+    for name, s, j, r in (("i2t", full, joint, right), ("t2i", full.T, joint.T, right.T)):
+        ranks, offsets = [], [0]
+        for query in range(len(s)):
+            order = sorted(range(s.shape[1]), key=lambda g: -s[query, g])
+            if alpha is not None:
+                best = sorted(order[:k], key=lambda g: -(alpha * j[query, g] + (1 - alpha) * s[query, g]))
+                order = best + order[k:]
+            ranks += [place for place, g in enumerate(order, 1) if r[query, g]]
+            offsets.append(len(ranks))
+        rankings[name] = Ranking(np.array(ranks), np.array(offsets), s.shape[1])
+    return rankings
+
+
+def assert_equal_rankings(got, expected):
+    for name in DIRECTIONS:
+        assert got[name].ranks.tolist() == expected[name].ranks.tolist()
+        assert got[name].counts.tolist() == expected[name].counts.tolist()
+        assert (got[name].galleries == expected[name].galleries).all()
+
+
+@EXAMPLES
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=12),
+    st.integers(1, 40),
+    st.sampled_from([0.0, 0.25, 1.0]),
+    st.sampled_from([1, 3, 256]),
+    st.integers(0, 100),
+)
+def test_it_equals_a_direct_count(captions_of, k, alpha, query_batch, seed):
+    collection = planted(captions_of, seed)
+    scorer = random_scorer(collection, seed)
+    scores = score(scorer, collection, k=k, query_batch=query_batch)
+    for stage, (record, rankings), chosen in (
+        ("first", first_stage(scores), None),
+        ("second", two_stage(scores, alpha), alpha),
+    ):
+        expected = direct(collection, scorer, k, chosen)
+        assert_equal_rankings(rankings, expected)
+        for name in DIRECTIONS:
+            assert record[name] == metrics(expected[name]), (stage, name)
+        assert record["rsum"] == pytest.approx(sum(record[d][f"R@{n}"] for d in DIRECTIONS for n in (1, 5, 10)))
+        assert record["hit_rsum"] == pytest.approx(
+            sum(record[d][f"hit@{n}"] for d in DIRECTIONS for n in (1, 5, 10))
+        )
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 40])
+def test_a_perfect_joint_stage_reaches_the_ceiling(collection, k):
+    scorer = random_scorer(collection, 3)
+    scorer.joint = (collection.caption_image == torch.arange(len(RAGGED))[:, None]).float()
+    record, rankings = two_stage(score(scorer, collection, k=k), 1.0)
+    full = (scorer.images @ scorer.captions.T).numpy()
+    for name, s in (("i2t", full), ("t2i", full.T)):
+        right = scorer.joint.numpy() if name == "i2t" else scorer.joint.numpy().T
+        best = np.argsort(-s, axis=1)[:, :k]
+        found = np.take_along_axis(right, best, 1).sum(1) / right.sum(1)
+        ceiling = 100 * found.mean()
+        assert record["ceiling"][name] == pytest.approx(ceiling)
+        # Five captions at most: with k below that, whatever is found is among the first k.
+        at = min(k, s.shape[1])
+        assert metrics(rankings[name], (at,))[f"R@{at}"] == pytest.approx(ceiling)
+        if k >= 5:
+            assert record[name]["R@5"] == pytest.approx(ceiling)
+    # One right image a caption: it is first, or it is no candidate.
+    assert record["t2i"]["R@1"] == pytest.approx(record["ceiling"]["t2i"])
+    assert k < 40 or record["ceiling"] == {"i2t": 100, "t2i": 100}
+
+
+def test_the_ceiling_holds_for_any_scores(collection):
+    scorer = random_scorer(collection, 4)
+    scores = score(scorer, collection, k=4)
+    for alpha in ALPHAS:
+        record, rankings = two_stage(scores, alpha)
+        for name in DIRECTIONS:
+            assert metrics(rankings[name], (4,))["R@4"] == pytest.approx(record["ceiling"][name])
+            assert record[name]["R@1"] <= record["ceiling"][name]
+
+
+def test_alpha_0_is_the_first_stage(collection):
+    scores = score(random_scorer(collection, 5), collection, k=6)
+    first, rankings = first_stage(scores)
+    second, again = two_stage(scores, 0.0)
+    assert_equal_rankings(again, rankings)
+    assert {key: second[key] for key in first} == first
+    assert two_stage(scores, 1.0)[0]["rsum"] != first["rsum"]
+
+
+@pytest.mark.parametrize("k", [0, 1, 5, 100])
+def test_every_pair_is_scored_once(collection, k):
+    scorer = random_scorer(collection, 6)
+    scores = score(scorer, collection, k=k)
+    full = scorer.images @ scorer.captions.T
+    wanted = {(i, c) for i in range(12) for c in full[i].argsort(descending=True)[:k].tolist()}
+    wanted |= {(i, c) for c in range(26) for i in full[:, c].argsort(descending=True)[:k].tolist()}
+    assert len(scorer.asked) == scores.pairs == len(wanted)
+    assert set(scorer.asked) == wanted
+    assert two_stage(scores, 0.5)[0]["k"] == min(k, 26) if k else first_stage(scores)
+
+
+def test_chunks_of_queries_change_nothing(collection):
+    scorer = random_scorer(collection, 7)
+    whole = score(scorer, collection, k=5)
+    for query_batch in (1, 4, 7, 1000):
+        part = score(scorer, collection, k=5, query_batch=query_batch)
+        for name, alpha in itertools.product(DIRECTIONS, (None, 0.0, 0.6)):
+            expected = rank_direction(whole.directions[name], alpha)
+            for direction in (whole.directions[name], part.directions[name]):
+                got = rank_direction(direction, alpha, query_batch=query_batch)
+                assert got.ranks.tolist() == expected.ranks.tolist()
+                assert got.offsets.tolist() == expected.offsets.tolist()
+
+
+def test_alpha_is_the_best_of_its_curve(collection):
+    for seed in range(4):
+        scores = score(random_scorer(collection, seed), collection, k=12)
+        alpha, curve = choose_alpha(scores)
+        assert curve == [two_stage(scores, a)[0]["rsum"] for a in ALPHAS]
+        assert alpha == min(a for a, value in zip(ALPHAS, curve, strict=True) if value == max(curve))
+        assert len(set(curve)) > 5
+    assert ALPHAS[0] == 0 and ALPHAS[-1] == 1 and list(ALPHAS) == sorted(ALPHAS)
+    assert choose_alpha(scores, (0.35,)) == (0.35, [two_stage(scores, 0.35)[0]["rsum"]])
+
+
+@pytest.mark.parametrize("right_stage", ["first", "joint"])
+def test_alpha_follows_the_stage_that_knows(collection, right_stage):
+    scorer = random_scorer(collection, 8)
+    perfect = (collection.caption_image == torch.arange(12)[:, None]).float()
+    if right_stage == "joint":
+        scorer.joint = 50 * perfect
+    else:
+        scorer.images, scorer.captions, scorer.joint = torch.eye(12), perfect.T.contiguous(), -50 * perfect
+    alpha, curve = choose_alpha(score(scorer, collection, k=26))
+    if right_stage == "joint":
+        assert alpha > 0 and curve[-1] == max(curve) > curve[0]
+    else:
+        assert alpha == 0 and curve[0] == max(curve) > curve[-1]
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_scores_that_say_nothing_find_nothing(collection, value):
+    nothing = torch.full((12, 26), value)
+    scorer = TableScorer(torch.full((12, 2), value), torch.full((26, 2), value), nothing)
+    scores = score(scorer, collection, k=26)
+    for record in (first_stage(scores)[0], two_stage(scores, 0.5)[0]):
+        assert record["t2i"]["hit@10"] == 0 and record["i2t"]["hit@10"] == 0
+    honest = random_scorer(collection, 9)
+    honest.joint = nothing
+    if value == 0.0:
+        assert two_stage(score(honest, collection, k=26), 1.0)[0]["rsum"] == 0
+    else:
+        for alpha in (0.5, 1.0):
+            assert two_stage(score(honest, collection, k=26), alpha)[0]["rsum"] == 0
+
+
+def test_records_keep_the_contract(collection):
+    scores = score(random_scorer(collection, 10), collection, k=3)
+    first, second = first_stage(scores)[0], two_stage(scores, 0.4)[0]
+    for record in (first, second):
+        assert json.loads(json.dumps(record, allow_nan=False)) == record
+        for name in DIRECTIONS:
+            direction = record[name]
+            assert {"R@1", "R@5", "R@10", "hit@1", "P@10", "medR", "mAP@all", "mAP@R", "MRR"} <= direction.keys()
+            assert all(0 <= direction[key] <= 100 for key in direction if "@" in key)
+            assert 0 < direction["MRR"] <= 1
+        assert 0 <= record["rsum"] <= 600
+    assert first.keys() == {"i2t", "t2i", "rsum", "hit_rsum", "chance_rsum"}
+    assert second.keys() == first.keys() | {"k", "alpha", "ceiling"}
+    assert (second["k"], second["alpha"], second["ceiling"].keys()) == (3, 0.4, {"i2t", "t2i"})
+    assert scores.pairs > 0 and scores.seconds > 0
