@@ -6,6 +6,7 @@ import io
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import CheckpointError, ConfigError, DataError
 from cmfg_dgl.evaluation.audit import audit
-from cmfg_dgl.evaluation.evaluate import ALPHAS, choose_alpha, first_stage, score, two_stage
+from cmfg_dgl.evaluation.evaluate import ALPHAS, Scores, choose_alpha, first_stage, score, two_stage
 from cmfg_dgl.evaluation.ranking import Ranking, cmc, precision_recall
 from cmfg_dgl.explain.examples import decode_picture, retrieved_examples
 from cmfg_dgl.explain.figures import png_bytes, retrieval_grid
@@ -80,45 +81,23 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
             raise ConfigError(f"{run.folder}: holds a finished run; choose another -o to go on from {source}")
         finished: dict[str, Any] = run.read("selection.json")
         return finished
-    config, start = run.config, time.perf_counter()
-    select_device(config)
-    experiment = Experiment.prepare(config, progress)
+    start = time.perf_counter()
+    select_device(run.config)
+    experiment = Experiment.prepare(run.config, progress)
     left_out = _left_out(experiment)
     for reason in left_out.values():
         _log.warning("left out: %s", reason)
     train, val = experiment.training_split("train"), experiment.training_split("val")
-    collection, held_out = experiment.collection(train), experiment.collection(val)
-    model = experiment.model(config.run.seed)
-    scorer = _scorer(model, config, progress)
-    torch.manual_seed(config.run.seed)
+    model = experiment.model(run.config.run.seed)
+    scorer, held_out = _scorer(model, run.config, progress), experiment.collection(val)
+    torch.manual_seed(run.config.run.seed)
 
     def validate() -> dict[str, float]:
         record, _ = first_stage(score(scorer, held_out, k=0))
         return {"val_rsum": record["rsum"]}
 
-    training = config.training
-    trainer = Trainer(
-        model,
-        collection,
-        experiment.texts(train),
-        validate,
-        run.folder,
-        seed=config.run.seed,
-        epochs=training.epochs,
-        batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        warmup=training.warmup,
-        clip=training.clip,
-        label_smoothing=training.label_smoothing,
-        joint_weight=training.joint_weight,
-        hard_negatives=training.hard_negatives,
-        patience=training.patience,
-        checkpoint_steps=training.checkpoint_steps,
-        progress=lambda done, total, message: progress("training", done, total, message),
-    )
-    dataset = experiment.dataset
-    _keep_manifest(run, dataset.manifest("train"))
+    trainer = _trainer(run, experiment, train, model, validate, progress)
+    _keep_manifest(run, experiment.dataset.manifest("train"))
     if source and (source != run.last or source.is_file()):
         trainer.resume(source)
         if source.resolve() != run.last.resolve():
@@ -126,11 +105,7 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
     state = trainer.fit()
     weights, best = load_checkpoint(trainer.best)
     load_weights(model, weights, trainer.best)
-    scores = score(scorer, held_out, k=config.retrieval.k)
-    alphas = ALPHAS if config.retrieval.alpha is None else (config.retrieval.alpha,)
-    alpha, curve = choose_alpha(scores, alphas)
-    first, _ = first_stage(scores)
-    _show_examples(run, retrieved_examples(dataset, val, scores, alpha), state.step)
+    dataset = experiment.dataset
     run.write(
         "training.json",
         {
@@ -148,22 +123,65 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
             "seconds": time.perf_counter() - start,
         },
     )
+    scores = score(scorer, held_out, k=run.config.retrieval.k)
     selection = {
         "split": "val",
         "protocol": dataset.protocol("val"),
         "epoch": best["epoch"],
-        "k": config.retrieval.k,
-        "alpha": alpha,
-        "first_stage_rsum": first["rsum"],
-        "two_stage_rsum": max(curve),
-        "alphas": list(alphas),
-        "rsums": curve,
+        **_select(run, scores),
     }
+    _show_examples(run, retrieved_examples(dataset, val, scores, selection["alpha"]), state.step)
     # Written last: it says that the run is finished.
     run.write("selection.json", selection)
     write_card(run.folder)
     write_report(run.folder)
     return selection
+
+
+def _trainer(
+    run: Run,
+    experiment: Experiment,
+    split: Split,
+    model: CMFG,
+    validate: Callable[[], dict[str, float]],
+    progress: Progress,
+) -> Trainer:
+    training = run.config.training
+    return Trainer(
+        model,
+        experiment.collection(split),
+        experiment.texts(split),
+        validate,
+        run.folder,
+        seed=run.config.run.seed,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup=training.warmup,
+        clip=training.clip,
+        label_smoothing=training.label_smoothing,
+        joint_weight=training.joint_weight,
+        hard_negatives=training.hard_negatives,
+        patience=training.patience,
+        checkpoint_steps=training.checkpoint_steps,
+        progress=lambda done, total, message: progress("training", done, total, message),
+    )
+
+
+def _select(run: Run, scores: Scores) -> dict[str, Any]:
+    """What validation chooses for the second stage, unless the configuration says it."""
+    given = run.config.retrieval.alpha
+    alphas = ALPHAS if given is None else (given,)
+    alpha, curve = choose_alpha(scores, alphas)
+    return {
+        "k": run.config.retrieval.k,
+        "alpha": alpha,
+        "first_stage_rsum": first_stage(scores)[0]["rsum"],
+        "two_stage_rsum": max(curve),
+        "alphas": list(alphas),
+        "rsums": curve,
+    }
 
 
 def evaluate_run(run: Run, split: str, *, force: bool, progress: Progress) -> dict[str, Any]:

@@ -272,7 +272,7 @@ def precision_recall(ranking: Ranking) -> tuple[Floats, Floats]:
         needed = np.maximum(-(-level * counts // 10) - 1, 0)
         reached = np.where(place >= np.repeat(needed, counts), precision, 0)
         mean[level] = _mean_percent(np.maximum.reduceat(reached, starts))
-    return np.linspace(0, 100, 11), mean
+    return np.linspace(0, 100, 11, dtype=np.float64), mean
 
 
 def chance(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:

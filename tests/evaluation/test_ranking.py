@@ -237,7 +237,11 @@ def test_metrics_equal_pytrec_eval(problem: tuple[np.ndarray, np.ndarray]) -> No
         assert result[f"hit@{k}"] == pytest.approx(mean[f"success_{k}"])
     assert result["mAP@all"] == pytest.approx(mean["map"])
     assert 100 * result["MRR"] == pytest.approx(mean["recip_rank"])
-    assert precision_recall(ranking)[1] == pytest.approx([mean[f"iprec_at_recall_{level}"] for level in levels])
+    # trec_eval wants int(level * n + 0.9) of n positives, which floating point may leave one short, as at 0.7 * 3.
+    counts = [sum(hits) for hits in lists]
+    exact = [i for i in range(11) if all(int(i / 10 * n + 0.9) == -(-i * n // 10) for n in counts)]
+    expected = [mean[f"iprec_at_recall_{levels[i]}"] for i in exact]
+    assert precision_recall(ranking)[1][exact] == pytest.approx(expected)
 
 
 @pytest.fixture(scope="module")
