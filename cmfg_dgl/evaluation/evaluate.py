@@ -44,11 +44,19 @@ class Direction:
 
 @dataclass(frozen=True)
 class Scores:
-    """All scores that rankings need, and what the second stage cost: unique pairs and seconds."""
+    """All scores that rankings need, and what the second stage cost: unique pairs and seconds.
+
+    `query_batch` queries are ranked at a time.
+    """
 
     directions: dict[str, Direction]
     pairs: int
     seconds: float
+    query_batch: int
+
+    def rank(self, alpha: float | None) -> dict[str, Ranking]:
+        """Both directions through `rank_direction`."""
+        return {name: rank_direction(d, alpha, query_batch=self.query_batch) for name, d in self.directions.items()}
 
 
 def score(scorer: Scorer, collection: Collection, *, k: int, query_batch: int = 256) -> Scores:
@@ -86,10 +94,11 @@ def score(scorer: Scorer, collection: Collection, *, k: int, query_batch: int = 
         {name: Direction(*sides[name], chosen[name], halves[name].view_as(chosen[name])) for name in DIRECTIONS},
         len(pairs),
         seconds,
+        query_batch,
     )
 
 
-def rank_direction(direction: Direction, alpha: float | None, *, query_batch: int = 256) -> Ranking:
+def rank_direction(direction: Direction, alpha: float | None, *, query_batch: int) -> Ranking:
     """Ranks of the positives: of the first stage (alpha None), or with the candidates re-ranked by `alpha`."""
     parts = []
     for start in range(0, len(direction.queries), query_batch):
@@ -106,18 +115,15 @@ def rank_direction(direction: Direction, alpha: float | None, *, query_batch: in
 
 def first_stage(scores: Scores) -> tuple[dict[str, Any], dict[str, Ranking]]:
     """Metrics and rankings of the independent embeddings."""
-    return _record({name: rank_direction(d, None) for name, d in scores.directions.items()})
+    return _record(scores.rank(None))
 
 
 def two_stage(scores: Scores, alpha: float) -> tuple[dict[str, Any], dict[str, Ranking]]:
     """Metrics and rankings after re-ranking, with k, alpha and the ceiling: the first stage's recall at k, in %."""
-    record, rankings = _record({name: rank_direction(d, alpha) for name, d in scores.directions.items()})
-    record["k"] = max(d.chosen.shape[1] for d in scores.directions.values())
-    record["alpha"] = alpha
-    record["ceiling"] = {
-        name: metrics(rank_direction(d, None), (d.chosen.shape[1],))[f"R@{d.chosen.shape[1]}"]
-        for name, d in scores.directions.items()
-    }
+    record, rankings = _record(scores.rank(alpha))
+    before, reach = scores.rank(None), {name: d.chosen.shape[1] for name, d in scores.directions.items()}
+    record["k"], record["alpha"] = max(reach.values()), alpha
+    record["ceiling"] = {name: metrics(before[name], (k,))[f"R@{k}"] for name, k in reach.items()}
     return record, rankings
 
 
@@ -126,7 +132,7 @@ def choose_alpha(scores: Scores, alphas: Sequence[float] = ALPHAS) -> tuple[floa
 
     Call it with the scores of the validation split.
     """
-    curve = [two_stage(scores, alpha)[0]["rsum"] for alpha in alphas]
+    curve = [_record(scores.rank(alpha))[0]["rsum"] for alpha in alphas]
     return alphas[int(np.argmax(curve))], curve
 
 

@@ -15,6 +15,7 @@ from cmfg_dgl.nn.model import CMFG
 __all__ = ["GraphScorer", "Scorer", "candidates", "fuse"]
 
 IMAGES_AT_A_TIME = 64
+PAIRS_AT_A_TIME = 4096
 
 
 class Scorer(Protocol):
@@ -73,16 +74,15 @@ class GraphScorer:
 
     @torch.inference_mode()
     def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
-        """Joint scores, image by image: each image is encoded once, each caption once a group of images."""
+        """Joint scores, piece by piece: the images and the captions of a piece are encoded once.
+
+        A piece has at most `IMAGES_AT_A_TIME` images and `PAIRS_AT_A_TIME` pairs, and so a bounded memory.
+        """
         self.model.eval()
         scores = torch.empty(len(image))
-        order = torch.argsort(image, stable=True)
-        groups = torch.unique(image).split(IMAGES_AT_A_TIME)
         done = 0
-        for group in groups:
-            first, last = torch.searchsorted(image[order], torch.stack([group[0], group[-1] + 1])).tolist()
-            mine = order[first:last]
-            used = torch.unique(caption[mine])
+        for mine in _pieces(image):
+            group, used = torch.unique(image[mine]), torch.unique(caption[mine])
             images = self.model.encode("patch", self._read(collection.images, group))
             captions = self.model.encode("token", self._read(collection.captions, used))
             # Captions of one length together leave nothing to pad.
@@ -99,6 +99,14 @@ class GraphScorer:
     def _read(self, side: Side, items: Tensor) -> Nodes:
         dtype = next(self.model.parameters()).dtype
         return side.read(items).to(self.device, dtype)
+
+
+def _pieces(image: Tensor) -> list[Tensor]:
+    """Positions of pairs in pieces of few images and not too many pairs; `image` (pairs,) is each pair's image."""
+    order = torch.argsort(image, stable=True)
+    _, number = torch.unique_consecutive(image[order], return_inverse=True)
+    groups = order.split(torch.bincount(number // IMAGES_AT_A_TIME).tolist())
+    return [piece for group in groups for piece in group.split(PAIRS_AT_A_TIME)]
 
 
 def candidates(queries: Tensor, gallery: Tensor, k: int, *, query_batch: int = 256) -> Tensor:
