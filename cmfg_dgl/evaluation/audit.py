@@ -73,7 +73,7 @@ def audit(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> AuditReport:
-    """Check a trained model and its protocol (DESIGN.md section 3).
+    """Check a trained model and its protocol: no score has seen the answer, no metric flatters.
 
     Parameters
     ----------

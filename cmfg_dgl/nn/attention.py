@@ -41,7 +41,7 @@ class RelationAttention(nn.Module):
         e_{uv} = \mathrm{softmax}_v\left(\frac{(W_Q^r h_u) \cdot (W_K^r h_v)}{\sqrt{C}}\right),
         \qquad m_u = \sum_{v \in N_r(u)} e_{uv} W^r h_v
 
-    (PAPER section 3, per head). With `joint` the message carries its log-sum-exp
+    (Mounika and Yadav, section 3, per head). With `joint` the message carries its log-sum-exp
     :math:`\log \sum_v \exp(\cdot)`, from which `merge_messages` makes the paper's single softmax over all
     relations that enter u. A target without an edge receives zero.
 

@@ -24,8 +24,8 @@ class CMFGLayer(nn.Module):
         h_u' = h_u + \rho\Big(\sum_r \sum_{v \in N_r(u)} e_{uv} W^r x_v\Big),
         \qquad x = \mathrm{LayerNorm}(h), \; \rho = \mathrm{ReLU}
 
-    (PAPER section 3; without `residual` the first h_u is gone, without `norm` x = h.) The work is cut where
-    re-ranking profits from it: `project` and `update` are per node, `messages` is per graph.
+    (Mounika and Yadav, section 3; without `residual` the first h_u is gone, without `norm` x = h.) The work is
+    cut where re-ranking profits from it: `project` and `update` are per node, `messages` is per graph.
 
     Parameters
     ----------

@@ -93,7 +93,7 @@ class Encoded:
 
 
 class CMFG(nn.Module):
-    """Attention-weighted graph layers over patches and tokens (PAPER section 3).
+    """Attention-weighted graph layers over patches and tokens (Mounika and Yadav, section 3).
 
     One set of weights serves two graphs. The *independent* graph holds the intra-modal relations of one item;
     `encode` runs it once an item. The *joint* graph of an image and a caption adds the cross-modal relations;
