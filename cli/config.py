@@ -6,9 +6,9 @@ from dataclasses import asdict
 
 import click
 
-from cmfg_dgl.config import describe_keys, recipes, to_yaml
+from cmfg_dgl.config import Config, describe_keys, recipes, to_yaml
 
-from .options import config_options, json_option, load, verbosity_options
+from .options import config_options, json_option, verbosity_options
 from .output import print_json, print_table
 
 __all__ = ["command"]
@@ -29,11 +29,7 @@ def command() -> None:
 @json_option
 @verbosity_options
 def show(
-    config: str | None,
-    overrides: tuple[str, ...],
-    seed: int | None,
-    device: str | None,
-    precision: str | None,
+    settings: Config,
     keys: bool,
     as_json: bool,
 ) -> None:
@@ -43,7 +39,6 @@ def show(
     cmfg config show -c openmoji training.epochs=5
     cmfg config show --keys
     """
-    settings = load(config, overrides, seed=seed, device=device, precision=precision)
     if keys and as_json:
         print_json([{"key": key, "default": default, "meaning": text} for key, default, text in describe_keys()])
     elif keys:
@@ -59,11 +54,7 @@ def show(
 @json_option
 @verbosity_options
 def validate(
-    config: str | None,
-    overrides: tuple[str, ...],
-    seed: int | None,
-    device: str | None,
-    precision: str | None,
+    settings: Config,
     as_json: bool,
 ) -> None:
     """Check a configuration; exit code 2 and one line if something is wrong.
@@ -71,11 +62,12 @@ def validate(
     \b
     cmfg config validate -c mine.yaml
     """
-    load(config, overrides, seed=seed, device=device, precision=precision)
+    # There are settings, so they are valid.
+    source = click.get_current_context().params["config"]
     if as_json:
-        print_json({"valid": True, "config": config})
+        print_json({"valid": True, "config": source})
     else:
-        click.echo(f"{config or 'defaults'}: valid")
+        click.echo(f"{source or 'defaults'}: valid")
 
 
 @command.command("ls")

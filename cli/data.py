@@ -7,7 +7,9 @@ from dataclasses import asdict
 
 import click
 
-from .options import Verbosity, config_options, json_option, load, verbosity_options
+from cmfg_dgl.config import Config
+
+from .options import Verbosity, config_options, json_option, verbosity_options
 from .output import Bars, print_json, print_table
 
 __all__ = ["command"]
@@ -46,11 +48,7 @@ def ls(as_json: bool) -> None:
 @click.pass_obj
 def info(
     verbosity: Verbosity,
-    config: str | None,
-    overrides: tuple[str, ...],
-    seed: int | None,
-    device: str | None,
-    precision: str | None,
+    settings: Config,
     as_json: bool,
 ) -> None:
     """Print counts, splits and protocol ids.
@@ -61,7 +59,6 @@ def info(
     """
     from cmfg_dgl.training.experiment import open_dataset
 
-    settings = load(config, overrides, seed=seed, device=device, precision=precision)
     with Bars(verbosity.quiet):
         dataset = open_dataset(settings)
     splits = {}
@@ -101,11 +98,7 @@ def info(
 @click.pass_obj
 def check(
     verbosity: Verbosity,
-    config: str | None,
-    overrides: tuple[str, ...],
-    seed: int | None,
-    device: str | None,
-    precision: str | None,
+    settings: Config,
     as_json: bool,
 ) -> None:
     """Decode every image and look for what would spoil a result; exit code 3 on errors.
@@ -118,7 +111,6 @@ def check(
     from cmfg_dgl.errors import DataError
     from cmfg_dgl.training.experiment import open_dataset
 
-    settings = load(config, overrides, seed=seed, device=device, precision=precision)
     with Bars(verbosity.quiet) as bars:
         dataset = open_dataset(settings)
         findings = check_dataset(dataset, lambda done, total: bars("images", done, total))

@@ -6,7 +6,9 @@ import sys
 
 import click
 
-from .options import Verbosity, config_options, force_option, json_option, load, verbosity_options
+from cmfg_dgl.config import Config
+
+from .options import Verbosity, config_options, force_option, json_option, verbosity_options
 from .output import Bars, print_json
 
 __all__ = ["command"]
@@ -29,11 +31,7 @@ def command() -> None:
 @click.pass_obj
 def build(
     verbosity: Verbosity,
-    config: str | None,
-    overrides: tuple[str, ...],
-    seed: int | None,
-    device: str | None,
-    precision: str | None,
+    settings: Config,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -44,7 +42,6 @@ def build(
     """
     from cmfg_dgl.training.experiment import Experiment, select_device
 
-    settings = load(config, overrides, seed=seed, device=device, precision=precision)
     select_device(settings)
     with Bars(verbosity.quiet) as bars:
         experiment = Experiment.prepare(settings, bars, force=force)
@@ -78,11 +75,7 @@ def build(
 @click.pass_obj
 def verify(
     verbosity: Verbosity,
-    config: str | None,
-    overrides: tuple[str, ...],
-    seed: int | None,
-    device: str | None,
-    precision: str | None,
+    settings: Config,
     as_json: bool,
 ) -> None:
     """Read every shard of the store and compare its SHA-256; exit code 3 if one is damaged.
@@ -93,7 +86,6 @@ def verify(
     from cmfg_dgl.errors import DataError
     from cmfg_dgl.training.experiment import find_stores
 
-    settings = load(config, overrides, seed=seed, device=device, precision=precision)
     with Bars(verbosity.quiet):
         damaged = {str(store.folder): store.verify() for store in find_stores(settings)}
     if as_json:

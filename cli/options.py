@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 
-from cmfg_dgl.config import Config, load_config
+from cmfg_dgl.config import load_config
 
 __all__ = [
     "Verbosity",
     "config_options",
     "force_option",
     "json_option",
-    "load",
     "run_argument",
     "verbosity_options",
 ]
@@ -74,32 +74,24 @@ def run_argument(command: Command) -> Command:
     return click.argument("run", type=click.Path())(command)
 
 
-def config_options(command: Command) -> Command:
-    """Add `--config/-c`, `--seed`, `--device`, `--precision` and overrides; `load` reads them."""
-    command = click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")(command)
-    command = click.option(
-        "--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of matrix products."
-    )(command)
-    command = click.option("--device", help="Torch device: cpu, cuda, cuda:1, ...")(command)
-    command = click.option("--seed", type=click.IntRange(min=0), help="Seed of weights, batches and dropout.")(
-        command
-    )
-    return click.option("-c", "--config", metavar="FILE|NAME", help="A YAML file or the name of a shipped recipe.")(
-        command
-    )
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--config/-c`, `--seed`, `--device`, `--precision` and overrides; the command gets them as `settings`.
 
+    A flag, also the command's own `--output-dir`, counts as the last override.
+    """
 
-def load(
-    config: str | None,
-    overrides: tuple[str, ...],
-    *,
-    seed: int | None = None,
-    device: str | None = None,
-    precision: str | None = None,
-    output_dir: str | None = None,
-) -> Config:
-    """The configuration that flags and overrides describe; a flag counts as the last override."""
-    flags = {"run.seed": seed, "run.device": device, "run.precision": precision, "run.output_dir": output_dir}
-    return load_config(
-        config, [*overrides, *(f"{key}={value}" for key, value in flags.items() if value is not None)]
-    )
+    @functools.wraps(command)
+    def with_settings(*args: Any, config: str | None, overrides: tuple[str, ...], **rest: Any) -> Any:
+        flags = {f"run.{name}": rest.pop(name, None) for name in ("seed", "device", "precision", "output_dir")}
+        given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+        return command(*args, settings=load_config(config, [*overrides, *given]), **rest)
+
+    for option in (
+        click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]..."),
+        click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="Precision of matrix products."),
+        click.option("--device", help="Torch device: cpu, cuda, cuda:1, ..."),
+        click.option("--seed", type=click.IntRange(min=0), help="Seed of weights, batches and dropout."),
+        click.option("-c", "--config", metavar="FILE|NAME", help="A YAML file or the name of a shipped recipe."),
+    ):
+        with_settings = option(with_settings)
+    return with_settings

@@ -6,7 +6,9 @@ from dataclasses import asdict
 
 import click
 
-from .options import Verbosity, config_options, force_option, json_option, load, verbosity_options
+from cmfg_dgl.config import Config
+
+from .options import Verbosity, config_options, force_option, json_option, verbosity_options
 from .output import Bars, print_json, print_table
 
 __all__ = ["command"]
@@ -23,12 +25,7 @@ __all__ = ["command"]
 @click.pass_obj
 def command(
     verbosity: Verbosity,
-    config: str | None,
-    overrides: tuple[str, ...],
-    seed: int | None,
-    device: str | None,
-    precision: str | None,
-    output_dir: str | None,
+    settings: Config,
     resume: str | None,
     dry_run: bool,
     force: bool,
@@ -44,7 +41,6 @@ def command(
     """
     if force and resume:
         raise click.UsageError("--force starts over and --resume goes on; give one of them")
-    settings = load(config, overrides, seed=seed, device=device, precision=precision, output_dir=output_dir)
     from cmfg_dgl import workflow
     from cmfg_dgl.training.run import create_run
 
