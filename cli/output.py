@@ -82,11 +82,15 @@ class _Lines(logging.Handler):
 @contextmanager
 def _log_lines(quiet: bool) -> Iterator[None]:
     logger, handler = logging.getLogger("cmfg_dgl"), _Lines(logging.CRITICAL + 1 if quiet else logging.NOTSET)
+    propagate = logger.propagate
     logger.addHandler(handler)
+    # A library may have given the root logger a handler, which would say every line again, also when quiet.
+    logger.propagate = False
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 def print_json(value: Any) -> None:
