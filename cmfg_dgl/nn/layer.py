@@ -10,7 +10,7 @@ from dgl.nn.pytorch import HeteroGraphConv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmfg_dgl.graph.blocks import Block
+from cmfg_dgl.graph.views import RelationView
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.nn.attention import Message, Projected, RelationAttention, merge_messages
 
@@ -113,7 +113,7 @@ class CMFGLayer(nn.Module):
         self,
         graph: dgl.DGLGraph,
         projected: Mapping[str, Projected],
-        blocks: Mapping[str, Block],
+        views: Mapping[str, RelationView],
     ) -> dict[str, Message]:
         """What the relations of `graph` bring to each node type that hears something.
 
@@ -123,11 +123,11 @@ class CMFGLayer(nn.Module):
             A batched graph with a subset of this layer's relations.
         projected
             Node type to its projected nodes.
-        blocks
-            Relation name to its dense view.
+        views
+            Relation name to what the kernels read of it.
         """
         result: dict[str, Message] = self.conv(
-            graph, dict(projected), mod_kwargs={name: {"block": block} for name, block in blocks.items()}
+            graph, dict(projected), mod_kwargs={name: {"view": view} for name, view in views.items()}
         )
         return result
 

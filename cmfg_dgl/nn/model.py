@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import dgl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmfg_dgl.features.nodes import Nodes, ragged_positions
-from cmfg_dgl.graph.blocks import relation_block
+from cmfg_dgl.graph.views import RelationView, relation_view
 from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import NodeSet
@@ -206,14 +207,14 @@ class CMFG(nn.Module):
         full = NodeSet(nodes.offsets, nodes.grid, nodes.values, initial)
         inner = [r for r in self.relations if not r.cross and r.source == kind]
         graph = build_graph({kind: full}, inner) if inner else None
-        blocks = {r.name: relation_block(graph, r.canonical) for r in inner}
+        views = self._views(graph, inner, initial.device)
         kept = self._keep(kind, initial)
         # Without a cross-modal layer the pair adds nothing, and the state is the last one.
         state, hidden, projected, message_at_door = None, initial, {}, None
         for index, layer in enumerate(self._stack()):
             at_door = joint and index == self.first_cross
             parts = {**kept, **self._project(layer, kind, hidden, self.relations if at_door else inner)}
-            message = layer.messages(graph, {kind: parts}, blocks)[kind] if inner else None
+            message = layer.messages(graph, {kind: parts}, views)[kind] if inner else None
             if at_door:
                 crossing = {r.name for r in self.relations if r.cross}
                 state, message_at_door = hidden, message
@@ -259,8 +260,8 @@ class CMFG(nn.Module):
             heard: dict[str, Message] = {}
             if relations:
                 graph = build_graph(node_sets, relations)
-                blocks = {r.name: relation_block(graph, r.canonical) for r in relations}
-                heard = layer.messages(graph, projected, blocks)
+                views = self._views(graph, relations, hidden["patch"].device)
+                heard = layer.messages(graph, projected, views)
             for kind, end in ends.items():
                 parts = [end.message if index == self.first_cross else None, heard.get(kind)]
                 known = [part for part in parts if part is not None]
@@ -271,6 +272,12 @@ class CMFG(nn.Module):
     def _project(self, layer: CMFGLayer, kind: str, nodes: Tensor, relations: Sequence[Relation]) -> Projected:
         roles = ("value",) if self.once else ("query", "key", "value")
         return layer.project(kind, nodes, relations, roles)
+
+    def _views(
+        self, graph: dgl.DGLGraph | None, relations: Sequence[Relation], device: torch.device
+    ) -> dict[str, RelationView]:
+        heads = self._stack()[0].heads
+        return {r.name: relation_view(graph, r.canonical, heads=heads, device=device) for r in relations}
 
     def _stack(self) -> list[CMFGLayer]:
         return cast(list[CMFGLayer], list(self.layers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cmfg_dgl.graph.blocks import node_block
+from cmfg_dgl.graph.views import NodeBlock
 
 __all__ = ["Pooling"]
 
@@ -28,10 +28,9 @@ class Pooling(nn.Module):
 
     def forward(self, nodes: Tensor, counts: Tensor) -> Tensor:
         """Pool `nodes` (N, D); `counts` int64 (B,) are at least 1 and sum to N."""
-        block = node_block(counts)
+        block = NodeBlock(counts, nodes.device)
         cells = block.pad(nodes[:, None])[:, 0]  # (B, width, D)
-        present = block.present()
-        padding = None if present is None else ~present.to(nodes.device)[..., None]  # (B, width, 1)
+        padding = None if block.present is None else ~block.present[..., None]  # (B, width, 1)
         if self.kind == "mean":
             return cells.sum(1) / counts.to(nodes.device)[:, None]
         if self.kind == "max":

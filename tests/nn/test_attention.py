@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import attended
 
-from cmfg_dgl.graph.blocks import relation_block
+from cmfg_dgl.graph.views import relation_view
 from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete, Directed, Grid, Knn, TopK, Window
@@ -53,7 +53,8 @@ class Case:
     def __init__(self, relation, nodes, dtype=torch.float64, seed=0):
         self.relation, self.nodes = relation, nodes
         graph = build_graph(nodes, [relation])
-        self.graph, self.block = graph[relation.canonical], relation_block(graph, relation.canonical)
+        self.graph = graph[relation.canonical]
+        self.view = relation_view(graph, relation.canonical, heads=HEADS, device=torch.device("cpu"))
         generator = torch.Generator().manual_seed(seed)
         self.inputs = {
             kind: torch.randn(int(nodes[kind].offsets[-1]), WIDTH, generator=generator, dtype=torch.float64).to(
@@ -75,7 +76,7 @@ class Case:
 
         source = {("r", role): heads(role, self.relation.source) for role in ("key", "value")}
         target = {("r", "query"): heads("query", self.relation.target)}
-        return attention(self.graph, ({**source, **target}, {**source, **target}), self.block)
+        return attention(self.graph, ({**source, **target}, {**source, **target}), self.view)
 
 
 def outcome(case, kernel, joint):
@@ -153,7 +154,7 @@ def test_gradcheck(name, kernel, joint):
 
     def message(query, key, value):
         source, target = {("r", "key"): key, ("r", "value"): value}, {("r", "query"): query}
-        result = attention(case.graph, (source, target), case.block)
+        result = attention(case.graph, (source, target), case.view)
         return (result.out, result.lse) if joint else result.out
 
     sources, targets = (int(case.nodes[kind].offsets[-1]) for kind in (case.relation.source, case.relation.target))
@@ -256,17 +257,17 @@ def test_large_scores_stay_numbers():
 
 def test_auto_takes_the_block_kernel_from_its_density_on(monkeypatch):
     taken = []
-    for name in ("_block_attention", "_edge_attention"):
+    for name in ("block_attention", "edge_attention"):
         original = getattr(__import__("cmfg_dgl.nn.attention", fromlist=[name]), name)
         monkeypatch.setattr(
             f"cmfg_dgl.nn.attention.{name}", lambda *a, _o=original, _n=name: taken.append(_n) or _o(*a)
         )
     dense = Case(RELATIONS["complete across"], node_sets(IMAGES, CAPTIONS))
     sparse = Case(RELATIONS["window"], node_sets([(1, 1)], [(1, 80)]))
-    assert sparse.block.density < BLOCK_DENSITY < dense.block.density
+    assert sparse.view.density < BLOCK_DENSITY < dense.view.density
     for case in (dense, sparse):
         case.message(case.attention("auto", joint=False))
-    assert taken == ["_block_attention", "_edge_attention"]
+    assert taken == ["block_attention", "edge_attention"]
 
 
 @pytest.mark.parametrize(("options", "named"), [({"width": 7}, "7"), ({"kernel": "sparse"}, "'sparse'")])

@@ -12,7 +12,7 @@ import torch
 from graphs import CAPTIONS, IMAGES, SCHEMAS, batch_edges, random_node_set
 from oracle import Settings, layer
 
-from cmfg_dgl.graph.blocks import relation_block
+from cmfg_dgl.graph.views import relation_view
 from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.topology import NodeSet
 from cmfg_dgl.nn.attention import Message
@@ -41,11 +41,14 @@ def hidden_nodes(seed=7):
     }
 
 
+def views(graph, relations, heads=2):
+    return {r.name: relation_view(graph, r.canonical, heads=heads, device=torch.device("cpu")) for r in relations}
+
+
 def run(made, relations, hidden, nodes=NODES):
     graph = build_graph(nodes, relations)
-    blocks = {r.name: relation_block(graph, r.canonical) for r in relations}
     projected = {kind: made.project(kind, h, relations) for kind, h in hidden.items()}
-    messages = made.messages(graph, projected, blocks)
+    messages = made.messages(graph, projected, views(graph, relations, made.heads))
     return {kind: made.update(h, messages.get(kind)) for kind, h in hidden.items()}
 
 
@@ -109,7 +112,7 @@ def test_kept_attention_equals_the_loop(joint):
     graph = build_graph(NODES, relations)
     kept = {kind: first.project(kind, h, relations, ("query", "key")) for kind, h in hidden_nodes(8).items()}
     projected = {kind: {**kept[kind], **made.project(kind, h, relations, ("value",))} for kind, h in hidden.items()}
-    messages = made.messages(graph, projected, {r.name: relation_block(graph, r.canonical) for r in relations})
+    messages = made.messages(graph, projected, views(graph, relations))
     got = {kind: made.update(h, messages[kind]) for kind, h in hidden.items()}
     assert_same(got, looped(made, relations, hidden, Settings(heads=2, joint=joint), attention=first))
 

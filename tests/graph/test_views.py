@@ -11,14 +11,16 @@ from graphs import CAPTIONS, EXAMPLES, IMAGES, SCHEMAS, batch_edges, caption_gri
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmfg_dgl.graph.blocks import node_block, relation_block
+from cmfg_dgl.graph.views import NodeBlock, relation_view
 from cmfg_dgl.graph.build import build_graph
+
+CPU = torch.device("cpu")
 
 
 def assert_mask_is_the_edges(nodes, relations):
     graph = build_graph(nodes, relations)
     for relation in relations:
-        block = relation_block(graph, relation.canonical)
+        block = relation_view(graph, relation.canonical, heads=2, device=CPU)
         source, target = nodes[relation.source].counts, nodes[relation.target].counts
         expected = torch.zeros(len(source), int(target.max()), int(source.max()), dtype=torch.bool)
         for b, pairs in enumerate(batch_edges(relation, nodes)):
@@ -55,7 +57,9 @@ def test_mask_is_the_edges_where_one_end_is_uniform(schema, images, captions):
 
 def test_a_complete_uniform_relation_has_no_mask():
     nodes = {"patch": random_node_set([(2, 2)] * 3), "token": random_node_set([(1, 3)] * 3)}
-    block = relation_block(build_graph(nodes, SCHEMAS["complete"]), ("patch", "grounds", "token"))
+    block = relation_view(
+        build_graph(nodes, SCHEMAS["complete"]), ("patch", "grounds", "token"), heads=2, device=CPU
+    )
     assert block.mask is None
     assert block.density == 1
 
@@ -63,7 +67,7 @@ def test_a_complete_uniform_relation_has_no_mask():
 @EXAMPLES
 @given(counts=st.lists(st.integers(1, 5), min_size=1, max_size=5))
 def test_padding(counts):
-    block = node_block(torch.tensor(counts))
+    block = NodeBlock(torch.tensor(counts), CPU)
     values = torch.randn(sum(counts), 2, 3, dtype=torch.float64, requires_grad=True)
     padded = block.pad(values)
     assert padded.shape == (len(counts), 2, max(counts), 3)
@@ -76,6 +80,6 @@ def test_padding(counts):
     assert torch.equal(block.unpad(padded[..., 0]), values[..., 0])
     block.unpad(padded).square().sum().backward()
     assert torch.equal(values.grad, 2 * values)
-    present = block.present()
+    present = block.present
     cells = torch.ones(len(counts), max(counts), dtype=torch.bool) if present is None else present
     assert cells.tolist() == [[i < count for i in range(max(counts))] for count in counts]

@@ -1,0 +1,138 @@
+"""Attention over the edges of one relation, computed two ways with the same numbers: edge by edge, or as a view.
+
+Shape letters: N nodes (N_s sources, N_t targets), E edges, B graphs, H heads, C width of a head,
+S and T the largest source and target count of a graph in the batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cmfg_dgl.graph.views import EdgeLists, RelationView
+
+__all__ = ["NO_EDGE", "block_attention", "edge_attention"]
+
+NO_EDGE = -1e30
+"""The log-sum-exp of no edge at all: finite, so that gradients stay numbers."""
+
+
+def edge_attention(query: Tensor, key: Tensor, value: Tensor, view: RelationView) -> tuple[Tensor, Tensor]:
+    """Attend edge by edge; time and memory grow with E. On the host alone, in float32 or float64.
+
+    The products run over the compressed rows and columns that DGL keeps of the relation: `sampled_addmm` for the
+    scores of edges, `embedding_bag` for weighted sums over them. DGL's own kernels do the same in 4 to 15 times
+    the time where an edge has one weight for all of a head (docs/performance.md).
+
+    Parameters
+    ----------
+    query, key, value
+        (N_t, H, C), (N_s, H, C), (N_s, H, C).
+    view
+        The relation, with at least one edge.
+
+    Returns
+    -------
+    tuple
+        Messages (N_t, H, C), and their log-sum-exp (N_t, H).
+    """
+    flat = (x.transpose(0, 1).flatten(0, 1) for x in (query, key, value))  # each (H N, C)
+    out, lse = _EdgeAttention.apply(*flat, view.edges)
+    shape = query.shape[1], query.shape[0]
+    return out.view(*shape, -1).transpose(0, 1), lse.view(shape).T
+
+
+def block_attention(query: Tensor, key: Tensor, value: Tensor, view: RelationView, joint: bool) -> tuple[Tensor, Tensor | None]:
+    """Attend over a padded dense block; time grows with its cells, B T S.
+
+    Parameters
+    ----------
+    query, key, value
+        (N_t, H, C), (N_s, H, C), (N_s, H, C).
+    view
+        The relation, on the device of the values.
+    joint
+        Return the log-sum-exp too, for which the scores are kept in memory.
+
+    Returns
+    -------
+    tuple
+        Messages (N_t, H, C), and their log-sum-exp (N_t, H) where `joint`.
+    """
+    q, k, v = view.target.pad(query), view.source.pad(key), view.source.pad(value)  # (B, H, T or S, C)
+    mask = None if view.mask is None else view.mask[:, None]  # (B or 1, 1, T, S)
+    if not joint:
+        return view.target.unpad(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)), None
+    scores = (q / q.shape[-1] ** 0.5) @ k.transpose(2, 3)  # (B, H, T, S)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, NO_EDGE)
+    weights = scores.softmax(3)
+    if mask is not None:
+        weights = weights * mask
+    return view.target.unpad(weights @ v), view.target.unpad(scores.logsumexp(3))
+
+
+class _EdgeAttention(torch.autograd.Function):
+    r"""Messages (H N_t, C) and log-sum-exps (H N_t,) from queries, keys and values, (H N, C) each.
+
+    With P the attention, O the messages and dO, dL the gradients of both results, the scores get
+    :math:`dS = P \circ (dO \cdot V - \mathrm{rowsum}(dO \circ O) + dL)` (Dao et al. 2022, appendix B, with dL
+    added).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, edges: EdgeLists) -> tuple[Tensor, Tensor]:
+        scale = query.shape[1] ** -0.5
+        scores = _dots(edges, query, key, scale)
+        degrees = edges.target_starts.diff()
+        top = torch.segment_reduce(scores, "max", offsets=edges.target_starts)  # -inf without an edge
+        raised = torch.exp(scores - top.repeat_interleave(degrees))
+        total = torch.segment_reduce(raised, "sum", offsets=edges.target_starts)
+        weights = raised / total.repeat_interleave(degrees)
+        out = _sums(edges.target_starts, edges.sources, weights, value)
+        heard = degrees > 0
+        ctx.save_for_backward(query, key, value, out, weights)
+        ctx.edges, ctx.heard, ctx.scale = edges, heard, scale
+        return out, torch.where(heard, torch.log(total) + top, NO_EDGE)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, weights = ctx.saved_tensors
+        edges, d_out = ctx.edges, d_out.contiguous()
+        shift = torch.where(ctx.heard, d_lse, 0) - (d_out * out).sum(1)
+        d_scores = _dots(edges, d_out, value, 1.0) + shift.repeat_interleave(edges.target_starts.diff())
+        d_scores *= weights * ctx.scale
+        back = edges.source_starts, edges.targets
+        return (
+            _sums(edges.target_starts, edges.sources, d_scores, key),
+            _sums(*back, d_scores[edges.order], query),
+            _sums(*back, weights[edges.order], d_out),
+            None,
+        )
+
+
+def _dots(edges: EdgeLists, target: Tensor, source: Tensor, scale: float) -> Tensor:
+    """Scaled inner products (H E,) of the two ends of each edge, in the order of the targets."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        pattern = torch.sparse_csr_tensor(
+            edges.target_starts,
+            edges.sources,
+            target.new_zeros(len(edges.sources)),
+            (len(target), len(source)),
+            check_invariants=False,
+        )
+    return torch.sparse.sampled_addmm(pattern, target, source.T, beta=0.0, alpha=scale).values()
+
+
+def _sums(starts: Tensor, others: Tensor, weights: Tensor, nodes: Tensor) -> Tensor:
+    """For each node the sum (H N, C) of the nodes at the other ends of its edges, weighted by (H E,)."""
+    # Detached, for what embedding_bag keeps for a backward pass of its own takes more time than the sum.
+    return F.embedding_bag(
+        others, nodes.detach(), starts, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )
