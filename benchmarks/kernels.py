@@ -38,7 +38,8 @@ def measure_case(case: Case, repeat: int, seed: int) -> list[dict[str, Any]]:
     inputs = {name: case.hidden for name in runs}
     dense = runs["dense_sdpa"]
     inputs["dense_sdpa"] = {
-        kind: h.detach().requires_grad_() for kind, h in dense.padded(case.hidden).items()  # type: ignore[attr-defined]
+        kind: h.detach().requires_grad_()
+        for kind, h in dense.padded(case.hidden).items()  # type: ignore[attr-defined]
     }
     with torch.no_grad():
         mine, padded, edgewise = (runs[name](inputs[name]) for name in ("ours", "dense_sdpa", "pyg_transformer"))

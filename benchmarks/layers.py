@@ -62,7 +62,8 @@ class Shell(nn.Module):
 def ours(case: Case, layer: CMFGLayer) -> Callable[[Hidden], Hidden]:
     """The CMFG layer."""
     views = {
-        r.name: relation_view(case.graph, r.canonical, heads=HEADS, device=torch.device("cpu")) for r in case.relations
+        r.name: relation_view(case.graph, r.canonical, heads=HEADS, device=torch.device("cpu"))
+        for r in case.relations
     }
 
     def run(hidden: Hidden) -> Hidden:
@@ -81,7 +82,9 @@ def dense_sdpa(case: Case, layer: CMFGLayer) -> Callable[[Hidden], Hidden]:
     for r in case.relations:
         source, target = case.graph.edges(etype=r.canonical)
         owner = case.nodes[r.source].owner()[source]
-        mask = torch.zeros(len(counts["patch"]), present[r.target].shape[1], present[r.source].shape[1], dtype=torch.bool)
+        mask = torch.zeros(
+            len(counts["patch"]), present[r.target].shape[1], present[r.source].shape[1], dtype=torch.bool
+        )
         mask[owner, case.nodes[r.target].local()[target], case.nodes[r.source].local()[source]] = True
         masks[r.name] = None if bool(mask.all()) else mask[:, None]
         if bool((mask == mask[:1, :1]).all()) and not bool(mask.all()):

@@ -85,7 +85,9 @@ def benchmark(title: str) -> Callable[[Command], click.Command]:
     def decorate(function: Command) -> click.Command:
         @click.command(help=title)
         @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-        @click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads of torch.")
+        @click.option(
+            "--threads", default=2, show_default=True, type=click.IntRange(min=1), help="Threads of torch."
+        )
         @click.option("--repeat", default=7, show_default=True, type=click.IntRange(min=1), help="Rounds; medians.")
         @click.option("--seed", default=0, show_default=True, help="Seed of inputs and weights.")
         @functools.wraps(function)

@@ -13,17 +13,21 @@ __all__ = ["command"]
 
 
 @click.command("env")
+@click.option("--calibrate", is_flag=True, help="Also time the kernels: from which density on a block is faster.")
 @json_option
 @verbosity_options
 @click.pass_obj
-def command(verbosity: Verbosity, as_json: bool) -> None:
+def command(verbosity: Verbosity, calibrate: bool, as_json: bool) -> None:
     """Print versions, kernels and devices, for bug reports.
 
     \b
     cmfg env --json
+    cmfg env --calibrate         what to set model.block_density to on this machine
     """
-    with Bars(verbosity.quiet):
+    with Bars(verbosity.quiet) as bars:
         record = environment()
+        if calibrate:
+            record["calibration"] = _calibration(bars)
     if as_json:
         print_json(record)
         return
@@ -34,3 +38,23 @@ def command(verbosity: Verbosity, as_json: bool) -> None:
                 click.echo(f"  {name}: {entry if entry is not None else 'not installed'}")
         else:
             click.echo(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
+    if calibrate:
+        click.echo(f"use model.block_density={record['calibration']['block_density']}")
+
+
+def _calibration(bars: Bars) -> dict[str, float]:
+    """Milliseconds of both kernels by density, and the density at which they are equal."""
+    from cmfg_dgl.memory import keep_freed_memory
+    from cmfg_dgl.nn.calibrate import DENSITIES, break_even, kernel_seconds
+
+    keep_freed_memory()
+    seconds = {}
+    for done, density in enumerate(DENSITIES, 1):
+        seconds[density] = kernel_seconds(density)
+        bars("kernels", done, len(DENSITIES))
+    times = {
+        f"{kernel} at {density:.0%}, ms": round(1e3 * value, 2)
+        for density, pair in seconds.items()
+        for kernel, value in zip(("edge", "block"), pair, strict=True)
+    }
+    return times | {"block_density": round(break_even(seconds), 3)}

@@ -155,6 +155,12 @@ class ModelConfig:
     kernel: str = option(
         "auto", "how a relation is computed; all give the same numbers", choices=("auto", "edge", "block")
     )
+    block_density: float = option(
+        0.2,
+        "kernel auto: share of edges from which a relation is a block; `cmfg env --calibrate` measures it",
+        least=0.0,
+        most=1.0,
+    )
     dropout: float = option(0.2, "dropout of the input of each layer", least=0.0, most=0.95)
     feature_dropout: float = option(0.4, "dropout of projected backbone features", least=0.0, most=0.95)
 

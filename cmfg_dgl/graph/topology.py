@@ -30,6 +30,9 @@ __all__ = [
 
 DIRECTIONS = ("left", "right", "above", "below")
 
+TIE = 1e-13
+"""What a later node loses against an earlier one that is just as like: less than rounding keeps, for 10,000 nodes."""
+
 
 @dataclass(frozen=True)
 class NodeSet:
@@ -222,22 +225,30 @@ def _shifted(nodes: NodeSet, rows: int, columns: int) -> Edges:
 
 def _nearest(a: Tensor, b: Tensor, source: NodeSet, target: NodeSet, k: int) -> Edges:
     """Edges from the k sources (features `a`) that are most like each target (features `b`)."""
-    parts = []
+    sources, targets, members, counts = [], [], [], torch.zeros_like(target.counts)
     a, b = (F.normalize(x.detach().cpu().double(), dim=1) for x in (a, b))
-    # Graphs of equal size go together, so that nothing is padded; the sort restores the order of the targets.
+    # Graphs of equal size go together, so that nothing is padded.
     shapes, group = torch.unique(torch.stack([source.counts, target.counts], 1), dim=0, return_inverse=True)
     for index, (n_source, n_target) in enumerate(shapes.tolist()):
         graphs = torch.nonzero(group == index)[:, 0]
-        rows_s = source.offsets[graphs][:, None] + torch.arange(n_source)  # (graphs, S)
-        rows_t = target.offsets[graphs][:, None] + torch.arange(n_target)  # (graphs, T)
-        # Rounding makes patches that look the same tie exactly, whatever the order of the sums.
-        likeness = (b[rows_t] @ a[rows_s].transpose(1, 2)).round(decimals=9)  # (graphs, T, S)
+        rows_s = source.offsets[graphs][:, None, None] + torch.arange(n_source)  # (graphs, 1, S)
+        rows_t = target.offsets[graphs][:, None, None] + torch.arange(n_target)[:, None]  # (graphs, T, 1)
+        # Rounding makes patches that look the same tie exactly, whatever the order of the sums; then the first wins.
+        likeness = (b[rows_t[..., 0]] @ a[rows_s[:, 0]].transpose(1, 2)).round(decimals=9)  # (graphs, T, S)
+        likeness -= torch.arange(n_source) * TIE
         if source is target:
             likeness.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-        keep = min(k, n_source - (source is target))
-        best = likeness.argsort(dim=2, descending=True, stable=True)[..., : max(keep, 0)].sort(dim=2).values
-        parts.append((rows_s[torch.arange(len(graphs))[:, None, None], best], rows_t[..., None].expand_as(best)))
-    sources = torch.cat([s.reshape(-1) for s, _ in parts]) if parts else torch.zeros(0, dtype=torch.int64)
-    targets = torch.cat([t.reshape(-1) for _, t in parts]) if parts else torch.zeros(0, dtype=torch.int64)
-    order = targets.argsort(stable=True)
-    return Edges(sources[order], targets[order], _per_graph(targets, target))
+        keep = max(min(k, n_source - (source is target)), 0)
+        best = likeness.topk(keep, dim=2).indices.sort(dim=2).values  # (graphs, T, keep)
+        sources.append((source.offsets[graphs][:, None, None] + best).flatten())
+        targets.append(rows_t.expand_as(best).flatten())
+        members.append(graphs)
+        counts[graphs] = n_target * keep
+    if len(members) == 1:
+        return Edges(sources[0], targets[0], counts)
+    # Back to the order of the graphs.
+    place = torch.argsort(torch.cat([*members, torch.zeros(0, dtype=torch.int64)]))
+    lengths = counts[torch.argsort(place)]
+    rows = ragged_positions((lengths.cumsum(0) - lengths)[place], lengths[place])
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return Edges(torch.cat([*sources, nothing])[rows], torch.cat([*targets, nothing])[rows], counts)

@@ -45,12 +45,15 @@ class NodeBlock:
         """bool, (B, width): which cells are nodes; None where all are."""
         return None if self.rows is None else self._cells().to(self.device)
 
+    def fill(self, values: Tensor) -> Tensor:
+        """(N, ...) to (B width, ...), zeros in the padding."""
+        if self.rows is None:
+            return values
+        return values.new_zeros((len(self.counts) * self.width, *values.shape[1:])).index_copy(0, self.rows, values)
+
     def pad(self, values: Tensor) -> Tensor:
         """(N, H, C) to (B, H, width, C), zeros in the padding."""
-        if self.rows is not None:
-            padded = values.new_zeros((len(self.counts) * self.width, *values.shape[1:]))
-            values = padded.index_copy(0, self.rows, values)
-        return values.view(len(self.counts), self.width, *values.shape[1:]).transpose(1, 2)
+        return self.fill(values).view(len(self.counts), self.width, *values.shape[1:]).transpose(1, 2)
 
     def unpad(self, values: Tensor) -> Tensor:
         """(B, H, width, ...) to (N, H, ...)."""

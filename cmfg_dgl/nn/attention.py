@@ -17,8 +17,8 @@ from cmfg_dgl.nn.kernels import NO_EDGE, block_attention, edge_attention
 
 __all__ = ["BLOCK_DENSITY", "NO_EDGE", "Message", "Projected", "RelationAttention", "merge_messages"]
 
-BLOCK_DENSITY = 0.15
-"""`kernel: auto` takes the block kernel from this share of edges on (break-even on two CPU cores)."""
+BLOCK_DENSITY = 0.2
+"""`kernel: auto` takes the block kernel from this share of edges on: break-even on two CPU cores (`cmfg env --calibrate`)."""
 
 Projected = dict[tuple[str, str], Tensor]
 """(relation name, "query" | "key" | "value") to a tensor (N, H, C) of one node type."""
@@ -29,6 +29,11 @@ class Message(NamedTuple):
 
     out: Tensor
     lse: Tensor | None
+
+    def repeat(self, times: int) -> Message:
+        """The message with a first dimension of that size, all of it the same memory."""
+        out, lse = self
+        return Message(out.expand(times, *out.shape), None if lse is None else lse.expand(times, *lse.shape))
 
 
 class RelationAttention(nn.Module):
@@ -111,15 +116,15 @@ class RelationAttention(nn.Module):
         return self.kernel == "block"
 
 
-def merge_messages(messages: list[Message]) -> Message:
+def merge_messages(messages: list[Message]) -> Message | None:
     r"""Sum the messages of several relations to the same nodes.
 
     With log-sum-exps L_r the sum is the joint softmax, exactly:
     :math:`m_u = \sum_r \frac{\exp L_r}{\sum_q \exp L_q} m_u^r`, and the result carries
-    :math:`\log \sum_r \exp L_r`, so that merging may be done in parts.
+    :math:`\log \sum_r \exp L_r`, so that merging may be done in parts. No message at all is None.
     """
-    if len(messages) == 1:
-        return messages[0]
+    if len(messages) <= 1:
+        return messages[0] if messages else None
     if any(message.lse is None for message in messages):
         return Message(functools.reduce(torch.add, [message.out for message in messages]), None)
     outs = torch.stack([message.out for message in messages])  # (relations, N_t, H, C)

@@ -41,12 +41,14 @@ def edge_attention(query: Tensor, key: Tensor, value: Tensor, view: RelationView
         Messages (N_t, H, C), and their log-sum-exp (N_t, H).
     """
     flat = (x.transpose(0, 1).flatten(0, 1) for x in (query, key, value))  # each (H N, C)
-    out, lse = _EdgeAttention.apply(*flat, view.edges)
+    out, lse = _EdgeAttention.apply(*flat, view.edges)  # type: ignore[no-untyped-call]
     shape = query.shape[1], query.shape[0]
     return out.view(*shape, -1).transpose(0, 1), lse.view(shape).T
 
 
-def block_attention(query: Tensor, key: Tensor, value: Tensor, view: RelationView, joint: bool) -> tuple[Tensor, Tensor | None]:
+def block_attention(
+    query: Tensor, key: Tensor, value: Tensor, view: RelationView, joint: bool
+) -> tuple[Tensor, Tensor | None]:
     """Attend over a padded dense block; time grows with its cells, B T S.
 
     Parameters
@@ -127,7 +129,8 @@ def _dots(edges: EdgeLists, target: Tensor, source: Tensor, scale: float) -> Ten
             (len(target), len(source)),
             check_invariants=False,
         )
-    return torch.sparse.sampled_addmm(pattern, target, source.T, beta=0.0, alpha=scale).values()
+    products: Tensor = torch.sparse.sampled_addmm(pattern, target, source.T, beta=0.0, alpha=scale)
+    return products.values()
 
 
 def _sums(starts: Tensor, others: Tensor, weights: Tensor, nodes: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cmfg_dgl.graph.views import RelationView
 from cmfg_dgl.graph.relations import Relation
-from cmfg_dgl.nn.attention import Message, Projected, RelationAttention, merge_messages
+from cmfg_dgl.nn.attention import BLOCK_DENSITY, Message, Projected, RelationAttention, merge_messages
 
 __all__ = ["CMFGLayer"]
 
@@ -31,7 +31,7 @@ class CMFGLayer(nn.Module):
     ----------
     relations
         The relations that this layer may use.
-    width, heads, kernel
+    width, heads, kernel, block_density
         As for `RelationAttention`.
     joint
         One softmax over all relations that enter a node, in place of one a relation.
@@ -56,13 +56,20 @@ class CMFGLayer(nn.Module):
         norm: bool,
         dropout: float,
         bf16: bool = False,
+        block_density: float = BLOCK_DENSITY,
     ) -> None:
         super().__init__()
         self.relations, self.heads, self.residual, self.bf16 = tuple(relations), heads, residual, bf16
         owned = set(scored)
         attentions = {
             r.name: RelationAttention(
-                r.name, width=width, heads=heads, kernel=kernel, joint=joint, scores=r.name in owned
+                r.name,
+                width=width,
+                heads=heads,
+                kernel=kernel,
+                joint=joint,
+                scores=r.name in owned,
+                block_density=block_density,
             )
             for r in relations
         }
@@ -131,9 +138,15 @@ class CMFGLayer(nn.Module):
         )
         return result
 
+    def heard(self, message: Message) -> Tensor:
+        """What a merged message, its `out` (..., N, H, C), adds to the nodes: (..., N, D)."""
+        return F.relu(message.out).flatten(-2)
+
     def update(self, nodes: Tensor, message: Message | None) -> Tensor:
-        """New nodes (N, D) from old ones and the merged message; no message counts as zero."""
+        """New nodes from old ones (N, D) and the merged message; no message counts as zero.
+
+        A message with a dimension before its nodes gives nodes with that dimension.
+        """
         if message is None:
             return nodes if self.residual else torch.zeros_like(nodes)
-        heard = F.relu(message.out.flatten(1))
-        return nodes + heard if self.residual else heard
+        return nodes + self.heard(message) if self.residual else self.heard(message)

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmfg_dgl.features.nodes import Nodes, ragged_positions
-from cmfg_dgl.graph.views import RelationView, relation_view
+from cmfg_dgl.graph.views import NodeBlock, RelationView, relation_view
 from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
-from cmfg_dgl.graph.topology import NodeSet
-from cmfg_dgl.nn.attention import Message, Projected, merge_messages
+from cmfg_dgl.graph.topology import Complete, NodeSet
+from cmfg_dgl.nn.attention import BLOCK_DENSITY, Message, Projected, merge_messages
 from cmfg_dgl.nn.layer import CMFGLayer
 from cmfg_dgl.nn.pooling import Pooling
+from cmfg_dgl.nn.star import to_hub, to_leaves
 
 __all__ = ["CMFG", "Encoded"]
 
@@ -38,7 +39,9 @@ class Encoded:
     nodes
         The items as node sets, with what the topologies of the pair graph read.
     state
-        (N, D): nodes at the door of the first cross-modal layer.
+        (N, D): nodes at the door of the first cross-modal layer; None where their mean is all that is needed.
+    mean
+        (items, D): that mean. With residual and mean pooling, the mean of what the last layer adds is added to it.
     projected
         Their queries, keys and values for the cross-modal relations of that layer.
     message
@@ -51,7 +54,8 @@ class Encoded:
 
     kind: str
     nodes: NodeSet
-    state: Tensor
+    state: Tensor | None
+    mean: Tensor | None
     projected: Projected
     message: Message | None
     kept: Projected
@@ -85,7 +89,8 @@ class Encoded:
         return replace(
             self,
             nodes=NodeSet(offsets, self.nodes.grid[items], *read),
-            state=take(self.state),
+            state=None if self.state is None else take(self.state),
+            mean=None if self.mean is None else self.mean.index_select(0, items.to(self.mean.device)),
             projected=take_all(self.projected),
             message=message,
             kept=take_all(self.kept),
@@ -106,7 +111,7 @@ class CMFG(nn.Module):
         Node type (`patch`, `token`) to the width of its backbone features.
     relations
         The schema.
-    width, heads, kernel, dropout
+    width, heads, kernel, block_density, dropout
         D, H and the rest of `CMFGLayer`.
     layers, cross_layers, stacking
         `factorised`: the last `cross_layers` of `layers` also have the cross-modal relations, the others only
@@ -143,6 +148,7 @@ class CMFG(nn.Module):
         norm: str = "layer",
         pooling: str = "mean",
         kernel: str = "auto",
+        block_density: float = BLOCK_DENSITY,
         dropout: float = 0.0,
         feature_dropout: float = 0.0,
         temperature: float = 0.07,
@@ -156,7 +162,8 @@ class CMFG(nn.Module):
         if stacking == "factorised" and not 0 <= cross_layers <= layers:
             raise ValueError(f"CMFG: cross_layers {cross_layers} is not between 0 and layers {layers}")
         self.relations = tuple(relations)
-        self.once = edge_weights == "once"
+        self.mean_pooled = pooling == "mean"
+        self.joint, self.once = softmax == "joint", edge_weights == "once"
         self.first_cross = 0 if stacking == "interleaved" else layers - cross_layers
         cross = {r.name for r in self.relations if r.cross}
         self.owners = [
@@ -171,7 +178,8 @@ class CMFG(nn.Module):
                     width=width,
                     heads=heads,
                     kernel=kernel,
-                    joint=softmax == "joint",
+                    block_density=block_density,
+                    joint=self.joint,
                     scored=[r.name for r in (self.owners[index] if self.once else used)],
                     residual=residual,
                     norm=norm == "layer",
@@ -220,15 +228,17 @@ class CMFG(nn.Module):
                 state, message_at_door = hidden, message
                 projected = {key: value for key, value in parts.items() if key[0] in crossing}
             hidden = layer.update(hidden, message)
-        later = self.first_cross + 1 < len(self.layers)
+        state, later = hidden if state is None else state, self.first_cross + 1 < len(self.layers)
+        linear = self.first_cross + 1 == len(self.layers) and self._stack()[-1].residual and self.mean_pooled
         return Encoded(
             kind=kind,
             nodes=self._readable(full),
-            state=hidden if state is None else state,
+            state=None if linear else state,
+            mean=self.pool[kind](state, nodes.counts) if linear and joint else None,
             projected=projected,
             message=message_at_door,
             kept=kept if later else {},
-            embedding=self._pool(kind, hidden, full),
+            embedding=F.normalize(self.pool[kind](hidden, nodes.counts), dim=1),
         )
 
     def embed(self, kind: str, nodes: Nodes) -> Tensor:
@@ -245,29 +255,87 @@ class CMFG(nn.Module):
         """
         ends = {"patch": images, "token": captions}
         node_sets = {kind: end.nodes for kind, end in ends.items()}
-        hidden = {kind: end.state for kind, end in ends.items()}
+        hidden = {kind: end.state for kind, end in ends.items() if end.state is not None}
+        heard: dict[str, Message | None] = dict.fromkeys(ends)
         for index in range(self.first_cross, len(self.layers)):
             layer = self._stack()[index]
             if index == self.first_cross:
                 relations = [r for r in self.relations if r.cross]
                 projected = {kind: end.projected for kind, end in ends.items()}
+                heard = {kind: end.message for kind, end in ends.items()}
             else:
+                hidden = {kind: self._stack()[index - 1].update(h, heard[kind]) for kind, h in hidden.items()}
                 relations = list(self.relations)
                 projected = {
                     kind: {**end.kept, **self._project(layer, kind, hidden[kind], relations)}
                     for kind, end in ends.items()
                 }
-            heard: dict[str, Message] = {}
+                heard = dict.fromkeys(ends)
+            messages: dict[str, Message] = {}
             if relations:
                 graph = build_graph(node_sets, relations)
-                views = self._views(graph, relations, hidden["patch"].device)
-                heard = layer.messages(graph, projected, views)
-            for kind, end in ends.items():
-                parts = [end.message if index == self.first_cross else None, heard.get(kind)]
-                known = [part for part in parts if part is not None]
-                hidden[kind] = layer.update(hidden[kind], merge_messages(known) if known else None)
-        image, caption = (self._pool(kind, hidden[kind], end.nodes) for kind, end in ends.items())
+                views = self._views(graph, relations, images.embedding.device)
+                messages = layer.messages(graph, projected, views)
+            heard = {kind: merge_messages([m for m in (heard[kind], messages.get(kind)) if m]) for kind in ends}
+        image, caption = (
+            self._vector(end, hidden.get(kind), heard[kind], end.nodes.counts) for kind, end in ends.items()
+        )
         return (image * caption).sum(1)
+
+    @property
+    def shares(self) -> bool:
+        """Whether `match_one` works: one cross-modal layer, and complete relations in it."""
+        cross = [r for r in self.relations if r.cross]
+        return len(self.layers) == self.first_cross + 1 and all(isinstance(r.topology, Complete) for r in cross)
+
+    def match_one(self, hub: Encoded, leaves: Encoded) -> Tensor:
+        """Cosine (K,) of one item, the hub, with each of K items of the other modality: `match` of the K pairs.
+
+        What the pairs share is not copied, so that the work is little more than the attention itself. It needs
+        `shares`.
+        """
+        K, block = len(leaves), NodeBlock(leaves.nodes.counts, leaves.embedding.device)
+        heard = {
+            hub.kind: [hub.message.repeat(K)] if hub.message else [],
+            leaves.kind: [leaves.message] if leaves.message else [],
+        }
+        for r in (r for r in self.relations if r.cross):
+            source, target = (hub, leaves) if r.target == leaves.kind else (leaves, hub)
+            query = target.projected[r.name, "query"]
+            key, value = (source.projected[r.name, role] for role in ("key", "value"))
+            heard[r.target].append(
+                to_leaves(query, key, value, joint=self.joint)
+                if target is leaves
+                else to_hub(query, key, value, block, joint=self.joint)
+            )
+        state = None if hub.state is None else hub.state.expand(K, *hub.state.shape)
+        one = self._vector(hub, state, merge_messages(heard[hub.kind]), hub.nodes.counts.expand(K))
+        many = self._vector(leaves, leaves.state, merge_messages(heard[leaves.kind]), leaves.nodes.counts)
+        return (one * many).sum(1)
+
+    def _vector(self, end: Encoded, nodes: Tensor | None, heard: Message | None, counts: Tensor) -> Tensor:
+        """Unit vectors (pairs, D) of what pooling makes of the last layer's nodes.
+
+        Parameters
+        ----------
+        nodes
+            (N, D) or (pairs, U, D), at the door of the last layer; None where `end.mean` stands for them.
+        heard
+            What reaches them there.
+        counts
+            Nodes of each pair.
+        """
+        layer, pool = self._stack()[-1], self.pool[end.kind]
+        if nodes is None:
+            vectors = cast(Tensor, end.mean)
+            if heard is not None and heard.out.ndim == 4:
+                vectors = vectors + F.relu(heard.out).mean(1).flatten(1)
+            elif heard is not None:
+                vectors = vectors + pool(layer.heard(heard), counts)
+        else:
+            last = layer.update(nodes, heard) if self.first_cross < len(self.layers) else nodes
+            vectors = pool(last.flatten(0, -2), counts)
+        return F.normalize(vectors, dim=1)
 
     def _project(self, layer: CMFGLayer, kind: str, nodes: Tensor, relations: Sequence[Relation]) -> Projected:
         roles = ("value",) if self.once else ("query", "key", "value")
@@ -300,9 +368,6 @@ class CMFG(nn.Module):
             nodes.features if "features" in reads else None,
             nodes.projected if "projected" in reads else None,
         )
-
-    def _pool(self, kind: str, nodes: Tensor, sets: NodeSet) -> Tensor:
-        return F.normalize(self.pool[kind](nodes, sets.counts), dim=1)
 
     def _places(self, kind: str, nodes: Nodes) -> Tensor:
         """Where each node lies, (N, 2): row and column of a patch in 0 to 1, index of a token in steps of 1/16."""

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.nn.model import CMFG
+from cmfg_dgl.nn.model import CMFG, Encoded
 
 __all__ = ["GraphScorer", "Scorer", "candidates", "fuse"]
 
 IMAGES_AT_A_TIME = 64
 PAIRS_AT_A_TIME = 4096
+STAR_PAIRS = 4
+STAR_LEAVES = 32
 
 
 class Scorer(Protocol):
@@ -85,16 +87,42 @@ class GraphScorer:
             group, used = torch.unique(image[mine]), torch.unique(caption[mine])
             images = self.model.encode("patch", self._read(collection.images, group))
             captions = self.model.encode("token", self._read(collection.captions, used))
-            # Captions of one length together leave nothing to pad.
-            mine = mine[torch.argsort(captions.nodes.counts[torch.searchsorted(used, caption[mine])], stable=True)]
-            for part in mine.split(self.pair_batch):
-                left = images.select(torch.searchsorted(group, image[part]))
-                right = captions.select(torch.searchsorted(used, caption[part]))
-                scores[part] = (self.model.match(left, right) * self.model.scale("joint")).float().cpu()
+            left, right = torch.searchsorted(group, image[mine]), torch.searchsorted(used, caption[mine])
+            scores[mine] = self.match(images, captions, left, right).float().cpu()
             done += len(mine)
             if self.progress:
                 self.progress(done, len(image))
         return scores
+
+    @torch.inference_mode()
+    def match(self, images: Encoded, captions: Encoded, left: Tensor, right: Tensor) -> Tensor:
+        """Joint scores (pairs,) of encoded items, on their device.
+
+        Pairs that share an item are scored as a star around it, where the model allows that and they are not too few.
+
+        Parameters
+        ----------
+        left, right
+            int64, (pairs,): positions in `images` and in `captions`.
+        """
+        scores = images.embedding.new_empty(len(left))
+        few = torch.arange(len(left))
+        if self.model.shares:
+            sides = (images, left), (captions, right)
+            (hubs, hub), (leaves, leaf) = sorted(sides, key=lambda side: len(torch.unique(side[1])))
+            # Leaves of one size together leave little to pad.
+            order = torch.argsort(leaves.nodes.counts[leaf], stable=True)
+            order = order[torch.argsort(hub[order], stable=True)]
+            for star in order.split(torch.unique_consecutive(hub[order], return_counts=True)[1].tolist()):
+                if len(star) >= STAR_PAIRS:
+                    center = hubs.select(hub[star[:1]])
+                    for part in star.split(STAR_LEAVES):
+                        scores[part] = self.model.match_one(center, leaves.select(leaf[part]))
+            few = order[torch.bincount(hub, minlength=len(hubs))[hub[order]] < STAR_PAIRS]
+        few = few[torch.argsort(captions.nodes.counts[right[few]], stable=True)]
+        for part in few.split(self.pair_batch) if len(few) else ():
+            scores[part] = self.model.match(images.select(left[part]), captions.select(right[part]))
+        return scores * self.model.scale("joint")
 
     def _read(self, side: Side, items: Tensor) -> Nodes:
         dtype = next(self.model.parameters()).dtype

@@ -22,6 +22,7 @@ from cmfg_dgl.features.store import FeatureStore
 from cmfg_dgl.features.text import TextEncoder, load_text
 from cmfg_dgl.features.vision import VisionEncoder, load_vision
 from cmfg_dgl.graph.relations import make_relations
+from cmfg_dgl.memory import keep_freed_memory
 from cmfg_dgl.nn.model import CMFG
 
 __all__ = [
@@ -74,7 +75,8 @@ def encoders(config: Config) -> tuple[VisionEncoder, TextEncoder]:
 
 
 def select_device(config: Config) -> torch.device:
-    """The torch device, with the wished number of threads set; ConfigError where there is none of that name."""
+    """The torch device, with threads and memory set up for it; ConfigError where there is none of that name."""
+    keep_freed_memory()
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     try:
@@ -224,6 +226,7 @@ def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
             norm=model.norm,
             pooling=model.pooling,
             kernel=model.kernel,
+            block_density=model.block_density,
             dropout=model.dropout,
             feature_dropout=model.feature_dropout,
             temperature=config.training.temperature,

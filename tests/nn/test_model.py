@@ -3,6 +3,7 @@
 - `match` and `embed` equal an oracle that runs every layer on single pair graphs: both stackings, both edge-weight
   modes, both softmax scopes, no to several cross layers, every pooling, kernel and schema. So what is computed once
   an item and gathered, and messages that are merged later, equal the whole joint graph.
+- One item against many equals pair by pair, whichever modality is shared.
 - An item's embedding is that of the joint graph without its cross-modal relations.
 - Items, pairs and batch companions may come in any order and number; neither scores nor embeddings change.
 - A relation less, a single token, a single patch: shapes stay, nothing is NaN, forward or backward.
@@ -134,6 +135,41 @@ def test_order_and_companions_change_nothing(schema, data):
         torch.testing.assert_close(whole[[order.index(i) for i in range(4)]], plain, atol=1e-12, rtol=1e-10)
 
 
+STARS = list(product(["relation", "joint"], ["per_layer", "once"], ["mean", "attention", "max"], [True, False]))
+
+
+@pytest.mark.parametrize("index", range(len(STARS)), ids=lambda i: "-".join(map(str, STARS[i])))
+@pytest.mark.parametrize("shared", ["patch", "token"])
+def test_one_against_many_equals_pair_by_pair(shared, index):
+    softmax, weights, pooling, residual = STARS[index]
+    schema = ("complete", "images only hear", "no context")[index % 3]
+    layers = 1 + index % 2
+    model = make(schema, softmax=softmax, edge_weights=weights, pooling=pooling, residual=residual, layers=layers)
+    assert model.shares
+    images, captions = items() if index % 4 < 2 else items([(2, 2)] * 4, [(1, 3)] * 4)
+    encoded = {"patch": model.encode("patch", images), "token": model.encode("token", captions)}
+    other = "token" if shared == "patch" else "patch"
+    partners = torch.tensor([3, 0, 1, 1, 2])
+    for item in range(4):
+        hub, leaves = encoded[shared].select(torch.tensor([item])), encoded[other].select(partners)
+        pairs = [(item, p) if shared == "patch" else (p, item) for p in partners.tolist()]
+        expected = scores(model, images, captions, pairs)
+        torch.testing.assert_close(model.match_one(hub, leaves), expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("schema", "options"),
+    [
+        ("sparse", {}),
+        ("complete", {"layers": 3, "cross_layers": 2}),
+        ("complete", {"stacking": "interleaved"}),
+        ("complete", {"cross_layers": 0}),
+    ],
+)
+def test_what_depends_on_the_pair_is_not_shared(schema, options):
+    assert not make(schema, **options).shares
+
+
 def test_an_image_does_not_see_a_caption_before_it_is_matched():
     model = make()
     images, captions = items()
@@ -141,7 +177,8 @@ def test_an_image_does_not_see_a_caption_before_it_is_matched():
     scores(model, images, captions)
     after = model.encode("patch", images)
     assert torch.equal(before.embedding, after.embedding)
-    assert torch.equal(before.state, after.state)
+    assert torch.equal(before.mean, after.mean)
+    assert all(torch.equal(before.projected[key], after.projected[key]) for key in after.projected)
 
 
 @pytest.mark.parametrize("uniform", [False, True], ids=["ragged", "uniform"])
@@ -181,7 +218,7 @@ def test_embed_is_the_embedding_of_encode():
 
 def test_selecting_nothing_gives_nothing():
     chosen = make().encode("patch", items()[0]).select(torch.zeros(0, dtype=torch.int64))
-    assert len(chosen) == len(chosen.state) == 0
+    assert len(chosen) == len(chosen.mean) == len(chosen.message.out) == 0
 
 
 @pytest.mark.parametrize("kernel", ["edge", "block"])

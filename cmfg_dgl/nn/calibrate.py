@@ -1,0 +1,76 @@
+"""Where the block kernel overtakes the edge kernel on this machine: the number behind `model.block_density`."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+
+import dgl
+import torch
+
+from cmfg_dgl.graph.views import relation_view
+from cmfg_dgl.nn.kernels import block_attention, edge_attention
+
+__all__ = ["DENSITIES", "break_even", "kernel_seconds"]
+
+DENSITIES = (0.02, 0.04, 0.08, 0.16, 0.32)
+
+
+def kernel_seconds(
+    density: float, *, graphs: int = 16, nodes: int = 196, heads: int = 4, width: int = 64, repeat: int = 5
+) -> tuple[float, float]:
+    """Median seconds of the edge and the block kernel, forward and backward, on random edges of that density.
+
+    Parameters
+    ----------
+    density
+        Share of the ordered pairs of nodes that are edges, 0 to 1.
+    graphs, nodes
+        Size of the batch.
+    heads, width
+        H and C.
+    """
+    generator = torch.Generator().manual_seed(0)
+    present = torch.rand(graphs, nodes, nodes, generator=generator) < density
+    owner, target, source = present.nonzero().unbind(1)
+    canonical = ("patch", "relation", "patch")
+    graph = dgl.heterograph(
+        {canonical: (owner * nodes + source, owner * nodes + target)}, num_nodes_dict={"patch": graphs * nodes}
+    )
+    graph.set_batch_num_nodes({"patch": torch.full((graphs,), nodes)})
+    graph.set_batch_num_edges({canonical: present.sum((1, 2))})
+    view = relation_view(graph, canonical, heads=heads, device=torch.device("cpu"))
+    inputs = [torch.randn(graphs * nodes, heads, width, generator=generator).requires_grad_() for _ in range(3)]
+    weight = torch.randn(graphs * nodes, heads, width, generator=generator)
+    edge = _median(lambda: torch.autograd.grad(edge_attention(*inputs, view)[0], inputs, weight), repeat)
+    block = _median(
+        lambda: torch.autograd.grad(block_attention(*inputs, view, joint=False)[0], inputs, weight), repeat
+    )
+    return edge, block
+
+
+def break_even(seconds: dict[float, tuple[float, float]]) -> float:
+    """The density at which both kernels take as long, from measurements of (edge, block) by density.
+
+    Between two densities both times are taken for powers of the density; outside of those measured it is the
+    nearest of them.
+    """
+    ratios = [(math.log(d), math.log(edge / block)) for d, (edge, block) in sorted(seconds.items())]
+    if ratios[0][1] >= 0:
+        return math.exp(ratios[0][0])
+    for (x0, y0), (x1, y1) in zip(ratios, ratios[1:], strict=False):
+        if y1 >= 0:
+            return math.exp(x0 + (x1 - x0) * -y0 / (y1 - y0))
+    return math.exp(ratios[-1][0])
+
+
+def _median(run: Callable[[], object], repeat: int) -> float:
+    run()
+    taken = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)

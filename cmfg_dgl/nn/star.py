@@ -1,0 +1,77 @@
+"""One item against many: the joint graphs of pairs that share an image or a caption, without copying what they share.
+
+Shape letters: K pairs, U nodes of the shared item (the hub), N nodes of all K partners (the leaves), H heads,
+C width of a head, T the largest node count of a leaf.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cmfg_dgl.graph.views import NodeBlock
+from cmfg_dgl.nn.attention import NO_EDGE, Message
+
+__all__ = ["to_hub", "to_leaves"]
+
+
+def to_leaves(query: Tensor, key: Tensor, value: Tensor, joint: bool) -> Message:
+    """What every leaf node hears from the hub over a complete relation.
+
+    Leaves of all pairs are one block of queries, for the hub's keys and values are the same for all; nothing is padded.
+
+    Parameters
+    ----------
+    query
+        (N, H, C), of the leaves.
+    key, value
+        (U, H, C), of the hub.
+    joint
+        Return the log-sum-exp too.
+
+    Returns
+    -------
+    Message
+        (N, H, C), and where `joint` (N, H).
+    """
+    scores = _scores(query, key)  # (H, N, U)
+    out = (scores.softmax(2) @ value.transpose(0, 1)).transpose(0, 1)
+    return Message(out, scores.logsumexp(2).T if joint else None)
+
+
+def to_hub(query: Tensor, key: Tensor, value: Tensor, leaves: NodeBlock, joint: bool) -> Message:
+    """What every hub node hears from each leaf, over a complete relation.
+
+    The scores of all pairs are one product; the softmax runs over the nodes of one leaf.
+
+    Parameters
+    ----------
+    query
+        (U, H, C), of the hub.
+    key, value
+        (N, H, C), of the leaves.
+    leaves
+        Which leaf owns which rows.
+    joint
+        Return the log-sum-exp too.
+
+    Returns
+    -------
+    Message
+        (K, U, H, C), and where `joint` (K, U, H).
+    """
+    key, value = leaves.fill(key), leaves.fill(value)  # (K T, H, C)
+    scores = _scores(query, key).unflatten(2, (-1, leaves.width))  # (H, U, K, T)
+    if leaves.present is not None:
+        scores = scores.masked_fill(~leaves.present, NO_EDGE)
+    weights = scores.softmax(3).permute(2, 0, 1, 3)  # (K, H, U, T)
+    out = weights @ value.unflatten(0, (-1, leaves.width)).transpose(1, 2)  # (K, H, U, C)
+    return Message(out.transpose(1, 2), scores.logsumexp(3).permute(2, 1, 0) if joint else None)
+
+
+def _scores(query: Tensor, key: Tensor) -> Tensor:
+    """Scaled inner products (H, queries, keys) of (queries, H, C) and (keys, H, C)."""
+    unused = query.new_empty(())
+    return torch.baddbmm(
+        unused, query.transpose(0, 1), key.permute(1, 2, 0), beta=0.0, alpha=query.shape[2] ** -0.5
+    )
