@@ -12,6 +12,7 @@ TEST = [
     "pytrec_eval-terrier>=0.5.6",
     "tomli>=2; python_version < '3.11'",
 ]
+BENCH = ["torch-geometric>=2.6"]
 LINT = ["mypy>=1.15", "ruff>=0.9", "types-PyYAML"]
 
 setup(
@@ -54,5 +55,5 @@ setup(
         "torch==2.13.0",
         "transformers>=5",
     ],
-    extras_require={"test": TEST, "lint": LINT, "dev": TEST + LINT},
+    extras_require={"test": TEST, "lint": LINT, "bench": BENCH, "dev": TEST + LINT + BENCH},
 )

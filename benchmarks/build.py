@@ -10,7 +10,7 @@ from typing import Any
 
 import dgl
 import torch
-from cases import MIXED, SPARSE, random_items, ragged_lengths, square
+from cases import MIXED, SPARSE, ragged_lengths, random_items, square
 from measure import alternate, benchmark, peak_megabytes, tell
 from torch_geometric.data import Batch, HeteroData
 

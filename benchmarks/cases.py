@@ -14,7 +14,19 @@ from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete, Grid, Knn, NodeSet, TopK
 
-__all__ = ["CASES", "HEADS", "WIDTH", "Case", "make_case", "random_items", "square"]
+__all__ = [
+    "CASES",
+    "COMPLETE",
+    "HEADS",
+    "MIXED",
+    "SPARSE",
+    "WIDTH",
+    "Case",
+    "make_case",
+    "ragged_lengths",
+    "random_items",
+    "square",
+]
 
 WIDTH, HEADS = 256, 4
 

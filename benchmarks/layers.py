@@ -6,8 +6,10 @@
 | `dense_sdpa` | the same, written by hand on padded tensors |
 | `pyg_transformer` | the same (`TransformerConv` without the root's own weight) |
 | `dgl_dotgat` | scaled dot product, but key = value |
-| `dgl_gat`, `dgl_gatv2` | additive attention (Velickovic et al. 2018; Brody et al. 2022) |
-| `dgl_hgt`, `pyg_hgt` | scaled dot product, one softmax over all relations, projections by node type and then by relation (Hu et al. 2020) |
+| `dgl_gat`, `dgl_gatv2` | additive attention (Velickovic et al. 2018, Brody et al. 2022), key = value |
+| `dgl_hgt`, `pyg_hgt` | scaled dot product, one softmax over all relations, projections by node and edge type |
+
+HGT is Hu et al. 2020.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import statistics
@@ -15,13 +16,14 @@ import click
 import torch
 
 from cmfg_dgl.files import to_json
+from cmfg_dgl.memory import keep_freed_memory
 
 __all__ = ["alternate", "benchmark", "machine", "peak_megabytes", "tell"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-SECONDS_EACH = 6.0
-"""A contender so slow that `repeat` rounds would take longer is run in fewer rounds, though never in fewer than 3."""
+SECONDS_EACH = 4.0
+"""A contender for which `repeat` rounds would take longer gets fewer of them, though never fewer than 2."""
 
 
 def alternate(contenders: Mapping[str, Callable[[], object]], repeat: int) -> dict[str, float]:
@@ -38,7 +40,7 @@ def alternate(contenders: Mapping[str, Callable[[], object]], repeat: int) -> di
     rounds = {}
     for name, run in contenders.items():
         seconds = _seconds(run)
-        rounds[name] = min(repeat, max(3, int(SECONDS_EACH / seconds)))
+        rounds[name] = min(repeat, max(2, int(SECONDS_EACH / seconds)))
     for turn in range(repeat):
         for name, run in contenders.items():
             if turn < rounds[name]:
@@ -47,17 +49,18 @@ def alternate(contenders: Mapping[str, Callable[[], object]], repeat: int) -> di
 
 
 def peak_megabytes(run: Callable[[], object]) -> float | None:
-    """How far the process's resident memory rises while `run` works, in MB; None where Linux does not tell.
+    """How far the process's resident memory rises while `run` works, in MB; None where glibc or Linux do not tell.
 
-    Linux resets the high-water mark of a process on demand; memory that libraries keep for later may hide a part.
+    What was freed before is given back first, so that nothing rises unseen within it.
     """
     gc.collect()
     try:
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
         run()
-        return (_status("VmHWM") - before) / 1024
-    except OSError:
+        return (_status("VmHWM") - before) * 1024 / 1e6
+    except (AttributeError, OSError):
         return None
 
 
@@ -92,10 +95,13 @@ def benchmark(title: str) -> Callable[[Command], click.Command]:
         @click.option("--seed", default=0, show_default=True, help="Seed of inputs and weights.")
         @functools.wraps(function)
         def command(as_json: bool, threads: int, repeat: int, seed: int) -> None:
+            keep_freed_memory()
             torch.set_num_threads(threads)
             torch.manual_seed(seed)
+            start = time.perf_counter()
             record = {"threads": threads, "repeat": repeat, "seed": seed, **function(repeat=repeat, seed=seed)}
-            click.echo(to_json(record | {"machine": machine()}) if as_json else _table(record["cases"]))
+            record |= {"seconds": round(time.perf_counter() - start, 1), "machine": machine()}
+            click.echo(to_json(record) if as_json else _table(record["cases"]))
 
         return command
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from cmfg_dgl.environment import environment
@@ -35,14 +37,15 @@ def command(verbosity: Verbosity, calibrate: bool, as_json: bool) -> None:
         if isinstance(value, dict):
             click.echo(f"{key}:")
             for name, entry in value.items():
-                click.echo(f"  {name}: {entry if entry is not None else 'not installed'}")
+                shown = ", ".join(f"{k} {v}" for k, v in entry.items()) if isinstance(entry, dict) else entry
+                click.echo(f"  {name}: {shown if shown is not None else 'not installed'}")
         else:
             click.echo(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
     if calibrate:
         click.echo(f"use model.block_density={record['calibration']['block_density']}")
 
 
-def _calibration(bars: Bars) -> dict[str, float]:
+def _calibration(bars: Bars) -> dict[str, Any]:
     """Milliseconds of both kernels by density, and the density at which they are equal."""
     from cmfg_dgl.memory import keep_freed_memory
     from cmfg_dgl.nn.calibrate import DENSITIES, break_even, kernel_seconds
@@ -52,9 +55,10 @@ def _calibration(bars: Bars) -> dict[str, float]:
     for done, density in enumerate(DENSITIES, 1):
         seconds[density] = kernel_seconds(density)
         bars("kernels", done, len(DENSITIES))
-    times = {
-        f"{kernel} at {density:.0%}, ms": round(1e3 * value, 2)
-        for density, pair in seconds.items()
-        for kernel, value in zip(("edge", "block"), pair, strict=True)
+    return {
+        "block_density": round(break_even(seconds), 3),
+        "ms": {
+            kernel: {f"{density:.0%}": round(1e3 * pair[i], 2) for density, pair in seconds.items()}
+            for i, kernel in enumerate(("edge", "block"))
+        },
     }
-    return times | {"block_density": round(break_even(seconds), 3)}

@@ -31,7 +31,7 @@ __all__ = [
 DIRECTIONS = ("left", "right", "above", "below")
 
 TIE = 1e-13
-"""What a later node loses against an earlier one that is just as like: less than rounding keeps, for 10,000 nodes."""
+"""What each node loses against the one before it, so that the first of equals wins; rounding keeps more."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _nearest(a: Tensor, b: Tensor, source: NodeSet, target: NodeSet, k: int) -> 
         graphs = torch.nonzero(group == index)[:, 0]
         rows_s = source.offsets[graphs][:, None, None] + torch.arange(n_source)  # (graphs, 1, S)
         rows_t = target.offsets[graphs][:, None, None] + torch.arange(n_target)[:, None]  # (graphs, T, 1)
-        # Rounding makes patches that look the same tie exactly, whatever the order of the sums; then the first wins.
+        # Rounding makes patches that look the same tie exactly, whatever the order of the sums.
         likeness = (b[rows_t[..., 0]] @ a[rows_s[:, 0]].transpose(1, 2)).round(decimals=9)  # (graphs, T, S)
         likeness -= torch.arange(n_source) * TIE
         if source is target:

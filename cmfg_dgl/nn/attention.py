@@ -18,7 +18,7 @@ from cmfg_dgl.nn.kernels import NO_EDGE, block_attention, edge_attention
 __all__ = ["BLOCK_DENSITY", "NO_EDGE", "Message", "Projected", "RelationAttention", "merge_messages"]
 
 BLOCK_DENSITY = 0.2
-"""`kernel: auto` takes the block kernel from this share of edges on: break-even on two CPU cores (`cmfg env --calibrate`)."""
+"""`kernel: auto` takes the block kernel from this share of edges on (`cmfg env --calibrate`)."""
 
 Projected = dict[tuple[str, str], Tensor]
 """(relation name, "query" | "key" | "value") to a tensor (N, H, C) of one node type."""

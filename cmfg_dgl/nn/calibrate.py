@@ -6,9 +6,11 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import dgl
 import torch
+from torch import Tensor
 
 from cmfg_dgl.graph.views import relation_view
 from cmfg_dgl.nn.kernels import block_attention, edge_attention
@@ -42,12 +44,15 @@ def kernel_seconds(
     graph.set_batch_num_nodes({"patch": torch.full((graphs,), nodes)})
     graph.set_batch_num_edges({canonical: present.sum((1, 2))})
     view = relation_view(graph, canonical, heads=heads, device=torch.device("cpu"))
-    inputs = [torch.randn(graphs * nodes, heads, width, generator=generator).requires_grad_() for _ in range(3)]
-    weight = torch.randn(graphs * nodes, heads, width, generator=generator)
-    edge = _median(lambda: torch.autograd.grad(edge_attention(*inputs, view)[0], inputs, weight), repeat)
-    block = _median(
-        lambda: torch.autograd.grad(block_attention(*inputs, view, joint=False)[0], inputs, weight), repeat
+    query, key, value, weight = (
+        torch.randn(graphs * nodes, heads, width, generator=generator).requires_grad_() for _ in range(4)
     )
+
+    def timed(attention: Callable[[], Tensor]) -> float:
+        return _median(lambda: torch.autograd.grad(attention(), (query, key, value), weight), repeat)
+
+    edge = timed(lambda: edge_attention(query, key, value, view)[0])
+    block = timed(lambda: block_attention(query, key, value, view, joint=False)[0])
     return edge, block
 
 
@@ -60,7 +65,7 @@ def break_even(seconds: dict[float, tuple[float, float]]) -> float:
     ratios = [(math.log(d), math.log(edge / block)) for d, (edge, block) in sorted(seconds.items())]
     if ratios[0][1] >= 0:
         return math.exp(ratios[0][0])
-    for (x0, y0), (x1, y1) in zip(ratios, ratios[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(ratios):
         if y1 >= 0:
             return math.exp(x0 + (x1 - x0) * -y0 / (y1 - y0))
     return math.exp(ratios[-1][0])

@@ -10,8 +10,8 @@ from dgl.nn.pytorch import HeteroGraphConv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmfg_dgl.graph.views import RelationView
 from cmfg_dgl.graph.relations import Relation
+from cmfg_dgl.graph.views import RelationView
 from cmfg_dgl.nn.attention import BLOCK_DENSITY, Message, Projected, RelationAttention, merge_messages
 
 __all__ = ["CMFGLayer"]
@@ -111,8 +111,8 @@ class CMFGLayer(nn.Module):
         }
         if not weights:
             return {}
-        with torch.autocast(nodes.device.type, torch.bfloat16, enabled=self.bf16):
-            product = F.linear(self.dropout(self.norm[kind](nodes)), torch.cat(list(weights.values())))
+        x, weight = self.dropout(self.norm[kind](nodes)), torch.cat(list(weights.values()))
+        product = F.linear(x.bfloat16(), weight.bfloat16()) if self.bf16 else F.linear(x, weight)
         parts = product.to(nodes.dtype).view(len(nodes), len(weights), self.heads, -1)  # (N, roles, H, C)
         return dict(zip(weights, parts.unbind(1), strict=True))
 

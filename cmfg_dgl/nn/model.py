@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmfg_dgl.features.nodes import Nodes, ragged_positions
-from cmfg_dgl.graph.views import NodeBlock, RelationView, relation_view
 from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete, NodeSet
+from cmfg_dgl.graph.views import NodeBlock, RelationView, relation_view
 from cmfg_dgl.nn.attention import BLOCK_DENSITY, Message, Projected, merge_messages
 from cmfg_dgl.nn.layer import CMFGLayer
 from cmfg_dgl.nn.pooling import Pooling

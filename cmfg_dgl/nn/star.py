@@ -1,4 +1,4 @@
-"""One item against many: the joint graphs of pairs that share an image or a caption, without copying what they share.
+"""One item against many: joint graphs of pairs that share an image or a caption, without copying what they share.
 
 Shape letters: K pairs, U nodes of the shared item (the hub), N nodes of all K partners (the leaves), H heads,
 C width of a head, T the largest node count of a leaf.
@@ -18,7 +18,7 @@ __all__ = ["to_hub", "to_leaves"]
 def to_leaves(query: Tensor, key: Tensor, value: Tensor, joint: bool) -> Message:
     """What every leaf node hears from the hub over a complete relation.
 
-    Leaves of all pairs are one block of queries, for the hub's keys and values are the same for all; nothing is padded.
+    The nodes of all leaves are one block of queries, for they hear the same hub; nothing is padded.
 
     Parameters
     ----------

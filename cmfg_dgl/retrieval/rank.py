@@ -15,6 +15,7 @@ from cmfg_dgl.nn.model import CMFG, Encoded
 __all__ = ["GraphScorer", "Scorer", "candidates", "fuse"]
 
 IMAGES_AT_A_TIME = 64
+CAPTIONS_AT_A_TIME = 256
 PAIRS_AT_A_TIME = 4096
 STAR_PAIRS = 4
 STAR_LEAVES = 32
@@ -76,29 +77,34 @@ class GraphScorer:
 
     @torch.inference_mode()
     def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
-        """Joint scores, piece by piece: the images and the captions of a piece are encoded once.
+        """Joint scores, piece by piece, in a memory that does not grow with the gallery.
 
-        A piece has at most `IMAGES_AT_A_TIME` images and `PAIRS_AT_A_TIME` pairs, and so a bounded memory.
+        A piece has at most `IMAGES_AT_A_TIME` images and `PAIRS_AT_A_TIME` pairs. Its images are encoded once, its
+        captions too, `CAPTIONS_AT_A_TIME`.
         """
         self.model.eval()
         scores = torch.empty(len(image))
         done = 0
         for mine in _pieces(image):
-            group, used = torch.unique(image[mine]), torch.unique(caption[mine])
+            group, left = torch.unique(image[mine], return_inverse=True)
+            used, right = torch.unique(caption[mine], return_inverse=True)
             images = self.model.encode("patch", self._read(collection.images, group))
-            captions = self.model.encode("token", self._read(collection.captions, used))
-            left, right = torch.searchsorted(group, image[mine]), torch.searchsorted(used, caption[mine])
-            scores[mine] = self.match(images, captions, left, right).float().cpu()
-            done += len(mine)
-            if self.progress:
-                self.progress(done, len(image))
+            for first in range(0, len(used), CAPTIONS_AT_A_TIME):
+                some = used[first : first + CAPTIONS_AT_A_TIME]
+                captions = self.model.encode("token", self._read(collection.captions, some))
+                here = torch.nonzero((right >= first) & (right < first + len(some)))[:, 0]
+                scores[mine[here]] = self.match(images, captions, left[here], right[here] - first).float().cpu()
+                del captions  # before the next ones
+                done += len(here)
+                if self.progress:
+                    self.progress(done, len(image))
         return scores
 
     @torch.inference_mode()
     def match(self, images: Encoded, captions: Encoded, left: Tensor, right: Tensor) -> Tensor:
         """Joint scores (pairs,) of encoded items, on their device.
 
-        Pairs that share an item are scored as a star around it, where the model allows that and they are not too few.
+        Pairs that share an item are scored as a star around it, where the model allows that and they are enough.
 
         Parameters
         ----------

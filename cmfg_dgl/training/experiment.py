@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ __all__ = [
     "open_dataset",
     "select_device",
 ]
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
@@ -86,9 +90,18 @@ def select_device(config: Config) -> torch.device:
         raise ConfigError(
             f"run.device {config.run.device!r} cannot be used ({str(error).splitlines()[0]}); use cpu"
         ) from None
+    if device.type == "cpu" and config.run.precision == "bf16":
+        _warn_of_slow_products()
     if device.type != "cpu" and config.model.kernel == "edge":
         raise ConfigError(f"model.kernel edge runs on the CPU only, and run.device is {device}; use block or auto")
     return device
+
+
+@functools.cache
+def _warn_of_slow_products() -> None:
+    """Say once that this CPU multiplies bfloat16 more slowly than float32, where it does."""
+    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        _log.warning("run.precision bf16: this CPU has no bfloat16 products, and fp32 is faster; use fp32")
 
 
 @dataclass(frozen=True)

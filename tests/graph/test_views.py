@@ -1,18 +1,20 @@
 """Pins of the dense view of a relation.
 
 - The mask is True at exactly the edges of the graph, for every topology, ragged or not; None means everywhere.
+- The edge lists hold exactly the edges of the graph, from both ends, once a head, whatever order they came in.
 - Padding and unpadding are inverse, padding is zero, and gradients go through both.
 - The density is the share of the block's cells that are edges.
 """
 
+import dgl
 import pytest
 import torch
 from graphs import CAPTIONS, EXAMPLES, IMAGES, SCHEMAS, batch_edges, caption_grids, image_grids, random_node_set
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmfg_dgl.graph.views import NodeBlock, relation_view
 from cmfg_dgl.graph.build import build_graph
+from cmfg_dgl.graph.views import NodeBlock, relation_view
 
 CPU = torch.device("cpu")
 
@@ -62,6 +64,38 @@ def test_a_complete_uniform_relation_has_no_mask():
     )
     assert block.mask is None
     assert block.density == 1
+
+
+def shuffled(graph):
+    """The same batched graph with the edges of each relation in another order."""
+    edges = {}
+    for canonical in graph.canonical_etypes:
+        source, target = graph.edges(etype=canonical)
+        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(len(source)))
+        edges[canonical] = source[order], target[order]
+    made = dgl.heterograph(edges, num_nodes_dict={kind: graph.num_nodes(kind) for kind in graph.ntypes})
+    made.set_batch_num_nodes({kind: graph.batch_num_nodes(kind) for kind in graph.ntypes})
+    made.set_batch_num_edges({r: graph.batch_num_edges(r) for r in graph.canonical_etypes})
+    return made
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_edge_lists_are_the_edges_from_both_ends(schema, reorder):
+    nodes = {"patch": random_node_set(IMAGES), "token": random_node_set(CAPTIONS)}
+    graph = build_graph(nodes, SCHEMAS[schema])
+    graph = shuffled(graph) if reorder else graph
+    for relation in SCHEMAS[schema]:
+        lists = relation_view(graph, relation.canonical, heads=3, device=CPU).edges
+        sources, targets = (int(nodes[kind].offsets[-1]) for kind in (relation.source, relation.target))
+        pairs = set(zip(*(x.tolist() for x in graph.edges(etype=relation.canonical)), strict=True))
+        expected = {(v + h * sources, u + h * targets) for v, u in pairs for h in range(3)}
+        owners = torch.repeat_interleave(torch.arange(3 * targets), lists.target_starts.diff())
+        assert sorted(zip(lists.sources.tolist(), owners.tolist(), strict=True)) == sorted(expected)
+        owners_s = torch.repeat_interleave(torch.arange(3 * sources), lists.source_starts.diff())
+        assert sorted(zip(owners_s.tolist(), lists.targets.tolist(), strict=True)) == sorted(expected)
+        assert torch.equal(lists.sources[lists.order].long(), owners_s)
+        assert torch.equal(owners[lists.order], lists.targets.long())
 
 
 @EXAMPLES

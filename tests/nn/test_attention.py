@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import attended
 
-from cmfg_dgl.graph.views import relation_view
 from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete, Directed, Grid, Knn, TopK, Window
+from cmfg_dgl.graph.views import relation_view
 from cmfg_dgl.nn.attention import BLOCK_DENSITY, NO_EDGE, Message, RelationAttention, merge_messages
 
 WIDTH, HEADS = 6, 2

@@ -12,9 +12,9 @@ import torch
 from graphs import CAPTIONS, IMAGES, SCHEMAS, batch_edges, random_node_set
 from oracle import Settings, layer
 
-from cmfg_dgl.graph.views import relation_view
 from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.topology import NodeSet
+from cmfg_dgl.graph.views import relation_view
 from cmfg_dgl.nn.attention import Message
 from cmfg_dgl.nn.layer import CMFGLayer
 

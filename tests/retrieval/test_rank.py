@@ -7,7 +7,8 @@
   collection's pairing or the training mode.
 - `pairs` equals `match` of each pair on its own, for pairs in any order, with repeats, over several groups of
   images and batches of pairs; whatever the collection says belongs together.
-- `pairs` reads each image once, and at most `IMAGES_AT_A_TIME` at once.
+- That holds for stars around an image or a caption, and for models whose pairs share nothing.
+- `pairs` reads each image once, and at most `IMAGES_AT_A_TIME` at once; and at most `CAPTIONS_AT_A_TIME` captions.
 """
 
 from dataclasses import replace
@@ -159,6 +160,30 @@ def test_pairs_equal_match_pair_by_pair(model, collection, monkeypatch, images, 
     torch.testing.assert_close(got, expected[some], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("star_leaves", [1, 3, 32])
+@pytest.mark.parametrize("captions", [1, 4, 256])
+@pytest.mark.parametrize("shared", ["image", "caption", "neither"])
+def test_pairs_that_share_an_item_score_as_they_do_alone(
+    model, collection, monkeypatch, shared, captions, star_leaves
+):
+    monkeypatch.setattr(rank, "CAPTIONS_AT_A_TIME", captions)
+    monkeypatch.setattr(rank, "STAR_LEAVES", star_leaves)
+    image, caption = {
+        "image": (torch.full((9,), 2), torch.tensor([4, 0, 1, 10, 9, 2, 2, 3, 7])),
+        "caption": (torch.tensor([6, 0, 1, 5, 5, 2, 3]), torch.full((7,), 8)),
+        "neither": (torch.arange(7), torch.arange(7)),
+    }[shared]
+    got = GraphScorer(model, pair_batch=2).pairs(collection, image, caption)
+    torch.testing.assert_close(got, matched(model, collection, image, caption), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_whose_pairs_share_nothing_is_scored_too(collection):
+    deep = tiny_model(layers=3, cross_layers=2)
+    image, caption = all_pairs(collection)
+    got = GraphScorer(deep, pair_batch=20).pairs(collection, image, caption)
+    torch.testing.assert_close(got, matched(deep, collection, image, caption), rtol=1e-5, atol=1e-5)
+
+
 def test_images_are_read_once_and_few_at_a_time(model, monkeypatch):
     collection = planted([1] * 150, seed=8)
     asked = []
@@ -166,7 +191,9 @@ def test_images_are_read_once_and_few_at_a_time(model, monkeypatch):
     def spied(side, log):
         return Side(side.kind, side.count, lambda items: log.append(items.tolist()) or side.read(items))
 
-    spy = Collection(spied(collection.images, asked), collection.captions, collection.caption_image)
+    read = []
+    spy = Collection(spied(collection.images, asked), spied(collection.captions, read), collection.caption_image)
+    monkeypatch.setattr(rank, "CAPTIONS_AT_A_TIME", 50)
     generator = torch.Generator().manual_seed(2)
     image = torch.randint(150, (400,), generator=generator)
     caption = torch.randint(150, (400,), generator=generator)
@@ -174,6 +201,7 @@ def test_images_are_read_once_and_few_at_a_time(model, monkeypatch):
     scorer = GraphScorer(model, progress=lambda done, total: told.append((done, total)))
     scores = scorer.pairs(spy, image, caption)
     assert max(map(len, asked)) <= rank.IMAGES_AT_A_TIME == 64
+    assert max(map(len, read)) <= 50
     assert sorted(i for items in asked for i in items) == sorted(set(image.tolist()))
     assert [total for _, total in told] == [400] * len(told)
     assert told[-1][0] == 400 and sorted(told) == told

@@ -6,7 +6,7 @@
 - Texts that differ in case, spaces or punctuation alone have one number, others not.
 - The model's weights depend on the seed alone, and making it leaves torch's random state as it was.
 - Features lie in features.dir, else $CMFG_CACHE, else ~/.cache/cmfg.
-- A device that cannot be used is a configuration error of one line.
+- A device that cannot be used is a configuration error of one line; slow bfloat16 is told, once.
 """
 
 from pathlib import Path
@@ -22,7 +22,12 @@ from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.store import ShardContent, build_store
-from cmfg_dgl.training.experiment import Experiment, features_directory, select_device
+from cmfg_dgl.training.experiment import (
+    Experiment,
+    _warn_of_slow_products,
+    features_directory,
+    select_device,
+)
 
 OWNERS = [4, 0, 1, 1, 2, 3, 3, 3, 4, 5, 0]
 """Image of each caption."""
@@ -175,6 +180,18 @@ def test_the_edge_kernel_needs_the_cpu():
     assert select_device(load_config(None, ["model.kernel=edge"])) == torch.device("cpu")
     with pytest.raises(ConfigError, match=r"model\.kernel edge"):
         select_device(load_config(None, ["model.kernel=edge", "run.device=meta"]))
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "warned"), [("bf16", "AVX2", 1), ("bf16", "AVX512", 0), ("fp32", "AVX2", 0)]
+)
+def test_a_cpu_without_bfloat16_is_told_once(monkeypatch, caplog, precision, capability, warned):
+    _warn_of_slow_products.cache_clear()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    for _ in range(2):
+        select_device(load_config(None, [f"run.precision={precision}"]))
+    assert [record.message.count("fp32") > 0 for record in caplog.records] == [True] * warned
+    _warn_of_slow_products.cache_clear()
 
 
 def test_threads():

@@ -1,0 +1,101 @@
+"""Pins of the benchmarks: what they compare is the same, and what they print is what was measured.
+
+- Our layer equals PyTorch Geometric's TransformerConv and hand-written dense attention with the same weights, for
+  every schema that is benchmarked.
+- The three ways to build a batch give the same edges.
+- Records have the keys that others read.
+- Exponents, work and peak memory are right where they are known.
+- RESULTS.md is what the stored results give.
+"""
+
+import json
+
+import pytest
+import torch
+from build import SCHEMAS, make_builders, measure_graphs
+from cases import CASES, COMPLETE, MIXED, SPARSE, make_case
+from features import measure_store
+from hypothesis import given
+from hypothesis import strategies as st
+from kernels import measure_case
+from layers import CONTENDERS
+from measure import alternate, peak_megabytes
+from report import HERE, SCRIPTS, render
+from rerank import measure_rerank
+from roofline import layer_work
+from scaling import exponent, measure_sweep
+
+
+@pytest.mark.parametrize("relations", [COMPLETE, SPARSE, MIXED], ids=["complete", "sparse", "mixed"])
+@pytest.mark.parametrize("tokens", [[3, 1, 5], [4, 4, 4]], ids=["ragged", "uniform"])
+def test_layers_with_the_same_formula_give_the_same_numbers(relations, tokens):
+    rows = measure_case(make_case("small", relations, [(3, 4)] * 3, tokens, 1), repeat=1, seed=1)
+    assert [row["pass"] for row in rows] == ["fwd", "fwdbwd"]
+    for row in rows:
+        assert set(row["ms"]) == set(CONTENDERS)
+        assert row["ratio"]["ours"] == 1
+        assert set(row["max_abs_diff"]) == {"dense_sdpa", "pyg_transformer"}
+        assert max(row["max_abs_diff"].values()) < 1e-5
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_builders_give_the_same_edges(schema):
+    builders = make_builders(SCHEMAS[schema], 5, seed=2)
+    ours, loop, pyg = (builders[name]() for name in ("ours", "loop", "pyg"))
+    for relation in SCHEMAS[schema]:
+        edges = [torch.stack(g.edges(etype=relation.canonical)) for g in (ours, loop)]
+        assert torch.equal(edges[0], edges[1])
+        assert torch.equal(edges[0], pyg[relation.canonical].edge_index)
+        assert torch.equal(ours.batch_num_edges(relation.canonical), loop.batch_num_edges(relation.canonical))
+
+
+def test_records_have_the_keys_that_others_read():
+    built = measure_graphs("mixed", 3, repeat=1, seed=0)
+    assert built["graphs"] == 3 and set(built["ms"]) == {"ours", "loop", "pyg"}
+    rows = measure_rerank(4, 6, 2, repeat=1, seed=0, pairs=8)
+    assert [row["stacking"] for row in rows] == ["factorised", "interleaved", "uniter"]
+    for row in rows:
+        assert (row["k"], row["gallery"]) == (4, 6)
+        assert row["pairs_per_second"] > 0 and "peak_mb" in row
+    passes = measure_store(300, repeat=1, seed=0)
+    assert [row["pass"] for row in passes] == ["write", "read"]
+    rows, fit = measure_sweep("sparse", "patches", (4, 9), repeat=1, seed=0)
+    assert [row["value"] for row in rows] == [4, 9]
+    assert {"time", "time_upper_half"} < set(fit)
+
+
+@given(slope=st.floats(-2, 3), factor=st.floats(0.01, 100))
+def test_exponent_of_a_power_law(slope, factor):
+    assert exponent([(x, factor * x**slope) for x in (1, 4, 9, 100)]) == pytest.approx(slope, abs=1e-6)
+
+
+def test_work_of_the_reference_layer():
+    work = layer_work(CASES["complete-16x196+32"](0))
+    nodes, tokens, width = 16 * 196, 16 * 32, 256
+    assert work["projections"]["gflop"] == pytest.approx(2 * 6 * (nodes + tokens) * width**2 / 1e9)
+    edges = 16 * (196 * 195 + 32 * 31 + 2 * 196 * 32)
+    assert work["attention"]["gflop"] == pytest.approx(4 * edges * width / 1e9)
+
+
+def test_contenders_take_turns():
+    order = []
+    times = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeat=3)
+    assert "".join(order) == "ab" + "ab" * 3
+    assert all(ms >= 0 for ms in times.values())
+
+
+def test_peak_memory_is_that_of_the_run():
+    held = peak_megabytes(lambda: torch.ones(50_000_000))
+    if held is None:
+        pytest.skip("this system does not tell a process its peak memory")
+    assert 195 < held < 260
+    assert peak_megabytes(lambda: None) < 20
+
+
+def test_results_are_what_the_stored_records_give():
+    records = {
+        name: json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8")) for name in SCRIPTS
+    }
+    assert (HERE / "RESULTS.md").read_text(encoding="utf-8") == render(records)
+    for picture in ("kernels", "rerank", "scaling"):
+        assert (HERE / "results" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
