@@ -4,6 +4,7 @@
 |---|---|
 | `ours` | scaled dot product, own W_Q, W_K, W_V for each relation |
 | `dense_sdpa` | the same, written by hand on padded tensors |
+| `dgl_ops` | the same, by DGL's message passing: u_dot_v, edge_softmax, u_mul_e_sum |
 | `pyg_transformer` | the same (`TransformerConv` without the root's own weight) |
 | `dgl_dotgat` | scaled dot product, but key = value |
 | `dgl_gat`, `dgl_gatv2` | additive attention (Velickovic et al. 2018, Brody et al. 2022), key = value |
@@ -141,6 +142,23 @@ def dense_sdpa(case: Case, layer: CMFGLayer) -> Callable[[Hidden], Hidden]:
     return run
 
 
+def dgl_ops(case: Case, layer: CMFGLayer) -> Callable[[Hidden], Hidden]:
+    """Our layer with DGL's kernels."""
+
+    def run(hidden: Hidden) -> Hidden:
+        projected = {kind: layer.project(kind, h, case.relations) for kind, h in hidden.items()}
+        heard: dict[str, list[Tensor]] = {}
+        for r in case.relations:
+            graph, source = case.graph[r.canonical], projected[r.source]
+            scores = dgl.ops.u_dot_v(graph, source[r.name, "key"], projected[r.target][r.name, "query"] / C**0.5)
+            weights = dgl.ops.edge_softmax(graph, scores)
+            out = dgl.ops.u_mul_e_sum(graph, source[r.name, "value"], weights)
+            heard.setdefault(r.target, []).append(out.flatten(1))
+        return {kind: h + F.relu(sum(heard[kind])) for kind, h in hidden.items()}
+
+    return run
+
+
 def _dgl_hetero(case: Case, make: Callable[[], nn.Module]) -> Callable[[Hidden], Hidden]:
     convolution = dgl.nn.HeteroGraphConv({r.name: make() for r in case.relations}, aggregate="sum")
     return Shell(_norms(case), lambda x: convolution(case.graph, x))
@@ -208,6 +226,7 @@ def _norms(case: Case) -> nn.ModuleDict:
 CONTENDERS = {
     "ours": ours,
     "dense_sdpa": dense_sdpa,
+    "dgl_ops": dgl_ops,
     "dgl_dotgat": dgl_dotgat,
     "dgl_gat": dgl_gat,
     "dgl_gatv2": dgl_gatv2,

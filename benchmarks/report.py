@@ -77,7 +77,7 @@ def _draw_kernels(record: Record) -> None:
         values = [row["ms"][n] for n in names]
         axis.barh(names, values, color=[{"ours": BLUE, "dense_sdpa": ORANGE}.get(n, GREY) for n in names])
         axis.set_xscale("log")
-        axis.set_xlim(left=min(values) / 2, right=max(values) * 4)
+        axis.set_xlim(left=10, right=max(values) * 4)
         axis.set_title(row["case"], fontsize=10)
         for place, value in enumerate(values):
             axis.text(value * 1.08, place, _short(value), va="center", fontsize=8)
@@ -99,7 +99,7 @@ def _draw_rerank(record: Record) -> None:
 
 
 def _draw_scaling(record: Record) -> None:
-    figure, axes = plt.subplots(2, 4, figsize=(13, 5.6), layout="constrained")
+    figure, axes = plt.subplots(2, 4, figsize=(13, 5.6), sharey="row", layout="constrained")
     drawn = (("ms", "time", "ms, forward and backward"), ("peak_mb", "memory", "peak MB"))
     for line, (key, fitted, label) in zip(axes, drawn, strict=True):
         for axis, over in zip(line, ("patches", "tokens", "batch", "layers"), strict=True):
@@ -118,8 +118,10 @@ def _draw_scaling(record: Record) -> None:
             axis.set_xticks(values, [str(v) for v in values])
             axis.minorticks_off()
             axis.grid(alpha=0.3)
-            axis.legend(frameon=False, fontsize=8)
+            axis.legend(frameon=False, fontsize=8, loc="upper left")
         line[0].set_ylabel(label)
+        top = line[0].get_ylim()[1]
+        line[0].set_ylim(top=2 * top)  # room for the legends
     _save(figure, "scaling")
 
 

@@ -46,9 +46,9 @@ def command(verbosity: Verbosity, calibrate: bool, as_json: bool) -> None:
 
 
 def _calibration(bars: Bars) -> dict[str, Any]:
-    """Milliseconds of both kernels by density, and the density at which they are equal."""
+    """Milliseconds of both kernels by density, and what follows for `model.block_density`."""
     from cmfg_dgl.memory import keep_freed_memory
-    from cmfg_dgl.nn.calibrate import DENSITIES, break_even, kernel_seconds
+    from cmfg_dgl.nn.calibrate import DENSITIES, break_even, kernel_seconds, large_block_density
 
     keep_freed_memory()
     seconds = {}
@@ -56,7 +56,7 @@ def _calibration(bars: Bars) -> dict[str, Any]:
         seconds[density] = kernel_seconds(density)
         bars("kernels", done, len(DENSITIES))
     return {
-        "block_density": round(break_even(seconds), 3),
+        "block_density": round(large_block_density(break_even(seconds)), 3),
         "ms": {
             kernel: {f"{density:.0%}": round(1e3 * pair[i], 2) for density, pair in seconds.items()}
             for i, kernel in enumerate(("edge", "block"))

@@ -157,7 +157,7 @@ class ModelConfig:
     )
     block_density: float = option(
         0.2,
-        "kernel auto: share of edges from which a relation is a block; `cmfg env --calibrate` measures it",
+        "kernel auto: share of edges from which a large block is faster; `cmfg env --calibrate` measures it",
         least=0.0,
         most=1.0,
     )

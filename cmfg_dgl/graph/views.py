@@ -109,10 +109,16 @@ class RelationView:
     heads: int
 
     @property
+    def edge_count(self) -> int:
+        """E."""
+        count: int = self.graph.num_edges(self.canonical)
+        return count
+
+    @property
     def density(self) -> float:
         """Edges over cells of the block, 0 to 1."""
         cells = len(self.source.counts) * self.source.width * self.target.width
-        return self.graph.num_edges(self.canonical) / cells if cells else 0.0
+        return self.edge_count / cells if cells else 0.0
 
     @cached_property
     def mask(self) -> Tensor | None:

@@ -13,12 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cmfg_dgl.graph.views import RelationView
-from cmfg_dgl.nn.kernels import NO_EDGE, block_attention, edge_attention
+from cmfg_dgl.nn.kernels import BLOCK_DENSITY, NO_EDGE, block_attention, edge_attention, prefers_block
 
-__all__ = ["BLOCK_DENSITY", "NO_EDGE", "Message", "Projected", "RelationAttention", "merge_messages"]
-
-BLOCK_DENSITY = 0.2
-"""`kernel: auto` takes the block kernel from this share of edges on (`cmfg env --calibrate`)."""
+__all__ = ["Message", "Projected", "RelationAttention", "merge_messages"]
 
 Projected = dict[tuple[str, str], Tensor]
 """(relation name, "query" | "key" | "value") to a tensor (N, H, C) of one node type."""
@@ -58,7 +55,7 @@ class RelationAttention(nn.Module):
     joint
         Hand on the log-sum-exp.
     block_density
-        `auto` takes the block kernel from this share of edges on, see docs/performance.md.
+        For `auto`, see `prefers_block`.
     scores
         Own W_Q and W_K; False where the attention of an earlier layer is kept (`edge_weights: once`).
     """
@@ -112,7 +109,7 @@ class RelationAttention(nn.Module):
     def _dense(self, device: torch.device, view: RelationView) -> bool:
         """Whether the block kernel takes this relation; on an accelerator it always does."""
         if self.kernel == "auto":
-            return device.type != "cpu" or view.density >= self.block_density
+            return device.type != "cpu" or prefers_block(view, self.block_density)
         return self.kernel == "block"
 
 

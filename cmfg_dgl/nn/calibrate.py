@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from cmfg_dgl.graph.views import relation_view
-from cmfg_dgl.nn.kernels import block_attention, edge_attention
+from cmfg_dgl.nn.kernels import CALL_EDGES, ROW_EDGES, block_attention, edge_attention
 
-__all__ = ["DENSITIES", "break_even", "kernel_seconds"]
+__all__ = ["DENSITIES", "break_even", "kernel_seconds", "large_block_density"]
 
 DENSITIES = (0.02, 0.04, 0.08, 0.16, 0.32)
+GRAPHS, NODES = 16, 196
 
 
 def kernel_seconds(
-    density: float, *, graphs: int = 16, nodes: int = 196, heads: int = 4, width: int = 64, repeat: int = 5
+    density: float, *, graphs: int = GRAPHS, nodes: int = NODES, heads: int = 4, width: int = 64, repeat: int = 5
 ) -> tuple[float, float]:
     """Median seconds of the edge and the block kernel, forward and backward, on random edges of that density.
 
@@ -69,6 +70,12 @@ def break_even(seconds: dict[float, tuple[float, float]]) -> float:
         if y1 >= 0:
             return math.exp(x0 + (x1 - x0) * -y0 / (y1 - y0))
     return math.exp(ratios[-1][0])
+
+
+def large_block_density(density: float, *, graphs: int = GRAPHS, nodes: int = NODES) -> float:
+    """The d of `prefers_block` for which blocks of that size break even at `density`."""
+    cells, rows = graphs * nodes**2, 2 * graphs * nodes
+    return density + (CALL_EDGES - ROW_EDGES * rows) / cells
 
 
 def _median(run: Callable[[], object], repeat: int) -> float:

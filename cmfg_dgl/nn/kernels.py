@@ -1,4 +1,4 @@
-"""Attention over the edges of one relation, computed two ways with the same numbers: edge by edge, or as a view.
+"""Attention over the edges of one relation, computed two ways with the same numbers: edge by edge, or as a block.
 
 Shape letters: N nodes (N_s sources, N_t targets), E edges, B graphs, H heads, C width of a head,
 S and T the largest source and target count of a graph in the batch.
@@ -15,18 +15,36 @@ from torch.nn import functional as F
 
 from cmfg_dgl.graph.views import EdgeLists, RelationView
 
-__all__ = ["NO_EDGE", "block_attention", "edge_attention"]
+__all__ = ["BLOCK_DENSITY", "NO_EDGE", "block_attention", "edge_attention", "prefers_block"]
 
 NO_EDGE = -1e30
 """The log-sum-exp of no edge at all: finite, so that gradients stay numbers."""
+
+
+BLOCK_DENSITY = 0.2
+"""Share of edges from which on a large block is faster than its edges (`cmfg env --calibrate`)."""
+
+ROW_EDGES, CALL_EDGES = 5, 5_000
+"""What a row of a block costs, and what a call of the edge kernel costs beside its edges, each counted in edges."""
+
+
+def prefers_block(view: RelationView, block_density: float) -> bool:
+    r"""Whether the block kernel is likely to be the faster one, forward and backward on a CPU.
+
+    :math:`E + 5000 \ge d \, B T S + 5 B (T + S)` with d = `block_density`: a cell of the block costs d edges, a row of
+    queries or keys five, and a call of the edge kernel 5,000 (docs/performance.md).
+    """
+    graphs, T, S = len(view.target.counts), view.target.width, view.source.width
+    cells, rows = graphs * T * S, graphs * (T + S)
+    return view.edge_count + CALL_EDGES >= block_density * cells + ROW_EDGES * rows
 
 
 def edge_attention(query: Tensor, key: Tensor, value: Tensor, view: RelationView) -> tuple[Tensor, Tensor]:
     """Attend edge by edge; time and memory grow with E. On the host alone, in float32 or float64.
 
     The products run over the compressed rows and columns that DGL keeps of the relation: `sampled_addmm` for the
-    scores of edges, `embedding_bag` for weighted sums over them. DGL's own kernels do the same in 4 to 15 times
-    the time where an edge has one weight for all of a head (docs/performance.md).
+    scores of edges, `embedding_bag` for weighted sums over them. DGL's u_dot_v, edge_softmax and u_mul_e_sum give
+    the same numbers more slowly (docs/performance.md).
 
     Parameters
     ----------

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.views import RelationView
-from cmfg_dgl.nn.attention import BLOCK_DENSITY, Message, Projected, RelationAttention, merge_messages
+from cmfg_dgl.nn.attention import Message, Projected, RelationAttention, merge_messages
+from cmfg_dgl.nn.kernels import BLOCK_DENSITY
 
 __all__ = ["CMFGLayer"]
 

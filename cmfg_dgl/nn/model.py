@@ -17,7 +17,8 @@ from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete, NodeSet
 from cmfg_dgl.graph.views import NodeBlock, RelationView, relation_view
-from cmfg_dgl.nn.attention import BLOCK_DENSITY, Message, Projected, merge_messages
+from cmfg_dgl.nn.attention import Message, Projected, merge_messages
+from cmfg_dgl.nn.kernels import BLOCK_DENSITY
 from cmfg_dgl.nn.layer import CMFGLayer
 from cmfg_dgl.nn.pooling import Pooling
 from cmfg_dgl.nn.star import to_hub, to_leaves

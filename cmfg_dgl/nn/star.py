@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from cmfg_dgl.graph.views import NodeBlock
-from cmfg_dgl.nn.attention import NO_EDGE, Message
+from cmfg_dgl.nn.attention import Message
+from cmfg_dgl.nn.kernels import NO_EDGE
 
 __all__ = ["to_hub", "to_leaves"]
 

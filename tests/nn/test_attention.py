@@ -9,6 +9,7 @@
 """
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete, Directed, Grid, Knn, TopK, Window
 from cmfg_dgl.graph.views import relation_view
-from cmfg_dgl.nn.attention import BLOCK_DENSITY, NO_EDGE, Message, RelationAttention, merge_messages
+from cmfg_dgl.nn.attention import Message, RelationAttention, merge_messages
+from cmfg_dgl.nn.kernels import NO_EDGE, prefers_block
 
 WIDTH, HEADS = 6, 2
 RELATIONS = {
@@ -255,19 +257,31 @@ def test_large_scores_stay_numbers():
             assert torch.isfinite(tensor).all()
 
 
-def test_auto_takes_the_block_kernel_from_its_density_on(monkeypatch):
+def test_auto_takes_the_kernel_that_is_likely_to_be_faster(monkeypatch):
     taken = []
     for name in ("block_attention", "edge_attention"):
         original = getattr(__import__("cmfg_dgl.nn.attention", fromlist=[name]), name)
         monkeypatch.setattr(
             f"cmfg_dgl.nn.attention.{name}", lambda *a, _o=original, _n=name: taken.append(_n) or _o(*a)
         )
-    dense = Case(RELATIONS["complete across"], node_sets(IMAGES, CAPTIONS))
-    sparse = Case(RELATIONS["window"], node_sets([(1, 1)], [(1, 80)]))
-    assert sparse.view.density < BLOCK_DENSITY < dense.view.density
-    for case in (dense, sparse):
+    few = Case(RELATIONS["complete across"], node_sets(IMAGES, CAPTIONS))
+    sparse = Case(RELATIONS["window"], node_sets([(1, 1)] * 40, [(1, 80)] * 40))
+    dense = Case(RELATIONS["complete patches"], node_sets([(7, 7)] * 20, [(1, 1)] * 20))
+    # Padding counts as cells without an edge.
+    padded = Case(RELATIONS["complete tokens"], node_sets([(1, 1)] * 80, [(1, 5)] * 79 + [(1, 60)]))
+    for case in (few, sparse, dense, padded):
         case.message(case.attention("auto", joint=False))
-    assert taken == ["block_attention", "edge_attention"]
+    assert taken == ["block_attention", "edge_attention", "block_attention", "edge_attention"]
+
+
+@pytest.mark.parametrize(("density", "block"), [(0.31, True), (0.29, False)])
+def test_a_block_of_100_breaks_even_at_the_density_and_a_tenth(density, block):
+    # 40 graphs of 100: 0.2 * 400,000 cells and 5 * 8,000 rows are 0.3 of the cells, less the 5,000 of a call.
+    edges = round(density * 400_000 - 5_000)
+    view = SimpleNamespace(
+        source=SimpleNamespace(width=100), target=SimpleNamespace(width=100, counts=[100] * 40), edge_count=edges
+    )
+    assert prefers_block(view, 0.2) == block
 
 
 @pytest.mark.parametrize(("options", "named"), [({"width": 7}, "7"), ({"kernel": "sparse"}, "'sparse'")])
