@@ -31,8 +31,8 @@ ROW_EDGES, CALL_EDGES = 5, 5_000
 def prefers_block(view: RelationView, block_density: float) -> bool:
     r"""Whether the block kernel is likely to be the faster one, forward and backward on a CPU.
 
-    :math:`E + 5000 \ge d \, B T S + 5 B (T + S)` with d = `block_density`: a cell of the block costs d edges, a row of
-    queries or keys five, and a call of the edge kernel 5,000 (docs/performance.md).
+    :math:`E + 5000 \ge d \, B T S + 5 B (T + S)` with d = `block_density`: a cell of the block costs d edges, a row
+    of queries or keys five, and a call of the edge kernel 5,000 (docs/performance.md).
     """
     graphs, T, S = len(view.target.counts), view.target.width, view.source.width
     cells, rows = graphs * T * S, graphs * (T + S)
