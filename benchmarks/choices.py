@@ -6,8 +6,13 @@ python benchmarks/choices.py --json > choices.json
 from __future__ import annotations
 
 import functools
+import json
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +27,7 @@ from cmfg_dgl.graph.topology import Complete, NodeSet
 from cmfg_dgl.graph.views import NodeBlock, relation_view
 from cmfg_dgl.nn.kernels import edge_attention
 
-__all__ = ["measure_compile", "measure_precision", "measure_ragged"]
+__all__ = ["measure_compile", "measure_memory", "measure_precision", "measure_ragged"]
 
 C = WIDTH // HEADS
 
@@ -63,6 +68,25 @@ def measure_compile(repeat: int, seed: int) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         times = alternate({"eager": lambda: heard(*arguments), "compiled": lambda: compiled(*arguments)}, repeat)
     return {"choice": "torch.compile of a star of 32 pairs", "ms": times, "compile_seconds": seconds}
+
+
+def measure_memory(repeat: int, seed: int) -> list[dict[str, Any]]:
+    """Processes that keep freed memory and processes that do not, in turns; see kept.py."""
+    tell("choices: freed memory")
+    taken: dict[str, list[dict[str, float]]] = {"kept": [], "given back": []}
+    for _ in range(repeat):
+        for name, flag in (("kept", "--keep"), ("given back", "--no-keep")):
+            command = [sys.executable, str(Path(__file__).with_name("kept.py")), flag, "--seed", str(seed)]
+            command += ["--threads", str(torch.get_num_threads())]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+            taken[name].append(json.loads(done.stdout))
+    return [
+        {
+            "choice": f"freed memory: {what}",
+            "ms": {name: statistics.median(row[key] for row in rows) for name, rows in taken.items()},
+        }
+        for key, what in (("match", "512 pairs as one batch"), ("step", "a training step"))
+    ]
 
 
 def measure_ragged(name: str, lengths: list[int], repeat: int, seed: int) -> dict[str, Any]:
@@ -145,6 +169,7 @@ def main(repeat: int, seed: int) -> dict[str, Any]:
         "cases": [
             measure_precision(min(repeat, 3), seed),
             measure_compile(repeat, seed),
+            *measure_memory(min(repeat, 3), seed),
             measure_ragged("64 captions of 4 to 24", ragged_lengths(64, 4, 24, seed), repeat, seed),
             measure_ragged("60 captions of 5, one each of 16, 32, 48, 64", tail, repeat, seed),
         ]

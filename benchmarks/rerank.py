@@ -12,13 +12,14 @@ import torch
 from cases import HEADS, MIXED, WIDTH, random_items, square
 from measure import alternate, benchmark, peak_megabytes, tell
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.retrieval.rank import GraphScorer
 
-__all__ = ["PATCHES", "TOKENS", "Uniter", "make_collection", "make_model", "measure_rerank"]
+__all__ = ["PATCHES", "TOKENS", "Uniter", "make_collection", "make_model", "measure_rerank", "profile_star"]
 
 PATCHES, TOKENS = 81, 24
 WIDTHS = {"patch": 1280, "token": 384}
@@ -123,11 +124,36 @@ def _bound(function: Callable[..., object], *arguments: object) -> Callable[[], 
     return lambda: function(*arguments)
 
 
+def profile_star(seed: int) -> list[dict[str, Any]]:
+    """Microseconds a pair of the operators that take most of a star of 64 pairs, the rest together."""
+    tell("rerank: profile")
+    generator = torch.Generator().manual_seed(seed)
+    model = make_model("factorised", 2, seed)
+    images = random_items([square(PATCHES)], WIDTHS["patch"], generator)
+    captions = random_items([(1, TOKENS)] * 64, WIDTHS["token"], generator)
+    with torch.inference_mode():
+        image, encoded = model.encode("patch", images), model.encode("token", captions)
+        order, rounds = torch.randperm(64, generator=generator), 20
+        model.match_one(image, encoded.select(order))
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            for _ in range(rounds):
+                model.match_one(image, encoded.select(order))
+    times = {event.key: event.self_cpu_time_total / rounds / 64 for event in recorded.key_averages()}
+    most = sorted(times, key=lambda name: -times[name])[:8]
+    return [
+        *({"operator": name, "us_per_pair": times[name]} for name in most),
+        {"operator": "all others", "us_per_pair": sum(times.values()) - sum(times[name] for name in most)},
+    ]
+
+
 @benchmark("Joint scoring of candidate pairs: factorised, interleaved, and a transformer over both.")
 def main(repeat: int, seed: int) -> dict[str, Any]:
     """Over k, over the gallery, and over layers."""
     cases = [(8, 500, 2), (32, 500, 2), (128, 500, 2), (256, 500, 2), (32, 5_000, 2), (32, 20_000, 2), (32, 500, 3)]
-    return {"cases": [row for case in cases for row in measure_rerank(*case, repeat, seed)]}
+    return {
+        "cases": [row for case in cases for row in measure_rerank(*case, repeat, seed)],
+        "profile": profile_star(seed),
+    }
 
 
 if __name__ == "__main__":

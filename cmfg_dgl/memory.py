@@ -12,9 +12,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> bool:
     """Tell glibc to serve large blocks from the heap, and to keep what is freed for the next batch.
 
-    Otherwise each large tensor is fresh memory, which the kernel clears page by page: half the time of re-ranking a
-    batch of pairs, a tenth of a training step (docs/performance.md). The peak stays as it is; after it the process
-    keeps its size.
+    Otherwise each large tensor is fresh memory, which the kernel clears page by page: two thirds of the time of a
+    large batch of pairs, a tenth of a training step (docs/performance.md). The peak stays as it is; after it the
+    process keeps its size.
 
     Returns
     -------
