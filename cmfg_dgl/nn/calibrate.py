@@ -73,9 +73,9 @@ def break_even(seconds: dict[float, tuple[float, float]]) -> float:
 
 
 def large_block_density(density: float, *, graphs: int = GRAPHS, nodes: int = NODES) -> float:
-    """The d of `prefers_block` for which blocks of that size break even at `density`."""
+    """The d of `prefers_block`, 0 or more, for which blocks of that size break even at `density`."""
     cells, rows = graphs * nodes**2, 2 * graphs * nodes
-    return density + (CALL_EDGES - ROW_EDGES * rows) / cells
+    return max(0.0, density + (CALL_EDGES - ROW_EDGES * rows) / cells)
 
 
 def _median(run: Callable[[], object], repeat: int) -> float:

@@ -23,6 +23,7 @@ def test_a_kernel_that_always_wins_leaves_the_nearest_density_measured(factor, e
 def test_the_default_density_is_that_of_the_rule():
     # 16 graphs of 196: 5 edges for each of 6,272 rows, less the 5,000 of a call, over 614,656 cells.
     assert large_block_density(0.25) == pytest.approx(0.25 - 26_360 / 614_656)
+    assert large_block_density(0.02) == 0
 
 
 def test_kernels_are_timed():
