@@ -27,7 +27,7 @@ from torch_geometric.nn import HeteroConv, HGTConv, TransformerConv
 from cmfg_dgl.graph.views import relation_view
 from cmfg_dgl.nn.layer import CMFGLayer
 
-__all__ = ["CONTENDERS", "Hidden", "make_layer"]
+__all__ = ["CONTENDERS", "Hidden", "make_layer", "ours"]
 
 Hidden = dict[str, Tensor]
 C = WIDTH // HEADS
@@ -89,13 +89,7 @@ def dense_sdpa(case: Case, layer: CMFGLayer) -> Callable[[Hidden], Hidden]:
             len(counts["patch"]), present[r.target].shape[1], present[r.source].shape[1], dtype=torch.bool
         )
         mask[owner, case.nodes[r.target].local()[target], case.nodes[r.source].local()[source]] = True
-        masks[r.name] = None if bool(mask.all()) else mask[:, None]
-        if bool((mask == mask[:1, :1]).all()) and not bool(mask.all()):
-            masks[r.name] = mask[:1, None, :1]
-        elif bool((mask == mask[:1]).all()) and not bool(mask.all()):
-            masks[r.name] = mask[:1, None]
-        elif bool((mask | ~present[r.target][..., None] == mask[:, :1] | ~present[r.target][..., None]).all()):
-            masks[r.name] = None if bool(mask.all()) else mask[:, None, :1]
+        masks[r.name] = _smallest_mask(mask, present[r.target])
     weights = {
         kind: nn.Parameter(
             torch.cat(
@@ -140,6 +134,17 @@ def dense_sdpa(case: Case, layer: CMFGLayer) -> Callable[[Hidden], Hidden]:
 
     run.padded, run.present = padded, present  # type: ignore[attr-defined]
     return run
+
+
+def _smallest_mask(mask: Tensor, targets: Tensor) -> Tensor | None:
+    """A mask (B, T, S) for all heads, less the dimensions along which it is the same; None where all is heard."""
+    if bool(mask.all()):
+        return None
+    if bool((mask == mask[:1]).all()):
+        return mask[:1, None]
+    padding = ~targets[..., None]  # (B, T, 1): what padded targets hear does not matter
+    same = bool((mask | padding == mask[:, :1] | padding).all())
+    return mask[:, None, :1] if same else mask[:, None]
 
 
 def dgl_ops(case: Case, layer: CMFGLayer) -> Callable[[Hidden], Hidden]:

@@ -80,9 +80,9 @@ def machine() -> dict[str, Any]:
 
 
 def benchmark(title: str) -> Callable[[Command], click.Command]:
-    """Make a command of a function of (repeat, seed) that returns a JSON object and can print itself.
+    """Make a command of a function of (repeat, seed) that returns a record with `cases`.
 
-    The decorated function returns (record, lines): what `--json` prints, and what people read without it.
+    `--json` prints the record with threads, rounds, seed, seconds and machine; without it a line a case is printed.
     """
 
     def decorate(function: Command) -> click.Command:

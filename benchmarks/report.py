@@ -36,7 +36,7 @@ def main(keep: bool) -> None:
     if not keep:
         for name, repeat in SCRIPTS.items():
             _run(name, repeat)
-    records = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in SCRIPTS}
+    records = {name: _read(RESULTS / f"{name}.json") for name in SCRIPTS}
     _draw_kernels(records["kernels"])
     _draw_rerank(records["rerank"])
     _draw_scaling(records["scaling"])
@@ -56,10 +56,19 @@ def _run(name: str, repeat: int) -> None:
     done = subprocess.run(
         [sys.executable, str(HERE / f"{name}.py"), "--json", "--repeat", str(repeat)],
         stdout=subprocess.PIPE,
-        check=True,
         text=True,
     )
+    if done.returncode:
+        raise click.ClickException(f"{HERE / name}.py failed, see above; its earlier results are kept")
     (RESULTS / f"{name}.json").write_text(done.stdout, encoding="utf-8")
+
+
+def _read(path: Path) -> Record:
+    try:
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{path}: cannot be read ({error}); measure again without --keep") from None
+    return record
 
 
 def _short(value: float | None) -> str:

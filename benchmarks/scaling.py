@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import COMPLETE, HEADS, SPARSE, Case, make_case, square
-from layers import make_layer
+from cases import COMPLETE, SPARSE, Case, make_case, square
+from layers import make_layer, ours
 from measure import alternate, benchmark, peak_megabytes, tell
-
-from cmfg_dgl.graph.views import relation_view
 
 __all__ = ["SWEEPS", "exponent", "measure_sweep"]
 
@@ -30,18 +28,12 @@ SWEEPS = {
 
 def make_stack(case: Case, layers: int, seed: int) -> Callable[[], object]:
     """Forward and backward pass of so many layers."""
-    stack = [make_layer(case, seed + i) for i in range(layers)]
-    views = {
-        r.name: relation_view(case.graph, r.canonical, heads=HEADS, device=torch.device("cpu"))
-        for r in case.relations
-    }
+    stack = [ours(case, make_layer(case, seed + i)) for i in range(layers)]
 
     def run() -> None:
         hidden = case.hidden
         for layer in stack:
-            projected = {kind: layer.project(kind, h, case.relations) for kind, h in hidden.items()}
-            messages = layer.messages(case.graph, projected, views)
-            hidden = {kind: layer.update(h, messages.get(kind)) for kind, h in hidden.items()}
+            hidden = layer(hidden)
         torch.autograd.backward([h.sum() for h in hidden.values()])
 
     return run

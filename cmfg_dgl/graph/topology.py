@@ -247,8 +247,8 @@ def _nearest(a: Tensor, b: Tensor, source: NodeSet, target: NodeSet, k: int) -> 
     if len(members) == 1:
         return Edges(sources[0], targets[0], counts)
     # Back to the order of the graphs.
-    place = torch.argsort(torch.cat([*members, torch.zeros(0, dtype=torch.int64)]))
-    lengths = counts[torch.argsort(place)]
-    rows = ragged_positions((lengths.cumsum(0) - lengths)[place], lengths[place])
     nothing = torch.zeros(0, dtype=torch.int64)
+    order = torch.cat([*members, nothing])
+    lengths, place = counts[order], torch.argsort(order)
+    rows = ragged_positions((lengths.cumsum(0) - lengths)[place], counts)
     return Edges(torch.cat([*sources, nothing])[rows], torch.cat([*targets, nothing])[rows], counts)

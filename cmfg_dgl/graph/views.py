@@ -40,7 +40,7 @@ class NodeBlock:
             return None
         return torch.nonzero(self._cells().flatten())[:, 0].to(self.device)
 
-    @property
+    @cached_property
     def present(self) -> Tensor | None:
         """bool, (B, width): which cells are nodes; None where all are."""
         return None if self.rows is None else self._cells().to(self.device)

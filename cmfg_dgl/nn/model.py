@@ -330,6 +330,7 @@ class CMFG(nn.Module):
         if nodes is None:
             vectors = cast(Tensor, end.mean)
             if heard is not None and heard.out.ndim == 4:
+                # Averaged as they lie: pooling reads rows, and to bring a hub's nodes into rows copies them.
                 vectors = vectors + F.relu(heard.out).mean(1).flatten(1)
             elif heard is not None:
                 vectors = vectors + pool(layer.heard(heard), counts)
