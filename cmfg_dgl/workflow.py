@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cmfg_dgl.config import Config
 from cmfg_dgl.data.dataset import Dataset, Split
-from cmfg_dgl.data.splits import normalise_caption
+from cmfg_dgl.data.splits import shared_items
 from cmfg_dgl.errors import CheckpointError, ConfigError, DataError
 from cmfg_dgl.evaluation.audit import audit
 from cmfg_dgl.evaluation.evaluate import ALPHAS, Scores, choose_alpha, first_stage, score, two_stage
@@ -253,7 +253,7 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
         _scorer(_trained(run, experiment, weights), run.config, None),
         _scorer(experiment.model(run.config.run.seed + 1), run.config, None),
         experiment.collection(view),
-        shared_with_training=_seen_in_training(run, experiment),
+        shared_with_training=shared_items(run.read("manifest-train.json"), experiment.dataset.manifest("test")),
         progress=report,
     )
     progress("audit", 8, 8)
@@ -421,17 +421,6 @@ def _curves(stages: dict[str, dict[str, Ranking]]) -> dict[str, Any]:
             for name, (recall, precision) in curves.items()
         },
     }
-
-
-def _seen_in_training(run: Run, experiment: Experiment) -> list[str]:
-    """Test images and captions that also occur in what the run was trained on."""
-    items = run.read("manifest-train.json")["items"]
-    pictures = {item["sha256"] for item in items}
-    texts = {normalise_caption(text) for item in items for text in item["captions"]}
-    test = experiment.dataset.manifest("test")["items"]
-    return [item["image"] for item in test if item["sha256"] in pictures] + [
-        text for item in test for text in item["captions"] if normalise_caption(text) in texts
-    ]
 
 
 def _show_examples(run: Run, examples: list[dict[str, Any]], step: int) -> None:

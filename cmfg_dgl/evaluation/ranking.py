@@ -19,6 +19,7 @@ __all__ = [
     "cmc",
     "hit_rsum",
     "metrics",
+    "per_query",
     "precision_recall",
     "rank_positives",
     "rsum",
@@ -66,11 +67,7 @@ def rank_positives(
         raise ValueError(f"rank_positives: scores are {values.dtype}; give float32 or float64")
     Q, G = values.shape
     counts = np.diff(offsets)
-    query = np.repeat(np.arange(Q), counts)
-    if np.any((positives < 0) | (positives >= G)):
-        raise ValueError(f"rank_positives: a positive lies outside the gallery of {G} items")
-    if len(np.unique(query * G + positives)) != len(positives):
-        raise ValueError("rank_positives: a query names the same positive twice")
+    query = owners("rank_positives", offsets, positives, G)
     place = _places(offsets)
 
     # Every row keeps its length: its positives move to the low end, where the clamp leaves them out.
@@ -87,6 +84,16 @@ def rank_positives(
     above = np.minimum(G - below[query, place], (G - counts)[query])
     ranks: Integers = above + place + 1
     return ranks
+
+
+def owners(caller: str, offsets: Integers, positives: Integers, gallery: int) -> Integers:
+    """Query of each positive, int64 (sum,); refuses positives outside the gallery or twice for a query."""
+    query = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    if np.any((positives < 0) | (positives >= gallery)):
+        raise ValueError(f"{caller}: a positive lies outside the gallery of {gallery} items")
+    if len(np.unique(query * gallery + positives)) != len(positives):
+        raise ValueError(f"{caller}: a query names the same positive twice")
+    return query
 
 
 def _places(offsets: Integers) -> Integers:
@@ -147,14 +154,20 @@ class Ranking:
         )
 
 
-def _answerable(ranking: Ranking) -> tuple[Integers, Integers]:
-    """Of the queries with positives: where each one's ranks start, and how many there are."""
-    kept = ranking.counts > 0
+def answerable(counts: Integers) -> NDArray[np.bool_]:
+    """Which queries have positives, given how many each has, (Q,); none at all is an error."""
+    kept = counts > 0
     if not kept.any():
         raise DataError(
             f"ranking: none of {len(kept)} queries has a positive in its gallery; "
             "evaluate queries and gallery of the same split"
         )
+    return kept
+
+
+def _answerable(ranking: Ranking) -> tuple[Integers, Integers]:
+    """Of the queries with positives: where each one's ranks start, and how many there are."""
+    kept = answerable(ranking.counts)
     return ranking.offsets[:-1][kept], ranking.counts[kept]
 
 
@@ -162,20 +175,64 @@ def _mean_percent(values: Floats) -> float:
     return 100 * float(np.mean(values))
 
 
-def metrics(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    r"""Means over the queries that have positives; queries without are left out and counted.
+def per_query(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, Floats]:
+    r"""Every metric of every query that has positives, in the order of the queries.
 
-    For a query with n positives at the ranks r_1 < ... < r_n, precision at the j-th positive is j / r_j:
+    These queries are `ranking.counts > 0`. For a query with n positives at the ranks r_1 < ... < r_n, precision
+    at the j-th positive is j / r_j:
 
     - ``R@K`` = \|{j: r_j <= K}\| / n, %. K may be larger than the gallery.
     - ``hit@K`` = 1 if r_1 <= K else 0, %: what published Flickr30K and COCO tables call R@K.
     - ``P@K`` = \|{j: r_j <= K}\| / K, %. Always divided by K, also where n or the gallery is smaller, so
       it can fall as K grows, which R@K and hit@K cannot.
-    - ``mAP@all`` = mean of (1 / n) sum_j j / r_j over the whole gallery, %: P(q) of the paper's section C.
-    - ``mAP@R`` = mean of (1 / n) sum over {j: r_j <= n} of j / r_j, %: a query's ranking is cut at R = n, its
-      number of positives (Musgrave, Belongie, Lim 2020, "A Metric Learning Reality Check").
-    - ``MRR`` = mean of 1 / r_1, from 0 to 1.
-    - ``medR``, ``meanR`` = median and mean of r_1.
+    - ``mAP@all`` = (1 / n) sum_j j / r_j over the whole gallery, %: P(q) of the paper's section C.
+    - ``mAP@R`` = (1 / n) sum over {j: r_j <= n} of j / r_j, %: the ranking is cut at R = n, the query's number
+      of positives (Musgrave, Belongie, Lim 2020, "A Metric Learning Reality Check").
+    - ``mAP@50`` = (1 / min(n, 50)) sum over {j: r_j <= 50} of j / r_j, %. Where a query has more than 50
+      positives it asks only for 50 of them and so flatters against ``mAP@all``; it is here because papers on
+      hashing print it, and is only ever printed under its own name.
+    - ``MRR`` = 1 / r_1, from 0 to 1.
+
+    Returns
+    -------
+    dict
+        float64, (queries with positives,), for each name above.
+
+    Raises
+    ------
+    DataError
+        If no query has a positive.
+    ValueError
+        If a K is smaller than 1.
+    """
+    check_cuts(ks)
+    starts, counts = _answerable(ranking)
+    ranks, first = ranking.ranks, ranking.ranks[starts]
+    precision = (_places(ranking.offsets) + 1) / ranks
+    own_count = np.repeat(counts, counts)
+    found = {k: np.add.reduceat(ranks <= k, starts, dtype=np.float64) for k in ks}
+    return {
+        **{f"R@{k}": 100 * found[k] / counts for k in ks},
+        **{f"hit@{k}": np.where(first <= k, 100.0, 0.0) for k in ks},
+        **{f"P@{k}": 100 * found[k] / k for k in ks},
+        "mAP@all": 100 * np.add.reduceat(precision, starts) / counts,
+        "mAP@R": 100 * np.add.reduceat(precision * (ranks <= own_count), starts) / counts,
+        "mAP@50": 100 * np.add.reduceat(precision * (ranks <= 50), starts) / np.minimum(counts, 50),
+        "MRR": 1 / first,
+    }
+
+
+def check_cuts(ks: Sequence[int]) -> None:
+    """Refuse a K below 1."""
+    if min(ks) < 1:
+        raise ValueError(f"metrics: K is {min(ks)}; the smallest that makes sense is 1")
+
+
+def metrics(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Means over the queries that have positives; queries without are left out and counted.
+
+    - the means of all that `per_query` gives, under the same names and in the same units;
+    - ``medR``, ``meanR`` = median and mean of r_1, the rank of a query's first positive;
     - ``queries`` = all queries; ``queries_without_positives`` = those of them in no mean.
 
     Raises
@@ -185,24 +242,19 @@ def metrics(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float
     ValueError
         If a K is smaller than 1.
     """
-    if min(ks) < 1:
-        raise ValueError(f"metrics: K is {min(ks)}; the smallest that makes sense is 1")
-    starts, counts = _answerable(ranking)
-    first = ranking.ranks[starts]
-    precision = (_places(ranking.offsets) + 1) / ranking.ranks
-    within_r = ranking.ranks <= np.repeat(ranking.counts, ranking.counts)
-    found = {k: np.add.reduceat(ranking.ranks <= k, starts, dtype=np.float64) for k in ks}
+    rows = per_query(ranking, ks)
+    starts, _ = _answerable(ranking)
+    return summary(rows, ranking.ranks[starts], len(ranking.counts))
+
+
+def summary(rows: Mapping[str, Floats], first: Integers | Floats, queries: int) -> dict[str, float]:
+    """Means of the metrics of single queries and of the ranks of their first positives; `queries` in all."""
     return {
-        **{f"R@{k}": _mean_percent(found[k] / counts) for k in ks},
-        **{f"hit@{k}": _mean_percent(np.asarray(first <= k, np.float64)) for k in ks},
-        **{f"P@{k}": _mean_percent(found[k] / k) for k in ks},
+        **{name: float(np.mean(values)) for name, values in rows.items()},
         "medR": float(np.median(first)),
         "meanR": float(np.mean(first)),
-        "mAP@all": _mean_percent(np.add.reduceat(precision, starts) / counts),
-        "mAP@R": _mean_percent(np.add.reduceat(precision * within_r, starts) / counts),
-        "MRR": float(np.mean(1 / first)),
-        "queries": len(ranking.counts),
-        "queries_without_positives": len(ranking.counts) - len(counts),
+        "queries": queries,
+        "queries_without_positives": queries - len(first),
     }
 
 

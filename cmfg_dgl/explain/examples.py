@@ -20,9 +20,9 @@ TOP = 5
 
 
 def retrieved_examples(
-    dataset: Dataset, split: Split, scores: Scores, alpha: float, *, queries: int = 5
+    dataset: Dataset, split: Split, scores: Scores, alpha: float | None, *, queries: int = 5
 ) -> list[dict[str, Any]]:
-    """The top 5 of both stages together for evenly spaced queries of both directions.
+    """The top 5 for evenly spaced queries of both directions: of both stages, or without alpha of the first.
 
     Returns
     -------
@@ -36,7 +36,9 @@ def retrieved_examples(
         for query in torch.linspace(0, count - 1, min(queries, count)).long().tolist():
             first = direction.queries[query : query + 1] @ direction.gallery.T
             row = slice(query, query + 1)
-            final = fuse(first, direction.chosen[row], direction.joint[row], alpha)[0]
+            final = first[0]
+            if alpha is not None:
+                final = fuse(first, direction.chosen[row], direction.joint[row], alpha)[0]
             right = set(direction.positives[direction.offsets[query] : direction.offsets[query + 1]].tolist())
             show, found = (_caption, _picture) if name == "t2i" else (_picture, _caption)
             examples.append(

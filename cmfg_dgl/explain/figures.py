@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ __all__ = [
     "GridRow",
     "alpha_figure",
     "cmc_figure",
+    "curve_panels",
+    "interval_figure",
     "png_bytes",
     "precision_recall_figure",
     "retrieval_grid",
@@ -32,6 +35,7 @@ __all__ = [
 Item = Image.Image | str
 GridRow = tuple[Item, Sequence[tuple[Item, float, bool]]]
 Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
+Interval = tuple[float, float | None, float | None]
 
 # Okabe and Ito's colours, which people with the common kinds of colour blindness can tell apart, without
 # their yellow, which is too pale on white.
@@ -64,6 +68,10 @@ CELL = (WIDTH - 2 * MARGIN - TOP * GAP) / (TOP + 1)
 FONT = 9.0
 LEADING = 1.25
 
+# Names of the axes.
+CMC = "rank K", "hit rate in the top K (%)"
+PRECISION_RECALL = "recall (%)", "precision (%)"
+
 
 def svg_text(figure: Figure) -> str:
     """Draw a figure as one `<svg>` element for a HTML page; equal figures give equal text."""
@@ -90,7 +98,7 @@ def cmc_figure(curves: Curves) -> Figure:
     curves
         Name of a curve to (K, hit rate in %), as `cmfg_dgl.evaluation.ranking.cmc` gives it.
     """
-    figure, axes = _percent_figure(curves, "rank K", "hit rate in the top K (%)")
+    figure, axes = _percent_figure(curves, *CMC)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
@@ -104,7 +112,7 @@ def precision_recall_figure(curves: Curves) -> Figure:
         Name of a curve to (recall in %, precision in %), as
         `cmfg_dgl.evaluation.ranking.precision_recall` gives it.
     """
-    figure, axes = _percent_figure(curves, "recall (%)", "precision (%)")
+    figure, axes = _percent_figure(curves, *PRECISION_RECALL)
     axes.set_xlim(0, 100)
     return figure
 
@@ -117,6 +125,109 @@ def _percent_figure(curves: Curves, x_label: str, y_label: str) -> tuple[Figure,
             axes.plot(np.asarray(x), np.asarray(y), label=_wrap(name, 230, 3), clip_on=False, zorder=3)
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=FONT)
     return figure, axes
+
+
+def curve_panels(
+    panels: Mapping[str, Curves], labels: tuple[str, str], *, thick: str = "", title: str = ""
+) -> Figure:
+    """Draw the curves of many methods in panels one above the other; equal names look alike in all panels.
+
+    Parameters
+    ----------
+    panels
+        Title of a panel to its curves, each name of a curve to (x, percent).
+    labels
+        Names of the axes, `CMC` or `PRECISION_RECALL`.
+    thick
+        Name of the curves to bring out.
+    title
+        Told above all panels, in red.
+    """
+    names = dict.fromkeys(sorted((name for curves in panels.values() for name in curves), key=lambda n: n != thick))
+    looks = dict(zip(names, itertools.cycle(STYLE["axes.prop_cycle"]), strict=False))
+    highest = max((np.max(y, initial=0) for curves in panels.values() for _, y in curves.values()), default=0)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH / 72, (60 + 270 * len(panels)) / 72), layout="constrained")
+        handles = {}
+        for axes, (panel, curves) in zip(
+            figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels.items(), strict=True
+        ):
+            axes.set(ylabel=labels[1], ylim=(0, min(100, 10 * np.ceil((highest + 2) / 10))))
+            axes.set_title(_wrap(panel, 380, 1), loc="left", fontsize=10)
+            axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+            for name, (x, y) in curves.items():
+                first = {"linewidth": 3.5, "markersize": 7, "zorder": 5} if name == thick else {"linewidth": 1.3}
+                look = {"label": _wrap(name, 110, 2), "clip_on": False, "zorder": 3, **looks[name], **first}
+                (handles[name],) = axes.plot(np.asarray(x), np.asarray(y), **look)
+        axes.set_xlabel(labels[0])
+        _warn(figure, title)
+        figure.legend(
+            handles=[handles[name] for name in names],
+            loc="outside lower center",
+            ncols=3,
+            frameon=False,
+            fontsize=FONT,
+            handlelength=3,
+        )
+    return figure
+
+
+def _warn(figure: Figure, title: str) -> None:
+    if title:
+        figure.suptitle(_wrap(title, 380, 3), color=VERMILION, fontweight="bold", fontsize=10, gid="warning")
+
+
+def interval_figure(
+    groups: Mapping[str, Mapping[str, Interval]],
+    label: str,
+    *,
+    chance: float | None = None,
+    thick: str = "",
+    title: str = "",
+) -> Figure:
+    """Draw means as dots and their intervals as lines, a method a line, the highest mean on top.
+
+    Parameters
+    ----------
+    groups
+        Name of a group, which has a mark of its own, to the (mean, low end, high end) of each method in it; ends
+        that are None draw no line.
+    label
+        Name of the axis.
+    chance
+        Where an upright line is drawn.
+    thick
+        Name of the method to bring out.
+    title
+        Told above, in red.
+    """
+    highest: dict[str, float] = {}
+    for name, (mean, _, _) in (entry for group in groups.values() for entry in group.items()):
+        highest[name] = max(mean, highest.get(name, mean))
+    names = sorted(highest, key=lambda name: (highest[name], name))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH / 72, (110 + 17 * len(names)) / 72), layout="constrained")
+        axes = figure.add_subplot(xlabel=label, ylim=(-0.7, max(len(names), 1) - 0.3))
+        if chance is not None:
+            axes.axvline(chance, color=GREY, linestyle="--", marker="", label=f"chance: {chance:.1f}", gid="chance")
+        # A method of several groups has its dots apart, so that none hides another.
+        shared = {name for name in names if sum(name in entries for entries in groups.values()) > 1}
+        lift = np.linspace(0.15, -0.15, len(groups))
+        for shift, look, (group, entries) in zip(lift, STYLE["axes.prop_cycle"], groups.items(), strict=False):
+            look = {"color": look["color"], "zorder": 3, "marker": look["marker"], "linestyle": ""}
+            places = [names.index(name) + shift * (name in shared) for name in entries]
+            axes.plot([mean for mean, _, _ in entries.values()], places, label=group, gid=group, **look)
+            for place, (_, low, high) in zip(places, entries.values(), strict=True):
+                if low is not None and high is not None:
+                    axes.plot([low, high], [place, place], color=look["color"], marker="", linewidth=1.5)
+        axes.set_yticks(range(len(names)), [_wrap(name, 110, 1) for name in names])
+        for name, tick in zip(names, axes.get_yticklabels(), strict=True):
+            tick.set_fontweight("bold" if name == thick else "normal")
+        axes.set_xlim(left=0)
+        _warn(figure, title)
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=FONT)
+    return figure
 
 
 def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:

@@ -53,6 +53,14 @@ def test_captions_are_the_english_names(dataset: Dataset) -> None:
     assert captions["1F1F3-1F1F4"] == "Norway"
 
 
+def test_labels_are_the_unicode_group_and_subgroup(dataset: Dataset) -> None:
+    labels = {image.id: image.labels for image in dataset.images}
+    assert labels["1F436"] == ("Animals & Nature", "animal-mammal")
+    assert labels["2764-FE0F"] == ("Smileys & Emotion", "heart"), "the listing of groups leaves FE0F out of others"
+    assert labels["1F1F3-1F1F4"] == ("Flags", "country-flag")
+    assert sum(not names for names in labels.values()) < 0.02 * len(labels)
+
+
 def test_splits_share_no_name_and_no_drawing(dataset: Dataset) -> None:
     assert sorted(np.concatenate(list(dataset.splits.values())).tolist()) == list(range(len(dataset.images)))
     texts = [normalise_caption(c.text) for c in dataset.captions]

@@ -4,7 +4,9 @@ Invariants:
 - ranks equal those of a Python sort in which ties and NaN count against the positive, in any chunking, for
   any order of the gallery and of the positives, for NumPy arrays and tensors;
 - every metric equals a loop over each query's list of hits and misses, and pytrec_eval, and OGB's Evaluators;
+  the metrics of single queries are those of rankings of one query;
 - R@K and hit@K never fall as K grows; constant or NaN scores get the worst ranks, never the best;
+- mAP@50 is pytrec_eval's map_cut_50 divided by min(n, 50) and not by n;
 - queries without positives change no mean and are counted; no positives at all is an error;
 - chance equals the mean over every possible placement of the positives.
 """
@@ -32,6 +34,7 @@ from cmfg_dgl.evaluation.ranking import (
     cmc,
     hit_rsum,
     metrics,
+    per_query,
     precision_recall,
     rank_positives,
     rsum,
@@ -85,14 +88,16 @@ def slow_metrics(lists: list[list[bool]]) -> dict[str, float]:
         n = sum(hits)
         if n == 0:
             continue
-        found, total, total_r, first = 0, 0.0, 0.0, 0
+        found, total, total_r, total_50, first = 0, 0.0, 0.0, 0.0, 0
         for rank, hit in enumerate(hits, start=1):
             if hit:
                 found += 1
                 first = first or rank
                 total += found / rank
                 total_r += found / rank if rank <= n else 0
+                total_50 += found / rank if rank <= 50 else 0
         row = {"mAP@all": 100 * total / n, "mAP@R": 100 * total_r / n, "MRR": 1 / first}
+        row["mAP@50"] = 100 * total_50 / min(n, 50)
         for k in KS:
             row |= {f"R@{k}": 100 * sum(hits[:k]) / n, f"hit@{k}": 100 * any(hits[:k])}
             row |= {f"P@{k}": 100 * sum(hits[:k]) / k}
@@ -123,6 +128,7 @@ def test_hand_computed_example() -> None:
             "meanR": 2.0,
             "mAP@all": 100 * ((1 + 2 / 3) / 2 + 1 / 3) / 2,
             "mAP@R": 100 * (1 / 2 + 0) / 2,
+            "mAP@50": 100 * ((1 + 2 / 3) / 2 + 1 / 3) / 2,
             "MRR": (1 + 1 / 3) / 2,
             "queries": 2,
             "queries_without_positives": 0,
@@ -244,6 +250,42 @@ def test_metrics_equal_pytrec_eval(problem: tuple[np.ndarray, np.ndarray]) -> No
     assert precision_recall(ranking)[1][exact] == pytest.approx(expected)
 
 
+@given(st.integers(51, 160), st.integers(1, 160), st.integers(0, 2**32 - 1))
+def test_map_at_50_equals_pytrec_eval(gallery: int, n: int, seed: int) -> None:
+    n = min(n, gallery)
+    places = np.sort(np.random.default_rng(seed).permutation(gallery)[:n]) + 1
+    ranking = Ranking(places, np.array([0, n]), gallery)
+    qrel = {"q": {str(rank): 1 for rank in places}}
+    run = {"q": {str(rank): float(-rank) for rank in range(1, gallery + 1)}}
+    table = pytrec_eval.RelevanceEvaluator(qrel, {"map_cut.50"}).evaluate(run)
+    result = metrics(ranking)
+    # trec_eval divides by all n positives, also where no more than 50 of them fit above the cut.
+    assert result["mAP@50"] == pytest.approx(100 * table["q"]["map_cut_50"] * n / min(n, 50))
+    lists = [[rank in places for rank in range(1, gallery + 1)]]
+    assert result["mAP@50"] == pytest.approx(slow_metrics(lists)["mAP@50"])
+
+
+def test_map_at_50_flatters_a_query_of_many_positives() -> None:
+    ranking = Ranking(np.r_[1:51, 951:1001], np.array([0, 100]), 1000)
+    result = metrics(ranking)
+    assert result["mAP@50"] == 100
+    assert result["mAP@all"] < 55
+
+
+@given(problems())
+def test_single_queries_equal_rankings_of_one_query(problem: tuple[np.ndarray, np.ndarray]) -> None:
+    scores, relevant = problem
+    if not relevant.any():
+        return
+    ranking = ranking_of(scores, relevant)
+    rows = per_query(ranking, KS)
+    kept = np.flatnonzero(ranking.counts > 0)
+    alone = [metrics(ranking_of(scores[[q]], relevant[[q]]), KS) for q in kept]
+    for name, values in rows.items():
+        assert values.dtype == np.float64
+        assert values.tolist() == [row[name] for row in alone]
+
+
 @pytest.fixture(scope="module")
 def evaluator() -> Any:
     """OGB's Evaluator; without `outdated` it does not ask a package index for its newest version."""
@@ -318,7 +360,7 @@ def test_chance_is_the_mean_of_every_placement(gallery: int, n: int) -> None:
 
 def test_no_positives_at_all_is_an_error() -> None:
     ranking = ranking_of(np.zeros((4, 3)), np.zeros((4, 3), bool))
-    for function in (metrics, chance, precision_recall):
+    for function in (metrics, per_query, chance, precision_recall):
         with pytest.raises(DataError, match="none of 4 queries has a positive") as caught:
             function(ranking)
         assert "\n" not in str(caught.value)

@@ -1,0 +1,67 @@
+"""`cmfg bench`: every method on the same features, with intervals and tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import Verbosity, force_option, json_option, verbosity_options
+from .output import Bars, print_json
+
+__all__ = ["command"]
+
+
+@click.command("bench")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("-c", "--config", metavar="FILE|NAME", help="A YAML file or a shipped comparison: openmoji, smoke.")
+@click.option("-o", "--output-dir", help="The folder of the comparison; default output_dir of the configuration.")
+@click.option(
+    "--report", type=click.Path(), metavar="RUN", help="Write tables and pages of RUN again, from its results.json."
+)
+@force_option("Run every cell again.")
+@json_option
+@verbosity_options
+@click.pass_obj
+def command(
+    verbosity: Verbosity,
+    overrides: tuple[str, ...],
+    config: str | None,
+    output_dir: str | None,
+    report: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Compare CMFG with other methods: same features, same splits, as many settings tried for each.
+
+    Stopped and started again, it repeats no finished cell.
+
+    \b
+    cmfg bench -c openmoji -o runs/bench
+    cmfg bench -c smoke
+    cmfg bench -c openmoji 'methods=[cmfg, cca]' 'seeds=[0, 1]'
+    cmfg bench --report runs/bench
+    """
+    if report is not None and (config or overrides or output_dir or force):
+        raise click.UsageError("--report RUN reads a finished comparison; give it alone")
+    if report is None and config is None:
+        raise click.UsageError("give -c FILE|NAME, such as -c smoke, or --report RUN")
+    from cmfg_dgl.bench.compare import bench
+    from cmfg_dgl.bench.pages import write_outputs
+    from cmfg_dgl.config import load_bench
+    from cmfg_dgl.files import read_json
+
+    if report is not None:
+        folders = [Path(report)]
+        write_outputs(folders[0])
+    else:
+        given = [] if output_dir is None else [f"output_dir={output_dir}"]
+        settings = load_bench(config, [*overrides, *given])
+        with Bars(verbosity.quiet) as bars:
+            folders = bench(settings, force=force, progress=bars)
+    for folder in folders:
+        if as_json:
+            print_json(read_json(folder / "results.json"))
+        else:
+            click.echo((folder / "tables.md").read_text(encoding="utf-8"))
+            click.echo(f"report: {folder / 'report.html'}")

@@ -1,0 +1,289 @@
+"""One cell of the comparison: a method, a seed and a setting, fitted, evaluated and audited."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmfg_dgl.baselines.method import Method, OutOfTime
+from cmfg_dgl.bench.data import BenchData, Part
+from cmfg_dgl.bench.methods import make_method
+from cmfg_dgl.data.splits import shared_items
+from cmfg_dgl.evaluation.alignment import alignment_metrics
+from cmfg_dgl.evaluation.audit import audit
+from cmfg_dgl.evaluation.evaluate import Direction, Scores, choose_alpha, rank_direction, score
+from cmfg_dgl.evaluation.ranking import (
+    Ranking,
+    chance,
+    cmc,
+    hit_rsum,
+    metrics,
+    per_query,
+    precision_recall,
+    rank_positives,
+    rsum,
+)
+from cmfg_dgl.evaluation.ties import (
+    TiedRanking,
+    expected_cmc,
+    expected_metrics,
+    expected_per_query,
+    tied_ranking,
+)
+from cmfg_dgl.explain.examples import retrieved_examples
+from cmfg_dgl.memory import give_freed_memory_back, peak_memory
+
+__all__ = ["evaluate_stage", "label_chance", "relevant_items", "run_cell"]
+
+CMC_KS = range(1, 11)
+
+
+def run_cell(
+    data: BenchData,
+    name: str,
+    seed: int,
+    setting: Mapping[str, Any],
+    *,
+    minutes: float,
+    audited: bool,
+) -> dict[str, Any]:
+    """Fit a method, choose on validation what is to be chosen, evaluate it on test, and audit it if asked.
+
+    Returns
+    -------
+    dict
+        What a file of `cells/` holds: `val` (the criterion), `stages`, costs, alignment, and with an audit also
+        `audit` and `examples`.
+    """
+    give_freed_memory_back()
+    method = make_method(name, data.config, data.widths, seed, setting)
+    with peak_memory() as peak:
+        start = time.perf_counter()
+        timed_out = _fit(method, data, start + 60 * minutes)
+        train_seconds = time.perf_counter() - start
+        k = data.config.retrieval.k if method.reranks else 0
+        alpha, value = _select(method, data.val, k)
+        scores = score(method, data.test.collection, k=k, query_batch=data.config.retrieval.query_batch)
+        stages = {"first": evaluate_stage(method, scores, None, data.test)}
+        if alpha is not None:
+            stages["two"] = evaluate_stage(method, scores, alpha, data.test)
+    first = scores.directions["i2t"]
+    record: dict[str, Any] = {
+        "method": name,
+        "seed": seed,
+        "setting": dict(setting),
+        "criterion": method.criterion,
+        "val": value,
+        "alpha": alpha,
+        "stages": stages,
+        "train_seconds": train_seconds,
+        "timed_out": timed_out,
+        "pairs_per_second": scores.pairs / scores.seconds if k else None,
+        "parameters": method.size,
+        "peak_memory_mb": peak[0],
+        "alignment": alignment_metrics(first.queries, first.gallery, data.test.collection.caption_image),
+    }
+    if audited:
+        record["audit"] = _audit(method, data, name, seed, setting)
+        record["examples"] = retrieved_examples(data.experiment.dataset, data.test.split, scores, alpha)
+    return record
+
+
+def _fit(method: Method, data: BenchData, deadline: float) -> bool:
+    """Fit within the time budget; whether that was reached."""
+    spent = [False]
+
+    def validate() -> float:
+        if time.perf_counter() > deadline:
+            spent[0] = True
+            raise OutOfTime
+        return _criterion(method, score(method, data.val.collection, k=0), None, data.val)
+
+    method.fit(data.training, validate)
+    method.eval()
+    return spent[0]
+
+
+def _select(method: Method, part: Part, k: int) -> tuple[float | None, float]:
+    """Weight of the joint score, None for a method of one stage, and the value of the criterion with it."""
+    scores = score(method, part.collection, k=k)
+    if not k:
+        return None, _criterion(method, scores, None, part)
+    alpha, curve = choose_alpha(scores)
+    return alpha, max(curve)
+
+
+def _criterion(method: Method, scores: Scores, alpha: float | None, part: Part) -> float:
+    rankings = _rankings(method, scores, alpha, part.labels if method.criterion == "label" else None)
+    means = {name: _means(ranking) for name, ranking in rankings.items()}
+    if method.criterion == "label":
+        return (means["i2t"]["mAP@all"] + means["t2i"]["mAP@all"]) / 2
+    return rsum(means["i2t"], means["t2i"])
+
+
+def evaluate_stage(method: Method, scores: Scores, alpha: float | None, part: Part) -> dict[str, Any]:
+    """All metrics of a stage, by instance and by label, with what tests and curves need."""
+    rankings = _rankings(method, scores, alpha, None)
+    means = {name: _means(ranking) for name, ranking in rankings.items()}
+    reach = {name: d.chosen.shape[1] for name, d in scores.directions.items()}
+    ceiling = None
+    if alpha is not None:
+        before = _rankings(method, scores, None, None)
+        ceiling = {n: _means(before[n], (k,))[f"R@{k}"] for n, k in reach.items()}
+    labelled = None
+    if part.labels is not None:
+        labelled = {n: _means(r) for n, r in _rankings(method, scores, alpha, part.labels).items()}
+    return {
+        **means,
+        "rsum": rsum(means["i2t"], means["t2i"]),
+        "hit_rsum": hit_rsum(means["i2t"], means["t2i"]),
+        "label": labelled,
+        "ceiling": ceiling,
+        "k": None if alpha is None else max(reach.values()),
+        "per_query": {name: _points(ranking).tolist() for name, ranking in rankings.items()},
+        "curves": {
+            name: _curves(ranking, scores.directions[name], scores.query_batch)
+            for name, ranking in rankings.items()
+        },
+    }
+
+
+def _rankings(
+    method: Method, scores: Scores, alpha: float | None, labels: Tensor | None
+) -> dict[str, Ranking | TiedRanking]:
+    """Both directions, by instance or, with labels, by shared label; codes are ranked in expectation over ties."""
+    rankings: dict[str, Ranking | TiedRanking] = {}
+    for name, direction in scores.directions.items():
+        used = direction
+        if labels is not None:
+            query, gallery = relevant_items(name, labels, scores.directions["t2i"].positives)
+            used = _with_relevance(direction, query, gallery)
+        if method.hashes:
+            rankings[name] = _tied(used, scores.query_batch)
+        else:
+            rankings[name] = rank_direction(used, alpha, query_batch=scores.query_batch)
+    return rankings
+
+
+def relevant_items(name: str, labels: Tensor, caption_image: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels of the queries and of the gallery of a direction, bool (Q, L) and (G, L).
+
+    Parameters
+    ----------
+    labels
+        bool, (N, L), of the images; a caption has those of its image.
+    caption_image
+        int64, (M,).
+    """
+    captions = labels[caption_image]
+    return (labels, captions) if name == "i2t" else (captions, labels)
+
+
+def _with_relevance(direction: Direction, query: Tensor, gallery: Tensor) -> Direction:
+    """The direction with every item that shares a label with the query as a positive."""
+    rows = [torch.nonzero(part.float() @ gallery.float().T > 0) for part in query.split(1024)]
+    counts = torch.cat(
+        [
+            torch.bincount(found[:, 0], minlength=len(part))
+            for found, part in zip(rows, query.split(1024), strict=True)
+        ]
+    )
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    return replace(direction, offsets=offsets, positives=torch.cat([found[:, 1] for found in rows]))
+
+
+def label_chance(part: Part) -> float | None:
+    """Share of relevant items under shared labels, %, mean of both ways: about the mAP@all of a random order."""
+    if part.labels is None:
+        return None
+    shares = []
+    for name in ("i2t", "t2i"):
+        query, gallery = relevant_items(name, part.labels, part.collection.caption_image)
+        share = (query.float() @ gallery.float().T > 0).float().mean(1)
+        shares.append(float(share[share > 0].mean()))
+    return 100 * sum(shares) / 2
+
+
+def _tied(direction: Direction, query_batch: int) -> TiedRanking:
+    parts = []
+    for start in range(0, len(direction.queries), query_batch):
+        scores = direction.queries[start : start + query_batch] @ direction.gallery.T
+        offsets = direction.offsets[start : start + len(scores) + 1]
+        parts.append(
+            tied_ranking(scores, offsets - offsets[0], direction.positives[int(offsets[0]) : int(offsets[-1])])
+        )
+    return TiedRanking.concatenate(parts)
+
+
+def _means(ranking: Ranking | TiedRanking, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    return metrics(ranking, ks) if isinstance(ranking, Ranking) else expected_metrics(ranking, ks)
+
+
+def _points(ranking: Ranking | TiedRanking) -> NDArray[np.float64]:
+    """R@1 + R@5 + R@10 of each query, of 300."""
+    values = per_query(ranking) if isinstance(ranking, Ranking) else expected_per_query(ranking)
+    points: NDArray[np.float64] = values["R@1"] + values["R@5"] + values["R@10"]
+    return points
+
+
+def _curves(ranking: Ranking | TiedRanking, direction: Direction, query_batch: int) -> dict[str, list[float]]:
+    """Points of the CMC and of the precision-recall curve; for the latter ties of codes are broken at random."""
+    if isinstance(ranking, Ranking):
+        return {
+            "cmc": cmc(ranking, list(CMC_KS)).tolist(),
+            "precision_recall": precision_recall(ranking)[1].tolist(),
+        }
+    broken = _broken_ties(direction, query_batch)
+    return {
+        "cmc": expected_cmc(ranking, list(CMC_KS)).tolist(),
+        "precision_recall": precision_recall(broken)[1].tolist(),
+    }
+
+
+def _broken_ties(direction: Direction, query_batch: int) -> Ranking:
+    generator, parts = torch.Generator().manual_seed(0), []
+    for start in range(0, len(direction.queries), query_batch):
+        scores = (direction.queries[start : start + query_batch] @ direction.gallery.T).double()
+        # Scores of codes are whole numbers, so that less than one breaks ties and nothing else.
+        scores = scores + 0.5 * torch.rand(scores.shape, generator=generator, dtype=torch.float64)
+        offsets = direction.offsets[start : start + len(scores) + 1]
+        local = (offsets - offsets[0]).numpy()
+        positives = direction.positives[int(offsets[0]) : int(offsets[-1])].numpy()
+        parts.append(Ranking(rank_positives(scores, local, positives), local, scores.shape[1]))
+    return Ranking.concatenate(parts)
+
+
+def _audit(method: Method, data: BenchData, name: str, seed: int, setting: Mapping[str, Any]) -> dict[str, Any]:
+    manifest = data.experiment.dataset.manifest
+    return audit(
+        method,
+        make_method(name, data.config, data.widths, seed + 1, setting).eval(),
+        data.test.collection,
+        shared_with_training=shared_items(manifest("train"), manifest("test")),
+        joint=method.reranks,
+    ).record()
+
+
+def chance_rsum(part: Part) -> float:
+    """Rsum of random scores on a split, by instance."""
+    counts = torch.bincount(part.collection.caption_image).numpy()
+    N, M = len(counts), len(part.collection.caption_image)
+    expected = {
+        "i2t": chance(_any_ranking(counts, M)),
+        "t2i": chance(_any_ranking(np.ones(M, np.int64), N)),
+    }
+    return rsum(expected["i2t"], expected["t2i"])
+
+
+def _any_ranking(counts: NDArray[np.int64], gallery: int) -> Ranking:
+    """A ranking with so many positives a query; which one does not matter to chance."""
+    offsets = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])
+    ranks = np.concatenate([np.arange(1, count + 1) for count in counts])
+    return Ranking(ranks, offsets, gallery)

@@ -1,0 +1,111 @@
+"""What every method of a comparison gets to see of a data set: features, texts, labels and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from cmfg_dgl.baselines.method import TrainingSet
+from cmfg_dgl.config import Config
+from cmfg_dgl.data.dataset import Split
+from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.training.experiment import Experiment, encoders, select_device
+
+__all__ = ["BenchData", "Part", "prompt_sentences"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split: its items, their nodes, and the labels of its images, bool (N, L) or None."""
+
+    split: Split
+    collection: Collection
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class BenchData:
+    """A data set with its features; parts are read when they are first asked for."""
+
+    config: Config
+    experiment: Experiment
+
+    @classmethod
+    def prepare(cls, config: Config, progress: Callable[[str, int, int], None] | None) -> BenchData:
+        """Read the data set and extract, or find, its features."""
+        select_device(config)
+        return cls(config, Experiment.prepare(config, progress))
+
+    @cached_property
+    def label_names(self) -> list[str]:
+        """All labels of the data set, sorted."""
+        return sorted({label for image in self.experiment.dataset.images for label in image.labels})
+
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        """Node type to the width of its features."""
+        return {"patch": self.experiment.images.width, "token": self.experiment.captions.width}
+
+    @cached_property
+    def val(self) -> Part:
+        """The validation split, less what cannot be used."""
+        return self._part(self.experiment.training_split("val"))
+
+    @cached_property
+    def test(self) -> Part:
+        """The test split, whole."""
+        return self._part(self.experiment.evaluation_split("test"))
+
+    def _part(self, split: Split) -> Part:
+        return Part(split, self.experiment.collection(split), self._labels(split))
+
+    def _labels(self, split: Split) -> Tensor | None:
+        if not self.label_names:
+            return None
+        place = {name: i for i, name in enumerate(self.label_names)}
+        labels = torch.zeros(len(split.images), len(place), dtype=torch.bool)
+        for row, image in enumerate(split.images):
+            for label in self.experiment.dataset.images[image].labels:
+                labels[row, place[label]] = True
+        return labels
+
+    @cached_property
+    def training(self) -> TrainingSet:
+        """The training split, as methods see it."""
+        part = self._part(self.experiment.training_split("train"))
+        return TrainingSet(
+            part.collection,
+            self.experiment.texts(part.split),
+            part.labels,
+            self._prompts(part.split, part.collection),
+        )
+
+    def _prompts(self, split: Split, collection: Collection) -> Collection | None:
+        """Sentences made of each training image's labels, encoded as captions are."""
+        texts: list[str] = []
+        owners: list[int] = []
+        for row, image in enumerate(split.images):
+            sentences = prompt_sentences(self.experiment.dataset.images[image].labels)
+            texts += sentences
+            owners += [row] * len(sentences)
+        if not texts:
+            return None
+        distinct = sorted(set(texts))
+        _, encoder = encoders(self.config)
+        nodes = encoder.forward([encoder.prepare(text) for text in distinct]).nodes
+        place = {text: i for i, text in enumerate(distinct)}
+        of_text = torch.tensor([place[text] for text in texts])
+        side = Side("token", len(texts), lambda items: nodes.select(of_text[items]))
+        return Collection(collection.images, side, torch.tensor(owners))
+
+
+def prompt_sentences(labels: tuple[str, ...]) -> list[str]:
+    """Sentences that stand for an image whose caption may not be read; none where it has no label."""
+    words = [label.lower().replace("-", " ").replace("&", "and") for label in labels]
+    if not words:
+        return []
+    return [f"a picture of {' and '.join(words)}", f"this shows a kind of {words[-1]}"]

@@ -1,0 +1,80 @@
+"""The methods by name, each ready to be made for a data set."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from cmfg_dgl.baselines.albef import ALBEF
+from cmfg_dgl.baselines.beamclip import BeamCLIP
+from cmfg_dgl.baselines.cca import CCA
+from cmfg_dgl.baselines.clip_head import ClipHead
+from cmfg_dgl.baselines.gat import GAT
+from cmfg_dgl.baselines.lcmfh import LCMFH
+from cmfg_dgl.baselines.method import Method
+from cmfg_dgl.baselines.mhtn import MHTN
+from cmfg_dgl.baselines.pitl import PiTL
+from cmfg_dgl.baselines.scm import SCM
+from cmfg_dgl.baselines.seph import SePH
+from cmfg_dgl.baselines.simclr import SimCLR
+from cmfg_dgl.baselines.uniter import UNITER
+from cmfg_dgl.baselines.vsepp import VSEpp
+from cmfg_dgl.bench.cmfg import CMFGMethod
+from cmfg_dgl.config import Config
+from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.graph.relations import make_relations
+
+__all__ = ["METHODS", "make_method", "method_class"]
+
+METHODS: dict[str, type[Method]] = {
+    "cmfg": CMFGMethod,
+    "cca": CCA,
+    "clip-head": ClipHead,
+    "vsepp": VSEpp,
+    "simclr": SimCLR,
+    "beamclip": BeamCLIP,
+    "mhtn": MHTN,
+    "pitl": PiTL,
+    "albef": ALBEF,
+    "uniter": UNITER,
+    "gat": GAT,
+    **{f"scm-{bits}": SCM for bits in (16, 32, 64)},
+    **{f"seph-{bits}": SePH for bits in (16, 32, 64)},
+    **{f"lcmfh-{bits}": LCMFH for bits in (16, 32, 64)},
+}
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method; ConfigError where there is none of that name."""
+    if name in METHODS:
+        return METHODS[name]
+    close = difflib.get_close_matches(name, METHODS, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ConfigError(f"methods: {name!r} is none; {hint}There are {', '.join(METHODS)}")
+
+
+def make_method(
+    name: str, config: Config, widths: Mapping[str, int], seed: int, setting: Mapping[str, Any]
+) -> Method:
+    """A method that has not been fitted.
+
+    Parameters
+    ----------
+    config
+        The recipe: CMFG's settings, and the relations that `gat` shares with it.
+    widths
+        Node type to the width of its features.
+    setting
+        One of the class's `TRIALS`.
+    """
+    kind: Any = method_class(name)
+    arguments: dict[str, Any] = dict(setting)
+    if kind.hashes:
+        arguments["bits"] = int(name.rpartition("-")[2])
+    if kind is GAT:
+        arguments["relations"] = make_relations(config.graph.relations)
+    if kind is CMFGMethod:
+        arguments = {"config": config, "setting": setting}
+    method: Method = kind(widths, seed=seed, **arguments)
+    return method

@@ -1,0 +1,165 @@
+"""From the cells of a comparison to `results.json`: means, intervals and tests against CMFG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmfg_dgl.config import BenchConfig
+from cmfg_dgl.evaluation.significance import holm, mean_interval, paired_bootstrap, sign_flip
+
+__all__ = ["collect"]
+
+Record = dict[str, Any]
+OURS = "cmfg"
+
+
+def collect(
+    cells: Mapping[str, Sequence[Record]],
+    searches: Mapping[str, Sequence[Record]],
+    config: BenchConfig,
+    *,
+    protocol: str,
+    dataset: str,
+    images: int,
+    caption_image: NDArray[np.int64],
+    labels: int | None,
+    label_chance: float | None,
+    chance: float,
+) -> Record:
+    """What `results.json` holds.
+
+    Parameters
+    ----------
+    cells
+        Method to the record of each seed.
+    searches
+        Method to the records of its trials.
+    caption_image
+        int64, (M,): image of each caption of the test split; images are resampled with their captions.
+    """
+    rows = [
+        _row(name, stage, records, searches[name])
+        for stage in ("first", "two")
+        for name, records in cells.items()
+        if stage in records[0]["stages"]
+    ]
+    for stage in ("first", "two"):
+        _compare([row for row in rows if row["stage"] == stage], stage, cells, images, caption_image)
+    return {
+        "protocol": protocol,
+        "dataset": dataset,
+        "split": "test",
+        "leaky": False,
+        "n_images": images,
+        "n_captions": len(caption_image),
+        "seeds": list(config.seeds),
+        "trials": config.trials,
+        "minutes": config.minutes,
+        "label_relevance": None if labels is None else {"labels": labels, "chance": label_chance},
+        "chance_rsum": chance,
+        "rows": rows,
+        "audits": {name: next(r["audit"] for r in records if "audit" in r) for name, records in cells.items()},
+    }
+
+
+def _row(name: str, stage: str, records: Sequence[Record], trials: Sequence[Record]) -> Record:
+    stages = [record["stages"][stage] for record in records]
+    first = stages[0]
+    return {
+        "method": name,
+        "stage": stage,
+        "seeds": [record["seed"] for record in records],
+        **{way: _intervals([s[way] for s in stages]) for way in ("i2t", "t2i")},
+        "rsum": _interval([s["rsum"] for s in stages]),
+        "hit_rsum": _interval([s["hit_rsum"] for s in stages]),
+        "label": None
+        if first["label"] is None
+        else {way: _intervals([s["label"][way] for s in stages]) for way in ("i2t", "t2i")},
+        "ceiling": None
+        if first["ceiling"] is None
+        else {way: float(np.mean([s["ceiling"][way] for s in stages])) for way in ("i2t", "t2i")},
+        "k": first["k"],
+        "alpha": None if stage == "first" else _interval([record["alpha"] for record in records]),
+        "p_vs_cmfg": None,
+        "tests": None,
+        "judged_by": records[0]["criterion"],
+        "train_seconds": float(np.mean([record["train_seconds"] for record in records])),
+        "pairs_per_second": None
+        if stage == "first"
+        else float(np.mean([record["pairs_per_second"] for record in records])),
+        "parameters": records[0]["parameters"],
+        "peak_memory_mb": max(record["peak_memory_mb"] for record in records),
+        "alignment": _intervals([record["alignment"] for record in records]),
+        "attention": None,
+        "setting": records[0]["setting"],
+        "search": [{"setting": trial["setting"], "val": trial["val"]} for trial in trials],
+        "timed_out": any(record["timed_out"] for record in records),
+        "curves": {
+            way: {
+                kind: np.mean([s["curves"][way][kind] for s in stages], axis=0).tolist()
+                for kind in ("cmc", "precision_recall")
+            }
+            for way in ("i2t", "t2i")
+        },
+    }
+
+
+def _interval(values: Sequence[float]) -> Record:
+    mean, low, high = mean_interval(values)
+    return {"mean": mean, "lo": low, "hi": high}
+
+
+def _intervals(records: Sequence[Mapping[str, float | None]]) -> Record:
+    """Mean and interval of each number that all records have."""
+    return {key: _interval([_number(record[key]) for record in records]) for key in records[0]}
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _compare(
+    rows: Sequence[Record],
+    stage: str,
+    cells: Mapping[str, Sequence[Record]],
+    images: int,
+    caption_image: NDArray[np.int64],
+) -> None:
+    """Test the rsum of each row of a stage against CMFG's; p values are corrected over the rows of the stage."""
+    if OURS not in cells or stage not in cells[OURS][0]["stages"]:
+        return
+    ours = cells[OURS]
+    clusters = [np.arange(images, dtype=np.int64), np.asarray(caption_image, np.int64)]
+    others = [row for row in rows if row["method"] != OURS]
+    tests: list[Record] = []
+    for row in others:
+        theirs = cells[row["method"]]
+        differences = [_per_query(theirs, stage, way) - _per_query(ours, stage, way) for way in ("i2t", "t2i")]
+        found = paired_bootstrap(differences, clusters, images)
+        by_seed = [
+            a["stages"][stage]["rsum"] - b["stages"][stage]["rsum"] for a, b in zip(theirs, ours, strict=True)
+        ]
+        tests.append(
+            {
+                "difference": found.value,
+                "lo": found.lo,
+                "hi": found.hi,
+                "p_queries": found.p,
+                "p_seeds": sign_flip(by_seed),
+            }
+        )
+    for kind in ("p_queries", "p_seeds"):
+        for test, corrected in zip(tests, holm([test[kind] for test in tests]), strict=True):
+            test[f"{kind}_holm"] = corrected
+    for row, test in zip(others, tests, strict=True):
+        row["tests"], row["p_vs_cmfg"] = test, test["p_queries_holm"]
+
+
+def _per_query(records: Sequence[Record], stage: str, way: str) -> NDArray[np.float64]:
+    """R@1 + R@5 + R@10 of each query, mean over seeds."""
+    mean: NDArray[np.float64] = np.mean([record["stages"][stage]["per_query"][way] for record in records], axis=0)
+    return mean

@@ -1,0 +1,68 @@
+"""CCA in closed form.
+
+- Without a ridge its correlations and its projections are scikit-learn's.
+- The constraint holds with a ridge: projected features have the identity for a covariance, the ridge included.
+- The number of directions is what validation likes best.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn import cross_decomposition
+
+from cmfg_dgl.baselines.cca import CCA, canonical_maps
+from cmfg_dgl.baselines.method import TrainingSet
+from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.features.nodes import Nodes
+
+
+def correlated(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    shared = random.normal(size=(400, 3))
+    x = np.hstack([shared + 0.5 * random.normal(size=(400, 3)), random.normal(size=(400, 2))])
+    y = np.hstack([shared[:, ::-1] + 0.8 * random.normal(size=(400, 3)), random.normal(size=(400, 1))])
+    return x @ random.normal(size=(5, 5)), y @ random.normal(size=(4, 4))
+
+
+def test_without_a_ridge_it_is_scikit_learns() -> None:
+    x, y = correlated()
+    a, b, correlations = canonical_maps(x, y, ridge=0.0)
+    theirs = cross_decomposition.CCA(n_components=3, scale=False, max_iter=5000, tol=1e-12).fit(x, y)
+    u, v = theirs.transform(x, y)
+    expected = [np.corrcoef(u[:, i], v[:, i])[0, 1] for i in range(3)]
+    np.testing.assert_allclose(correlations[:3], expected, rtol=1e-6)
+    ours = (x - x.mean(0)) @ a, (y - y.mean(0)) @ b
+    for mine, other in zip(ours, (u, v), strict=True):
+        for i in range(3):
+            assert abs(np.corrcoef(mine[:, i], other[:, i])[0, 1]) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3, 2.0])
+def test_projections_are_white(ridge: float) -> None:
+    x, y = correlated()
+    for rows, projection in zip((x, y), canonical_maps(x, y, ridge)[:2], strict=True):
+        covariance = np.cov(rows.T, bias=True)
+        with_ridge = covariance + ridge * np.diag(covariance).mean() * np.eye(len(covariance))
+        np.testing.assert_allclose(projection.T @ with_ridge @ projection, np.eye(projection.shape[1]), atol=1e-9)
+
+
+def test_validation_chooses_how_many_directions() -> None:
+    generator = torch.Generator().manual_seed(3)
+
+    def side(kind: str) -> Side:
+        nodes = Nodes(torch.randn(200, 60, generator=generator), torch.arange(201), torch.ones(200, 2).long())
+        return Side(kind, 200, nodes.select)
+
+    sizes: list[int] = []
+
+    def validate() -> float:
+        sizes.append(method.get_buffer("map_patch").shape[1])
+        return float(sizes[-1] == min(sizes))
+
+    method = CCA({"patch": 60, "token": 60}, seed=0)
+    collection = Collection(side("patch"), side("token"), torch.arange(200))
+    method.fit(TrainingSet(collection, torch.arange(200)), validate)
+    assert len(set(sizes)) > 1
+    assert method.get_buffer("map_patch").shape[1] == method.get_buffer("map_token").shape[1] == min(sizes)

@@ -1,0 +1,186 @@
+"""`cmfg bench` on a folder of shapes with labels.
+
+- results.json keeps its contract, and its rsums are the means of those of the cells.
+- Started again, after an end or a kill, it repeats no finished cell; other settings do not mix with old cells.
+- `--report` writes tables and pages again, byte for byte, from results.json.
+- A failed audit leaves no table; a usage error is one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import SMALL, cmfg, contents, draw_folder, flip_byte, start
+
+from cmfg_dgl.files import read_json, write_json
+
+METHODS = "methods=[cmfg, cca, scm-16, pitl]"
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty images with two captions each, and their colour as a label."""
+    root = tmp_path_factory.mktemp("data") / "labelled"
+    rows = draw_folder(root)
+    with (root / "captions.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(
+            [("image", "caption", "labels"), *((name, text, name.split("-")[0]) for name, text in rows)]
+        )
+    return root
+
+
+def arguments(root: Path, folder: Path, *more: str) -> list[str]:
+    overrides = json.dumps([f"data.root={root}", *SMALL])
+    given = ("recipes=[folder]", f"overrides={overrides}", METHODS, "seeds=[0, 1]", "trials=2", *more)
+    return ["bench", *given, "-c", "smoke", "-o", str(folder)]
+
+
+@pytest.fixture(scope="module")
+def finished(labelled: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished comparison; not to be changed."""
+    folder = tmp_path_factory.mktemp("bench") / "shapes"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMFG_CACHE", str(cache))
+        result = cmfg(*arguments(labelled, folder), "--json")
+    assert result.code == 0, result.err
+    assert result.json == read_json(folder / "results.json")
+    yield folder
+
+
+@pytest.fixture
+def comparison(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed at will."""
+    return Path(shutil.copytree(finished, tmp_path / "comparison"))
+
+
+def test_results_keep_their_contract(finished: Path) -> None:
+    results = read_json(finished / "results.json")
+    rows = {(row["method"], row["stage"]): row for row in results["rows"]}
+    assert set(rows) == {
+        ("cmfg", "first"),
+        ("cmfg", "two"),
+        ("cca", "first"),
+        ("scm-16", "first"),
+        ("pitl", "first"),
+    }
+    for (method, stage), row in rows.items():
+        assert row["seeds"] == [0, 1]
+        seeds = [chosen_trial(finished / "cells" / method), read_json(finished / "cells" / method / "seed-1.json")]
+        rsums = [seed["stages"][stage]["rsum"] for seed in seeds]
+        assert row["rsum"]["mean"] == pytest.approx(np.mean(rsums))
+        assert row["rsum"]["lo"] <= row["rsum"]["mean"] <= row["rsum"]["hi"]
+        assert row["i2t"]["R@1"]["mean"] <= row["i2t"]["R@5"]["mean"] <= row["i2t"]["R@10"]["mean"]
+        assert (row["p_vs_cmfg"] is None) == (method == "cmfg")
+        assert row["train_seconds"] > 0
+        assert row["parameters"] > 0
+        assert (row["pairs_per_second"] is None) == (stage == "first")
+        assert len(row["search"]) == 2
+    difference = rows["cca", "first"]["rsum"]["mean"] - rows["cmfg", "first"]["rsum"]["mean"]
+    assert rows["cca", "first"]["tests"]["difference"] == pytest.approx(difference)
+    assert results["label_relevance"]["labels"] == 10
+    assert rows["scm-16", "first"]["label"]["i2t"]["mAP@all"]["mean"] > 1.5 * results["label_relevance"]["chance"]
+    assert set(results["audits"]) == {"cmfg", "cca", "scm-16", "pitl"}
+
+
+def chosen_trial(cells: Path) -> Any:
+    trials = [read_json(cells / f"trial-{number}.json") for number in range(2)]
+    return max(trials, key=lambda trial: float(trial["val"]))
+
+
+def test_started_again_it_repeats_no_cell(comparison: Path, labelled: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in comparison.rglob("cells/*/*.json")}
+    missing = comparison / "cells" / "cca" / "seed-1.json"
+    missing.unlink()
+    digests = contents(comparison / "cells")
+    results = (comparison / "results.json").read_bytes()
+    assert cmfg(*arguments(labelled, comparison), "-q").code == 0
+    after = {path: path.stat().st_mtime_ns for path in comparison.rglob("cells/*/*.json")}
+    assert {path for path in after if after[path] != before[path]} == {missing}
+    assert {k: v for k, v in contents(comparison / "cells").items() if k in digests} == digests
+    one, other = json.loads(results), read_json(comparison / "results.json")
+    for old, new in zip(one["rows"], other["rows"], strict=True):
+        assert old["rsum"] == pytest.approx(new["rsum"])
+
+
+def test_killed_it_goes_on(labelled: Path, cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    process = start(*arguments(labelled, folder, "trials=1", "methods=[cca, cmfg]"), CMFG_CACHE=str(cache))
+    try:
+        while not (folder / "cells" / "cca" / "seed-1.json").is_file() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finally:
+        process.kill()
+    done = {path: path.stat().st_mtime_ns for path in (folder / "cells").rglob("*.json")}
+    assert done
+    result = cmfg(*arguments(labelled, folder, "trials=1", "methods=[cca, cmfg]"))
+    assert result.code == 0, result.err
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+
+
+def test_cells_of_other_settings_are_not_mixed_in(comparison: Path, labelled: Path) -> None:
+    result = cmfg(*arguments(labelled, comparison, "minutes=7"))
+    assert result.code == 2
+    assert "trial-0.json" in result.err and "--force" in result.err
+
+
+def test_a_damaged_cell_is_named(comparison: Path, labelled: Path) -> None:
+    path = comparison / "cells" / "cca" / "seed-1.json"
+    flip_byte(path, 0)
+    result = cmfg(*arguments(labelled, comparison))
+    assert result.code == 4
+    assert str(path) in result.err
+
+
+def test_the_report_is_made_again_byte_for_byte(comparison: Path, finished: Path) -> None:
+    written = {path.relative_to(comparison) for path in comparison.rglob("*") if path.is_file()}
+    outputs = {path for path in written if path.suffix in (".md", ".tex", ".html", ".svg", ".png")}
+    assert {"tables.md", "tables.tex", "report.html", "figures/cmc-i2t.svg"} <= {str(path) for path in outputs}
+    for path in outputs:
+        (comparison / path).unlink()
+    shutil.rmtree(comparison / "cells")
+    assert cmfg("bench", "--report", comparison).code == 0
+    for path in outputs:
+        assert (comparison / path).read_bytes() == (finished / path).read_bytes(), path
+
+
+def test_a_failed_audit_leaves_no_table(comparison: Path) -> None:
+    results = read_json(comparison / "results.json")
+    results["audits"]["cca"]["passed"] = False
+    results["audits"]["cca"]["checks"][0]["passed"] = False
+    write_json(comparison / "results.json", results)
+    (comparison / "tables.md").unlink()
+    result = cmfg("bench", "--report", comparison)
+    assert result.code == 1
+    assert "cca" in result.err and "audit" in result.err
+    assert not (comparison / "tables.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["-c", "smoke", "methods=[vsep]"], "did you mean vsepp"),
+        (["-c", "smoke", "seeds=[1, 1]"], "none twice"),
+        (["-c", "smoke", "seeds=[-1]"], "the least is 0"),
+        (["-c", "smoke", "trials=9"], "the most is 3"),
+        (["-c", "smoke", "sedes=[1]"], "did you mean seeds"),
+        (["-c", "smok"], "did you mean smoke"),
+        (["--report", "x", "-c", "smoke"], "give it alone"),
+        ([], "--report"),
+    ],
+)
+def test_usage_errors_are_one_line(given: list[str], told: str) -> None:
+    result = cmfg("bench", *given)
+    assert result.code == 2
+    assert told in result.err
+    assert result.err.count("\n") == 1
