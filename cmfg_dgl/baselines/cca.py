@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cmfg_dgl.baselines.method import (
     Method,
+    OutOfTime,
     TrainingSet,
     Validate,
     mean_vectors,
@@ -65,7 +66,11 @@ class CCA(Method):
             root = np.sqrt(correlations[:size])
             self._keep("patch", x, a[:, :size] * root)
             self._keep("token", y, b[:, :size] * root)
-            found.append((validate(), -size))
+            try:
+                found.append((validate(), -size))
+            except OutOfTime:
+                found = found or [(0.0, -size)]
+                break
         size = -max(found)[1]
         self.map_patch, self.map_token = (
             torch.from_numpy(m[:, :size] * np.sqrt(correlations[:size])).float() for m in (a, b)

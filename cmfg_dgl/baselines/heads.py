@@ -26,7 +26,7 @@ class Heads(nn.Module):
 
     `start` sets mean and covariance to those of the training features, and W to the solution of CCA, each direction
     weighted by the root of its correlation. So every method that learns by gradient starts from the same closed
-    form: pairs by the thousand are too few to learn it (docs/evaluation.md has what that is worth).
+    form: pairs by the thousand are too few to learn it.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ class DualEncoder(Method):
             descend(
                 self,
                 self.batch_loss,
-                len(training.texts),
+                self.collection.captions.count,
                 validate,
                 seed=self.seed,
                 epochs=self.epochs,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from functools import cache
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -126,6 +127,17 @@ def test_what_needs_labels_says_so(name: str) -> None:
     method = make_method(name, config(), WIDTHS, 0, {})
     with pytest.raises(DataError, match="labels"):
         method.fit(replace(training(), labels=None, prompts=None), lambda: 0.0)
+
+
+@pytest.mark.parametrize("rows", [torch.arange(40), torch.arange(320) % 160], ids=["fewer", "more"])
+def test_pitl_learns_from_every_prompt_however_many_captions_there_are(rows: torch.Tensor) -> None:
+    prompts = training().prompts
+    assert prompts is not None
+    side = replace(prompts.captions, count=len(rows), read=lambda items: prompts.captions.read(rows[items]))
+    method = make_method("pitl", config(), WIDTHS, 0, {"epochs": 1, "batch_size": 20})
+    with patch.object(method, "batch_loss", wraps=method.batch_loss) as loss:  # type: ignore[attr-defined]
+        method.fit(replace(training(), prompts=replace(prompts, captions=side, caption_image=rows)), lambda: 0.0)
+    assert sorted(torch.cat([call.args[0] for call in loss.call_args_list]).tolist()) == list(range(len(rows)))
 
 
 def test_pitl_reads_no_caption() -> None:
