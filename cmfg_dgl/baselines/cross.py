@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from cmfg_dgl.baselines.heads import DualEncoder
-from cmfg_dgl.baselines.method import TrainingSet
+from cmfg_dgl.baselines.method import TrainingSet, score_in_pieces
 from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.training.negatives import hard_negatives
 
-__all__ = ["CrossEncoder", "Padded"]
+__all__ = ["CrossEncoder", "Padded", "balanced_matching"]
 
 PAIRS_AT_A_TIME = 512
 
@@ -103,17 +103,14 @@ class CrossEncoder(DualEncoder):
 
     @torch.inference_mode()
     def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
-        """Matching logits, image by image, in a memory that does not grow with the gallery."""
+        """Matching logits, see `Method.pairs`."""
         self.eval()
-        scores = torch.empty(len(image))
-        for mine in torch.argsort(image, stable=True).split(PAIRS_AT_A_TIME):
-            images, left = torch.unique(image[mine], return_inverse=True)
-            captions, right = torch.unique(caption[mine], return_inverse=True)
-            scores[mine] = self.match(
-                self.nodes(collection.images, images).select(left),
-                self.nodes(collection.captions, captions).select(right),
-            )
-        return scores
+
+        def match(images: Tensor, captions: Tensor, left: Tensor, right: Tensor) -> Tensor:
+            sides = self.nodes(collection.images, images), self.nodes(collection.captions, captions)
+            return self.match(sides[0].select(left), sides[1].select(right))
+
+        return score_in_pieces(image, caption, PAIRS_AT_A_TIME, match)
 
 
 def balanced_matching(logits: Tensor, target: Tensor) -> Tensor:

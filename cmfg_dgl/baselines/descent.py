@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
 
 from cmfg_dgl.baselines.method import Method, OutOfTime, Validate
+from cmfg_dgl.training.trainer import make_optimizer
 
 __all__ = ["descend"]
 
@@ -41,15 +41,9 @@ def descend(
         Called after every epoch; `OutOfTime` ends the training.
     """
     parameters = [p for p in method.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = AdamW(groups, lr=learning_rate)
     batches = max(1, items // batch_size)
     steps = epochs * batches
-    warm = max(1, steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, warm, steps))
+    optimizer, schedule = make_optimizer(parameters, learning_rate, weight_decay, warm=steps // 10, steps=steps)
     best, weights = -math.inf, None
     for epoch in range(epochs):
         order = torch.randperm(items, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
@@ -70,9 +64,3 @@ def descend(
     if weights is not None:
         method.load_state_dict(weights)
     method.eval()
-
-
-def _warm_cosine(step: int, warm: int, steps: int) -> float:
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))

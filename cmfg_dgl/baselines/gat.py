@@ -10,12 +10,14 @@ from dgl.nn.pytorch import GATConv, HeteroGraphConv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmfg_dgl.baselines.heads import MAX_SCALE, DualEncoder
+from cmfg_dgl.baselines.heads import DualEncoder
+from cmfg_dgl.baselines.method import score_in_pieces
 from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import NodeSet
+from cmfg_dgl.nn.model import MAX_SCALE
 from cmfg_dgl.nn.pooling import Pooling
 from cmfg_dgl.training.negatives import hard_negatives
 from cmfg_dgl.training.objectives import info_nce, matching_loss
@@ -138,13 +140,12 @@ class GAT(DualEncoder):
     def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
         """Joint graphs: scaled cosines."""
         self.eval()
-        scores = torch.empty(len(image))
-        for mine in torch.argsort(image, stable=True).split(PAIRS_AT_A_TIME):
-            images, left = torch.unique(image[mine], return_inverse=True)
-            captions, right = torch.unique(caption[mine], return_inverse=True)
+
+        def match(images: Tensor, captions: Tensor, left: Tensor, right: Tensor) -> Tensor:
             sides = self._read(collection.images, images), self._read(collection.captions, captions)
-            scores[mine] = self._joint(*sides, left, right)
-        return scores
+            return self._joint(*sides, left, right)
+
+        return score_in_pieces(image, caption, PAIRS_AT_A_TIME, match)
 
     def _read(self, side: Side, items: Tensor) -> Entered:
         """The nodes of some items of a side, and what they are once entered (N, D)."""

@@ -14,11 +14,10 @@ from cmfg_dgl.baselines.cca import inverse_root
 from cmfg_dgl.baselines.descent import descend
 from cmfg_dgl.baselines.method import Method, TrainingSet, Validate, mean_vectors
 from cmfg_dgl.features.collection import Collection
+from cmfg_dgl.nn.model import MAX_SCALE
 from cmfg_dgl.training.negatives import same_pairs
 
 __all__ = ["DualEncoder", "Heads"]
-
-MAX_SCALE = 100.0
 
 
 class Heads(nn.Module):

@@ -20,11 +20,14 @@ __all__ = [
     "mean_nodes",
     "mean_vectors",
     "random_projections",
+    "score_in_pieces",
     "standardised",
 ]
 
 Validate = Callable[[], float]
 """The method's criterion on the validation split, as it stands; higher is better. Raises `OutOfTime`."""
+
+Match = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 ITEMS_AT_A_TIME = 256
 
@@ -116,6 +119,24 @@ def mean_nodes(nodes: Nodes) -> Tensor:
     owner = torch.repeat_interleave(torch.arange(len(counts)), counts)
     sums = values.new_zeros(len(counts), values.shape[1]).index_add_(0, owner, values)
     return sums / counts[:, None]
+
+
+def score_in_pieces(image: Tensor, caption: Tensor, size: int, match: Match) -> Tensor:
+    """Scores (pairs,), `size` at a time and image by image, in a memory that does not grow with the gallery.
+
+    Parameters
+    ----------
+    image, caption
+        int64, (pairs,).
+    match
+        Given distinct images, distinct captions, and for each pair of a piece its positions in both, its scores.
+    """
+    scores = torch.empty(len(image))
+    for mine in torch.argsort(image, stable=True).split(size):
+        images, left = torch.unique(image[mine], return_inverse=True)
+        captions, right = torch.unique(caption[mine], return_inverse=True)
+        scores[mine] = match(images, captions, left, right)
+    return scores
 
 
 def standardised(vectors: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:

@@ -43,8 +43,7 @@ class SimCLR(DualEncoder):
         same, owners = self.same(batch), self.owners(batch)
         images, captions = self.embed_batch(batch)
         between = nt_xent(images, captions, same, self.scale)
-        picture = (owners[:, None] == owners) | same
-        patches = nt_xent(*self._views(self.collection.images, owners, 0.5), picture, self.scale)
+        patches = nt_xent(*self._views(self.collection.images, owners, 0.5), same, self.scale)
         tokens = nt_xent(*self._views(self.collection.captions, batch, 0.75), same, self.scale)
         return between + self.within * (patches + tokens) / 2
 

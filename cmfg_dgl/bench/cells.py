@@ -18,7 +18,7 @@ from cmfg_dgl.bench.methods import make_method
 from cmfg_dgl.data.splits import shared_items
 from cmfg_dgl.evaluation.alignment import alignment_metrics
 from cmfg_dgl.evaluation.audit import audit
-from cmfg_dgl.evaluation.evaluate import Direction, Scores, choose_alpha, rank_direction, score
+from cmfg_dgl.evaluation.evaluate import Direction, Scores, choose_alpha, rank_direction, score, score_chunks
 from cmfg_dgl.evaluation.ranking import (
     Ranking,
     chance,
@@ -40,7 +40,7 @@ from cmfg_dgl.evaluation.ties import (
 from cmfg_dgl.explain.examples import retrieved_examples
 from cmfg_dgl.memory import give_freed_memory_back, peak_memory
 
-__all__ = ["evaluate_stage", "label_chance", "relevant_items", "run_cell"]
+__all__ = ["chance_rsum", "evaluate_stage", "label_chance", "relevant_items", "run_cell"]
 
 CMC_KS = range(1, 11)
 
@@ -212,14 +212,10 @@ def label_chance(part: Part) -> float | None:
 
 
 def _tied(direction: Direction, query_batch: int) -> TiedRanking:
-    parts = []
-    for start in range(0, len(direction.queries), query_batch):
-        scores = direction.queries[start : start + query_batch] @ direction.gallery.T
-        offsets = direction.offsets[start : start + len(scores) + 1]
-        parts.append(
-            tied_ranking(scores, offsets - offsets[0], direction.positives[int(offsets[0]) : int(offsets[-1])])
-        )
-    return TiedRanking.concatenate(parts)
+    chunks = score_chunks(direction, query_batch)
+    return TiedRanking.concatenate(
+        [tied_ranking(scores, offsets, positives) for _, scores, offsets, positives in chunks]
+    )
 
 
 def _means(ranking: Ranking | TiedRanking, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
@@ -249,14 +245,10 @@ def _curves(ranking: Ranking | TiedRanking, direction: Direction, query_batch: i
 
 def _broken_ties(direction: Direction, query_batch: int) -> Ranking:
     generator, parts = torch.Generator().manual_seed(0), []
-    for start in range(0, len(direction.queries), query_batch):
-        scores = (direction.queries[start : start + query_batch] @ direction.gallery.T).double()
+    for _, scores, offsets, positives in score_chunks(direction, query_batch):
         # Scores of codes are whole numbers, so that less than one breaks ties and nothing else.
-        scores = scores + 0.5 * torch.rand(scores.shape, generator=generator, dtype=torch.float64)
-        offsets = direction.offsets[start : start + len(scores) + 1]
-        local = (offsets - offsets[0]).numpy()
-        positives = direction.positives[int(offsets[0]) : int(offsets[-1])].numpy()
-        parts.append(Ranking(rank_positives(scores, local, positives), local, scores.shape[1]))
+        broken = scores.double() + 0.5 * torch.rand(scores.shape, generator=generator, dtype=torch.float64)
+        parts.append(Ranking(rank_positives(broken, offsets, positives), offsets, scores.shape[1]))
     return Ranking.concatenate(parts)
 
 

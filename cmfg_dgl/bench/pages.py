@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from PIL import Image
@@ -48,7 +47,7 @@ from cmfg_dgl.explain.figures import (
     retrieval_grid,
     svg_text,
 )
-from cmfg_dgl.explain.report import FIGURE_WIDTH, PICTURE
+from cmfg_dgl.explain.report import FIGURE_WIDTH, PICTURE, page_environment
 from cmfg_dgl.files import read_json, write_atomic
 
 __all__ = ["write_outputs"]
@@ -393,28 +392,24 @@ def _inline(drawing: _Drawing, svg: str) -> dict[str, Any]:
 
 
 def _page(results: Row, examples: Mapping[str, list[Row]], figures: Mapping[str, dict[str, Any]]) -> str:
-    environment = Environment(
-        loader=PackageLoader("cmfg_dgl.explain"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("bench.html.j2").render(
-        results=results,
-        lead=leading(results),
-        leak=LEAK,
-        introduction=[text for text in introduction(results) if not text.startswith(LEAK)],
-        cards=_cards(results),
-        sentences=_sentences(results),
-        tables={table.key: table for table in comparison_tables(results)},
-        rsum=figures["rsum"],
-        curves=[figure for figure in figures.values() if figure["numbers"]],
-        ways=WAYS,
-        examples=_examples_view(results, examples),
-        audits=_audits_view(results),
-        searches=_searches(results),
+    return (
+        page_environment(autoescape=True)
+        .get_template("bench.html.j2")
+        .render(
+            results=results,
+            lead=leading(results),
+            leak=LEAK,
+            introduction=[text for text in introduction(results) if not text.startswith(LEAK)],
+            cards=_cards(results),
+            sentences=_sentences(results),
+            tables={table.key: table for table in comparison_tables(results)},
+            rsum=figures["rsum"],
+            curves=[figure for figure in figures.values() if figure["numbers"]],
+            ways=WAYS,
+            examples=_examples_view(results, examples),
+            audits=_audits_view(results),
+            searches=_searches(results),
+        )
     )
 
 

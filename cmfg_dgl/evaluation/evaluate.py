@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cmfg_dgl.evaluation.ranking import Ranking, chance, hit_rsum, metrics, rank_positives, rsum
@@ -23,8 +24,11 @@ __all__ = [
     "first_stage",
     "rank_direction",
     "score",
+    "score_chunks",
     "two_stage",
 ]
+
+Integers = NDArray[np.int64]
 
 DIRECTIONS = ("i2t", "t2i")
 ALPHAS = tuple(i / 20 for i in range(21))
@@ -101,16 +105,27 @@ def score(scorer: Scorer, collection: Collection, *, k: int, query_batch: int = 
 def rank_direction(direction: Direction, alpha: float | None, *, query_batch: int) -> Ranking:
     """Ranks of the positives: of the first stage (alpha None), or with the candidates re-ranked by `alpha`."""
     parts = []
+    for rows, scores, offsets, positives in score_chunks(direction, query_batch):
+        if alpha is not None and direction.chosen.shape[1]:
+            scores = fuse(scores, direction.chosen[rows], direction.joint[rows], alpha)
+        parts.append(Ranking(rank_positives(scores, offsets, positives), offsets, scores.shape[1]))
+    return Ranking.concatenate(parts)
+
+
+def score_chunks(direction: Direction, query_batch: int) -> Iterator[tuple[slice, Tensor, Integers, Integers]]:
+    """First-stage scores of `query_batch` queries at a time.
+
+    Yields
+    ------
+    rows, scores, offsets, positives
+        Which queries, their scores (Q, G), and their positives as `rank_positives` takes them.
+    """
     for start in range(0, len(direction.queries), query_batch):
         rows = slice(start, start + query_batch)
         scores = direction.queries[rows] @ direction.gallery.T
-        if alpha is not None and direction.chosen.shape[1]:
-            scores = fuse(scores, direction.chosen[rows], direction.joint[rows], alpha)
         offsets = direction.offsets[start : start + len(scores) + 1]
         positives = direction.positives[int(offsets[0]) : int(offsets[-1])]
-        local = (offsets - offsets[0]).numpy()
-        parts.append(Ranking(rank_positives(scores, local, positives.numpy()), local, scores.shape[1]))
-    return Ranking.concatenate(parts)
+        yield rows, scores, (offsets - offsets[0]).numpy(), positives.numpy()
 
 
 def first_stage(scores: Scores) -> tuple[dict[str, Any], dict[str, Ranking]]:

@@ -27,7 +27,7 @@ from cmfg_dgl.explain.figures import (
 from cmfg_dgl.files import write_atomic
 from cmfg_dgl.training.run import Run, open_run
 
-__all__ = ["write_card", "write_report"]
+__all__ = ["page_environment", "write_card", "write_report"]
 
 STAGES = {"first_stage": "First stage", "two_stage": "Two stages"}
 WAYS = {"i2t": "image → text", "t2i": "text → image"}
@@ -56,14 +56,7 @@ def write_report(folder: Path) -> Path:
     CheckpointError
         If there is no trained run, or one of its files is damaged.
     """
-    environment = Environment(
-        loader=PackageLoader("cmfg_dgl.explain"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_environment(autoescape=True)
     results = _read_results(folder)
     evaluations = [_evaluation_view(evaluation, results) for evaluation in results.evaluations]
     page = environment.get_template("report.html.j2").render(
@@ -95,15 +88,7 @@ def write_card(folder: Path) -> Path:
     CheckpointError
         If there is no trained run, or one of its files is damaged.
     """
-    environment = Environment(
-        loader=PackageLoader("cmfg_dgl.explain"),
-        autoescape=False,
-        finalize=_markdown,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_environment(autoescape=False, finalize=_markdown)
     environment.filters |= {"code": _code, "table": _markdown_table}
     results = _read_results(folder)
     front = {
@@ -122,6 +107,18 @@ def write_card(folder: Path) -> Path:
         data=_data_table(results),
     )
     return _write(folder / "README.md", page)
+
+
+def page_environment(**options: Any) -> Environment:
+    """Jinja's environment of the templates here, in which a missing value is an error; `options` go to it too."""
+    return Environment(
+        loader=PackageLoader("cmfg_dgl.explain"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **options,
+    )
 
 
 def _write(path: Path, page: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from cmfg_dgl.training.checkpoint import load_checkpoint, save_checkpoint
 from cmfg_dgl.training.negatives import hard_negatives, same_pairs
 from cmfg_dgl.training.objectives import info_nce, matching_loss
 
-__all__ = ["Losses", "Progress", "Trainer", "TrainerState", "load_weights", "training_losses"]
+__all__ = ["Losses", "Progress", "Trainer", "TrainerState", "load_weights", "make_optimizer", "training_losses"]
 
 
 @dataclass(frozen=True)
@@ -167,14 +167,9 @@ class Trainer:
         # The last, smaller batch is dropped, for its negatives are too few; a tiny data set is one batch.
         self.steps_per_epoch = max(1, len(texts) // batch_size)
         self.steps = epochs * self.steps_per_epoch
-        matrices = [p for p in model.parameters() if p.ndim >= 2]
-        others = [p for p in model.parameters() if p.ndim < 2]
-        self.optimizer = AdamW(
-            [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=learning_rate,
+        self.optimizer, self.schedule = make_optimizer(
+            list(model.parameters()), learning_rate, weight_decay, warm=round(warmup * self.steps), steps=self.steps
         )
-        warm = max(1, round(warmup * self.steps))
-        self.schedule = LambdaLR(self.optimizer, lambda step: _warm_cosine(step, warm, self.steps))
         self.state = TrainerState()
         self._stop = False
 
@@ -329,6 +324,27 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def make_optimizer(
+    parameters: Sequence[Tensor], learning_rate: float, weight_decay: float, *, warm: int, steps: int
+) -> tuple[AdamW, LambdaLR]:
+    """AdamW that decays matrices alone; its rate rises over `warm` steps, at least one, and then falls to zero.
+
+    Parameters
+    ----------
+    parameters
+        What is trained.
+    learning_rate
+        The peak.
+    steps
+        All steps, the warm ones among them; from `warm` on the rate is half a cosine.
+    """
+    warm = max(1, warm)
+    matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = AdamW(groups, lr=learning_rate)
+    return optimizer, LambdaLR(optimizer, lambda step: _warm_cosine(step, warm, steps))
 
 
 def _warm_cosine(step: int, warm: int, steps: int) -> float:
