@@ -413,6 +413,8 @@ def _merge(base: Any, update: dict[str, Any], where: str) -> Any:
         key = str(error.full_key or "")
         if not key and (key := _key_of_no_mapping(base, update) or ""):
             message = "holds keys of its own; give those"
+        if "is not a ListConfig" in message:
+            message = "is a list; write it as [A, B]"
         raise ConfigError(f"{where}: {f'{key}: ' if key else ''}{message}") from None
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{where}: {_one_line(error)}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from cmfg_dgl.baselines.method import TrainingSet
 from cmfg_dgl.config import Config
 from cmfg_dgl.data.dataset import Split
 from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.training.experiment import Experiment, encoders, select_device
 
 __all__ = ["BenchData", "Part", "prompt_sentences"]
@@ -95,11 +96,16 @@ class BenchData:
         if not texts:
             return None
         distinct = sorted(set(texts))
-        _, encoder = encoders(self.config)
-        nodes = encoder.forward([encoder.prepare(text) for text in distinct]).nodes
         place = {text: i for i, text in enumerate(distinct)}
         of_text = torch.tensor([place[text] for text in texts])
-        side = Side("token", len(texts), lambda items: nodes.select(of_text[items]))
+
+        @cache
+        def encoded() -> Nodes:
+            _, encoder = encoders(self.config)
+            return encoder.forward([encoder.prepare(text) for text in distinct]).nodes
+
+        # Most methods read no prompt, and then the text encoder is not loaded.
+        side = Side("token", len(texts), lambda items: encoded().select(of_text[items]))
         return Collection(collection.images, side, torch.tensor(owners))
 
 

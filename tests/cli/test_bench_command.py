@@ -172,6 +172,7 @@ def test_a_failed_audit_leaves_no_table(comparison: Path) -> None:
         (["-c", "smoke", "methods=[vsep]"], "did you mean vsepp"),
         (["-c", "smoke", "seeds=[1, 1]"], "none twice"),
         (["-c", "smoke", "seeds=[-1]"], "the least is 0"),
+        (["-c", "smoke", "seeds=3"], "seeds: is a list"),
         (["-c", "smoke", "trials=9"], "the most is 3"),
         (["-c", "smoke", "sedes=[1]"], "did you mean seeds"),
         (["-c", "smok"], "did you mean smoke"),
