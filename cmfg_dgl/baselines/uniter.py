@@ -86,10 +86,12 @@ class UNITER(CrossEncoder):
 
     def match(self, images: Padded, captions: Padded) -> Tensor:
         """Matching logits (pairs,), see `CrossEncoder.match`."""
-        logits: Tensor = self.logit(self._run(images, captions, {})[0])[:, 0]
+        logits: Tensor = self.logit(self.stream_nodes(images, captions, {})[0])[:, 0]
         return logits
 
-    def _run(self, images: Padded, captions: Padded, masks: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def stream_nodes(
+        self, images: Padded, captions: Padded, masks: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """[CLS] (pairs, inner), tokens (pairs, T, inner) and patches (pairs, P, inner) after the stream."""
         sides = {"token": captions, "patch": images}
         nodes = {kind: self.enter[kind](side.values) for kind, side in sides.items()}
@@ -104,7 +106,7 @@ class UNITER(CrossEncoder):
 
     def _matching(self, batch: Tensor, logits: Tensor) -> Tensor:
         images, captions, target = self.matching_pairs(batch, logits)
-        cls, tokens, patches = self._run(images, captions, {})
+        cls, tokens, patches = self.stream_nodes(images, captions, {})
         distance = transport_distance(tokens, captions.empty, patches, images.empty)
         aligned = (distance * (2 * target - 1)).mean()
         return balanced_matching(self.logit(cls)[:, 0], target) + self.transport * aligned
@@ -119,7 +121,7 @@ class UNITER(CrossEncoder):
         mask = (torch.rand(side.empty.shape) < self.masked) & ~side.empty
         if mask.sum() < 2:
             return side.values.new_zeros(())
-        _, tokens, patches = self._run(sides["patch"], sides["token"], {kind: mask})
+        _, tokens, patches = self.stream_nodes(sides["patch"], sides["token"], {kind: mask})
         guess = F.normalize(self.restore[kind]({"token": tokens, "patch": patches}[kind][mask]), dim=1)
         truth = F.normalize(side.values[mask], dim=1)
         return F.cross_entropy(guess @ truth.T * self.scale, torch.arange(len(truth)))

@@ -181,8 +181,8 @@ def introduction(results: Row) -> list[str]:
         *leak,
         "Rsum is the sum of six recalls in %, at 1, 5 and 10 from image to text and from text to image, so 600 is "
         f"perfect; random scores get {shown('sum', results['chance_rsum'])} here. Every method had "
-        f"{shown('count', results['trials'])} settings to try on the validation split and "
-        f"{shown('general', results['minutes'])} minutes for one fit.",
+        f"{shown('count', results['trials'])} setting{'s' * (results['trials'] != 1)} to try on the "
+        f"validation split and {shown('general', results['minutes'])} minutes for one fit.",
         "Rows are ordered by mean rsum, those of label relevance by mean mAP@all, and the best value of a column "
         f"is bold. {MARK} marks methods judged by label relevance: they learn from labels, not from pairs, so "
         "instance relevance asks more of them than they were taught.",

@@ -2,6 +2,7 @@
 
 - Fitted, it ranks held-out pairs far above chance by what it is judged by; the same seed gives the same scores.
 - It passes the audit, which an unfitted method must pass too: neither has seen an answer.
+- Everything is chosen on validation; the test split is scored once, and last.
 - All methods have equally many settings to try, and each can be made with them.
 - Labels and prompts reach only the methods that say so; without them those methods refuse in one line.
 """
@@ -11,14 +12,17 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
 from planted import WIDTHS, planted
 
-from cmfg_dgl.baselines.method import Method, OutOfTime, TrainingSet
-from cmfg_dgl.bench.cells import evaluate_stage
+from cmfg_dgl.baselines.method import Method, OutOfTime, TrainingSet, score_in_pieces
+from cmfg_dgl.baselines.uniter import UNITER, transport_distance
+from cmfg_dgl.bench.cells import evaluate_stage, run_cell
 from cmfg_dgl.bench.data import Part
 from cmfg_dgl.bench.methods import METHODS, make_method, method_class
 from cmfg_dgl.config import Config, load_config
@@ -120,6 +124,57 @@ def test_joint_scores_learn_which_pairs_match(name: str) -> None:
     right = method.pairs(collection, own, captions)
     wrong = method.pairs(collection, own.roll(7), captions)
     assert (right > wrong).float().mean() > 0.8
+
+
+def test_uniter_moves_right_pairs_together_and_wrong_ones_apart() -> None:
+    method = make_method("uniter", config(), WIDTHS, 0, {"epochs": 30, "batch_size": 32, "transport": 5.0})
+    assert isinstance(method, UNITER)
+    epochs, collection = itertools.count(), training().collection
+    method.fit(training(), lambda: float(next(epochs)))
+    captions = method.nodes(collection.captions, torch.arange(160))
+
+    def distance(images: torch.Tensor) -> torch.Tensor:
+        patches = method.nodes(collection.images, images)
+        _, tokens, after = method.stream_nodes(patches, captions, {})
+        return transport_distance(tokens, captions.empty, after, patches.empty)
+
+    with torch.no_grad():
+        own = collection.caption_image
+        assert distance(own).mean() < distance(own.roll(7)).mean() - 0.1
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 50])
+def test_scores_of_pieces_come_back_in_the_order_of_the_pairs(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, caption = (torch.randint(9, (40,), generator=generator) for _ in range(2))
+    table, images_at_a_time = torch.randn(9, 9, generator=generator), []
+
+    def match(
+        images: torch.Tensor, captions: torch.Tensor, left: torch.Tensor, right: torch.Tensor
+    ) -> torch.Tensor:
+        images_at_a_time.append(len(images))
+        assert len(left) <= size
+        return table[images[left], captions[right]]
+
+    torch.testing.assert_close(score_in_pieces(image, caption, size, match), table[image, caption])
+    assert len(images_at_a_time) == -(-40 // size)
+
+
+@pytest.mark.parametrize("name", ["clip-head", "cca", "scm-32", "cmfg", "gat"])
+def test_only_the_last_look_is_at_the_test_split(name: str) -> None:
+    """Epoch, setting and alpha are chosen before the test split is scored, on validation alone."""
+    val, test = (
+        Part(part.split, planted([1] * 40, seed=seed), part.labels)
+        for part, seed in ((held_out(), 2), (held_out(), 3))
+    )
+    data: Any = SimpleNamespace(config=config(), widths=WIDTHS, training=training(), val=val, test=test)
+    with patch("cmfg_dgl.bench.cells.score", wraps=score) as scored:
+        record = run_cell(data, name, 0, {}, minutes=5, audited=False)
+    looks = [call.args[1] for call in scored.call_args_list]
+    assert looks[-1] is test.collection
+    assert len(looks) > 1
+    assert all(look is val.collection for look in looks[:-1])
+    assert not record["timed_out"]
 
 
 @pytest.mark.parametrize("name", LABELLED)
