@@ -154,6 +154,12 @@ class ModelConfig:
     residual: bool = option(True, "add a layer's input to its output")
     norm: str = option("layer", "normalise the input of each layer", choices=("layer", "none"))
     pooling: str = option("mean", "nodes to one vector", choices=("mean", "attention", "max"))
+    start: str = option(
+        "cca",
+        "how backbone features enter: whitened and projected, begun in closed form from the training split, or "
+        "normalised and projected from random weights",
+        choices=("cca", "random"),
+    )
     kernel: str = option(
         "auto", "how a relation is computed; all give the same numbers", choices=("auto", "edge", "block")
     )
@@ -164,7 +170,9 @@ class ModelConfig:
         most=1.0,
     )
     dropout: float = option(0.2, "dropout of the input of each layer", least=0.0, most=0.95)
-    feature_dropout: float = option(0.4, "dropout of projected backbone features", least=0.0, most=0.95)
+    feature_dropout: float = option(
+        0.5, "dropout of backbone features, whitened (start cca) or projected (random)", least=0.0, most=0.95
+    )
 
 
 @dataclass
@@ -493,6 +501,10 @@ def _check_model(config: Config, where: str) -> None:
     if model.stacking == "factorised" and model.cross_layers > model.layers:
         raise ConfigError(
             f"{where}: model.cross_layers {model.cross_layers} exceeds model.layers {model.layers}; lower it"
+        )
+    if model.start == "cca" and not model.residual:
+        raise ConfigError(
+            f"{where}: model.start cca is lost in the first layer without model.residual; set model.start to random"
         )
 
 

@@ -102,6 +102,8 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
         trainer.resume(source)
         if source.resolve() != run.last.resolve():
             _take_over(source, run, trainer.state)
+    else:
+        model.begin(trainer.collection)
     state = trainer.fit()
     weights, best = load_checkpoint(trainer.best)
     load_weights(model, weights, trainer.best)

@@ -120,8 +120,12 @@ def pooled(kind: str, nodes: Tensor, weight: Tensor | None) -> Tensor:
 
 def initial(weights: Weights, kind: str, nodes: Nodes) -> Tensor:
     """The nodes of one item before the first layer: projected features and a learned position."""
-    x = normalise(nodes.values, weights[f"enter.{kind}.0.weight"], weights[f"enter.{kind}.0.bias"])
-    x = x @ weights[f"enter.{kind}.1.weight"].T + weights[f"enter.{kind}.1.bias"]
+    if f"enter.root_{kind}" in weights:
+        whitening = weights[f"enter.root_{kind}"].T @ (nodes.values - weights[f"enter.mean_{kind}"]).T
+        x = (weights[f"enter.linear.{kind}.weight"] @ whitening).T
+    else:
+        x = normalise(nodes.values, weights[f"enter.{kind}.0.weight"], weights[f"enter.{kind}.0.bias"])
+        x = x @ weights[f"enter.{kind}.1.weight"].T + weights[f"enter.{kind}.1.bias"]
     rows, columns = nodes.grid[0].tolist()
     if kind == "patch":
         cells = [((r + 0.5) / rows, (c + 0.5) / columns) for r in range(rows) for c in range(columns)]

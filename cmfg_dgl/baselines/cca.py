@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,12 +15,12 @@ from cmfg_dgl.baselines.method import (
     OutOfTime,
     TrainingSet,
     Validate,
-    mean_vectors,
     random_projections,
 )
-from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.features.collection import Collection, Side, mean_vectors
+from cmfg_dgl.nn.canonical import canonical_maps
 
-__all__ = ["CCA", "canonical_maps", "inverse_root"]
+__all__ = ["CCA"]
 
 DIMENSIONS = (32, 64, 96, 128, 192, 256, 384)
 
@@ -87,35 +86,3 @@ class CCA(Method):
     def _embed(self, side: Side) -> Tensor:
         mean, projection = self.get_buffer(f"mean_{side.kind}"), self.get_buffer(f"map_{side.kind}")
         return torch.nn.functional.normalize((mean_vectors(side) - mean) @ projection, dim=1)
-
-
-def canonical_maps(
-    x: NDArray[np.float64], y: NDArray[np.float64], ridge: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """All canonical directions of paired rows.
-
-    Parameters
-    ----------
-    x, y
-        (n, p) and (n, q).
-    ridge
-        Added to the diagonal of each covariance, as a multiple of the mean of that diagonal.
-
-    Returns
-    -------
-    a, b, correlations
-        (p, r), (q, r) and (r,) with r = min(p, q), correlations falling.
-    """
-    x, y = x - x.mean(0), y - y.mean(0)
-    root_x, root_y = inverse_root(x, ridge), inverse_root(y, ridge)
-    u, correlations, v = scipy.linalg.svd(root_x @ (x.T @ y / len(x)) @ root_y, full_matrices=False)
-    return root_x @ u, root_y @ v.T, correlations
-
-
-def inverse_root(x: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
-    """Symmetric inverse square root of the covariance of centred rows x (n, p) with its ridge, (p, p)."""
-    covariance = x.T @ x / len(x)
-    values, vectors = scipy.linalg.eigh(covariance)
-    values = values + ridge * covariance.trace() / len(covariance)
-    root: NDArray[np.float64] = (vectors / np.sqrt(np.maximum(values, 1e-12))) @ vectors.T
-    return root

@@ -1,95 +1,22 @@
-"""Two linear heads over whitened mean features, started in closed form: what the dual encoders have in common."""
+"""Two linear heads learnt by gradient: what the dual encoders of the comparison have in common."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from cmfg_dgl.baselines.cca import inverse_root
 from cmfg_dgl.baselines.descent import descend
-from cmfg_dgl.baselines.method import Method, TrainingSet, Validate, mean_vectors
-from cmfg_dgl.features.collection import Collection
+from cmfg_dgl.baselines.method import Method, TrainingSet, Validate
+from cmfg_dgl.features.collection import Collection, mean_vectors
+from cmfg_dgl.nn.heads import Heads
 from cmfg_dgl.nn.model import MAX_SCALE
 from cmfg_dgl.training.negatives import same_pairs
 
-__all__ = ["DualEncoder", "Heads"]
-
-
-class Heads(nn.Module):
-    r"""One linear head a modality, :math:`f(x) = W (C + \lambda I)^{-1/2} (x - \mu)`.
-
-    `start` sets mean and covariance to those of the training features, and W to the solution of CCA, each direction
-    weighted by the root of its correlation. So every method that learns by gradient starts from the same closed
-    form: pairs by the thousand are too few to learn it.
-
-    Parameters
-    ----------
-    widths
-        Node type to the width of its features.
-    size
-        D, the width of the shared space.
-    seed
-        Of the random weights before `start`.
-    dropout
-        Of whitened features.
-    """
-
-    def __init__(self, widths: Mapping[str, int], *, size: int, seed: int, dropout: float) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.linear = nn.ModuleDict(
-                {kind: nn.Linear(width, size, bias=False) for kind, width in widths.items()}
-            )
-        self.dropout = nn.Dropout(dropout)
-        for kind, width in widths.items():
-            self.register_buffer(f"mean_{kind}", torch.zeros(width))
-            self.register_buffer(f"root_{kind}", torch.eye(width))
-
-    def start(self, collection: Collection, ridge: float) -> dict[str, Tensor]:
-        """Fit the whitening and start W from CCA; `ridge` as in `CCA`.
-
-        Returns
-        -------
-        dict
-            Node type to the whitened mean features of the collection.
-        """
-        sides = {side.kind: mean_vectors(side) for side in (collection.images, collection.captions)}
-        for kind, vectors in sides.items():
-            mean = vectors.mean(0)
-            root = torch.from_numpy(inverse_root((vectors - mean).double().numpy(), ridge)).float()
-            # One unit of length on average, so that learning rates mean the same for every modality and ridge.
-            root /= ((vectors - mean) @ root).square().mean().sqrt()
-            self.register_buffer(f"mean_{kind}", mean)
-            self.register_buffer(f"root_{kind}", root)
-        white = {kind: self.whiten(kind, vectors) for kind, vectors in sides.items()}
-        image = white["patch"][collection.caption_image]
-        u, correlations, v = torch.linalg.svd(image.T @ white["token"] / len(image), full_matrices=False)
-        with torch.no_grad():
-            for kind, directions in (("patch", u.T), ("token", v)):
-                weight = cast(nn.Linear, self.linear[kind]).weight
-                kept = min(len(weight), len(correlations))
-                weight.zero_()
-                weight[:kept] = directions[:kept] * correlations[:kept, None].sqrt()
-        return white
-
-    def whiten(self, kind: str, features: Tensor) -> Tensor:
-        """Features (..., width), centred and whitened."""
-        return (features - self.get_buffer(f"mean_{kind}")) @ self.get_buffer(f"root_{kind}")
-
-    def project(self, kind: str, white: Tensor) -> Tensor:
-        """Whitened features (..., width) in the shared space, (..., D), not normalised."""
-        projected: Tensor = self.linear[kind](self.dropout(white))
-        return projected
-
-    def embed(self, kind: str, white: Tensor) -> Tensor:
-        """Unit vectors (..., D)."""
-        return F.normalize(self.project(kind, white), dim=-1)
+__all__ = ["DualEncoder"]
 
 
 class DualEncoder(Method):
@@ -97,8 +24,10 @@ class DualEncoder(Method):
 
     Parameters
     ----------
-    widths, seed, size, dropout
+    widths, size, dropout
         As for `Heads`.
+    seed
+        Of the random weights before the fit, and of the fit.
     ridge
         As for `CCA`.
     epochs, batch_size, learning_rate, weight_decay
@@ -124,7 +53,9 @@ class DualEncoder(Method):
         temperature: float = 0.07,
     ) -> None:
         super().__init__()
-        self.heads = Heads(widths, size=size, seed=seed, dropout=dropout)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.heads = Heads(widths, size=size, dropout=dropout)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.seed, self.ridge, self.epochs, self.batch_size = seed, ridge, epochs, batch_size
         self.learning_rate, self.weight_decay = learning_rate, weight_decay

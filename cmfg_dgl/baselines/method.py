@@ -9,16 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cmfg_dgl.features.collection import Collection, Side
-from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.collection import Collection
 
 __all__ = [
     "Method",
     "OutOfTime",
     "TrainingSet",
     "Validate",
-    "mean_nodes",
-    "mean_vectors",
     "random_projections",
     "score_in_pieces",
     "standardised",
@@ -28,8 +25,6 @@ Validate = Callable[[], float]
 """The method's criterion on the validation split, as it stands; higher is better. Raises `OutOfTime`."""
 
 Match = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
-ITEMS_AT_A_TIME = 256
 
 
 class OutOfTime(Exception):
@@ -103,22 +98,6 @@ class Method(nn.Module):
     def size(self) -> int:
         """How many numbers were learnt."""
         return sum(p.numel() for p in self.parameters()) + sum(b.numel() for b in self.buffers())
-
-
-def mean_vectors(side: Side) -> Tensor:
-    """Mean of each item's nodes, float32 (items, width), read a piece at a time."""
-    pieces = torch.arange(side.count).split(ITEMS_AT_A_TIME)
-    return torch.cat([mean_nodes(side.read(piece)) for piece in pieces])
-
-
-def mean_nodes(nodes: Nodes) -> Tensor:
-    """Mean of the nodes of each item, float32 (items, width)."""
-    values, counts = nodes.values.float(), nodes.counts
-    if len(counts) and bool((counts == counts[0]).all()):
-        return values.view(len(counts), int(counts[0]), -1).mean(1)
-    owner = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    sums = values.new_zeros(len(counts), values.shape[1]).index_add_(0, owner, values)
-    return sums / counts[:, None]
 
 
 def score_in_pieces(image: Tensor, caption: Tensor, size: int, match: Match) -> Tensor:

@@ -11,17 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmfg_dgl.baselines.cca import inverse_root
 from cmfg_dgl.baselines.method import (
     Method,
     TrainingSet,
     Validate,
-    mean_vectors,
     random_projections,
     standardised,
 )
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.features.collection import Collection, Side, mean_vectors
+from cmfg_dgl.nn.canonical import inverse_root
 
 __all__ = ["SCM", "LinearHash", "semantic_correlations", "signs", "unit_rows"]
 

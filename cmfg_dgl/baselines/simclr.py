@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cmfg_dgl.baselines.heads import DualEncoder
-from cmfg_dgl.baselines.method import TrainingSet, mean_nodes
-from cmfg_dgl.features.collection import Side
+from cmfg_dgl.baselines.method import TrainingSet
+from cmfg_dgl.features.collection import Side, mean_nodes
 from cmfg_dgl.features.nodes import Nodes, ragged_positions
 
 __all__ = ["SimCLR", "drop_nodes", "nt_xent"]

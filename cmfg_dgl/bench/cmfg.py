@@ -63,6 +63,7 @@ class CMFGMethod(Method):
         )
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
+            self.model.begin(training.collection)
             trainer = Trainer(
                 self.model,
                 training.collection,

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmfg_dgl.features.collection import Collection
 from cmfg_dgl.features.nodes import Nodes, ragged_positions
 from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete, NodeSet
 from cmfg_dgl.graph.views import NodeBlock, RelationView, relation_view
-from cmfg_dgl.nn.attention import Message, Projected, merge_messages
+from cmfg_dgl.nn.attention import Message, Projected, RelationAttention, merge_messages
+from cmfg_dgl.nn.heads import Heads
 from cmfg_dgl.nn.kernels import BLOCK_DENSITY
 from cmfg_dgl.nn.layer import CMFGLayer
 from cmfg_dgl.nn.pooling import Pooling
@@ -26,6 +28,8 @@ from cmfg_dgl.nn.star import to_hub, to_leaves
 __all__ = ["CMFG", "Encoded"]
 
 MAX_SCALE = 100.0
+RIDGE = 1.0
+QUIET = 0.1
 TOKEN_STEP = 16.0
 
 
@@ -125,8 +129,11 @@ class CMFG(nn.Module):
         As for `CMFGLayer`; norm is `layer` or `none`.
     pooling
         `mean`, `attention` or `max`.
+    start
+        How backbone features enter: `cca` for `Heads`, whose closed form `begin` finds, or `random` for a layer
+        norm and a projection learnt from random weights.
     feature_dropout
-        Dropout of projected backbone features.
+        With `cca` dropout of whitened features, an item at a time; with `random` of projected ones.
     temperature
         Starting temperature of both scores; their learnt inverses are at most 100.
     bf16
@@ -148,6 +155,7 @@ class CMFG(nn.Module):
         residual: bool = True,
         norm: str = "layer",
         pooling: str = "mean",
+        start: str = "random",
         kernel: str = "auto",
         block_density: float = BLOCK_DENSITY,
         dropout: float = 0.0,
@@ -160,6 +168,7 @@ class CMFG(nn.Module):
         _check_choice("softmax", softmax, "relation", "joint")
         _check_choice("edge_weights", edge_weights, "per_layer", "once")
         _check_choice("norm", norm, "layer", "none")
+        _check_choice("start", start, "cca", "random")
         if stacking == "factorised" and not 0 <= cross_layers <= layers:
             raise ValueError(f"CMFG: cross_layers {cross_layers} is not between 0 and layers {layers}")
         self.relations = tuple(relations)
@@ -188,12 +197,16 @@ class CMFG(nn.Module):
                     bf16=bf16,
                 )
             )
-        self.enter = nn.ModuleDict(
-            {
-                kind: nn.Sequential(nn.LayerNorm(size), nn.Linear(size, width), nn.Dropout(feature_dropout))
-                for kind, size in widths.items()
-            }
-        )
+        self.enter: Heads | nn.ModuleDict
+        if start == "cca":
+            self.enter = Heads(widths, size=width, dropout=feature_dropout)
+        else:
+            self.enter = nn.ModuleDict(
+                {
+                    kind: nn.Sequential(nn.LayerNorm(size), nn.Linear(size, width), nn.Dropout(feature_dropout))
+                    for kind, size in widths.items()
+                }
+            )
         self.place = nn.ModuleDict(
             {kind: nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Linear(64, width)) for kind in widths}
         )
@@ -201,6 +214,27 @@ class CMFG(nn.Module):
         self.log_scales = nn.ParameterDict(
             {stage: nn.Parameter(torch.tensor(-math.log(temperature))) for stage in ("first", "joint")}
         )
+
+    @torch.no_grad()
+    def begin(self, collection: Collection) -> None:
+        """Before the first step: with `start` cca, find the closed form on a training split; else do nothing.
+
+        Places and messages begin at next to nothing, so that the first stage begins as CCA and learns what to add.
+
+        Raises
+        ------
+        DataError
+            If all images or all captions have the same features.
+        """
+        if not isinstance(self.enter, Heads):
+            return
+        self.enter.start(collection, RIDGE)
+        for place in self.place.values():
+            for parameter in cast(nn.Sequential, place)[-1].parameters():
+                parameter.zero_()
+        for layer in self._stack():
+            for attention in layer.conv.mods.values():
+                cast(RelationAttention, attention).value.weight.mul_(QUIET)
 
     def scale(self, stage: str) -> Tensor:
         """Inverse temperature of a stage's score (`first` or `joint`), a scalar of at most 100."""
@@ -212,7 +246,7 @@ class CMFG(nn.Module):
 
         Without `joint` what only `match` needs is left out.
         """
-        initial = self.enter[kind](nodes.values) + self.place[kind](self._places(kind, nodes))
+        initial = self._enter(kind, nodes) + self.place[kind](self._places(kind, nodes))
         full = NodeSet(nodes.offsets, nodes.grid, nodes.values, initial)
         inner = [r for r in self.relations if not r.cross and r.source == kind]
         graph = build_graph({kind: full}, inner) if inner else None
@@ -338,6 +372,12 @@ class CMFG(nn.Module):
             last = layer.update(nodes, heard) if self.first_cross < len(self.layers) else nodes
             vectors = pool(last.flatten(0, -2), counts)
         return F.normalize(vectors, dim=1)
+
+    def _enter(self, kind: str, nodes: Nodes) -> Tensor:
+        if isinstance(self.enter, Heads):
+            return self.enter.enter(kind, nodes.values, nodes.counts)
+        projected: Tensor = self.enter[kind](nodes.values)
+        return projected
 
     def _project(self, layer: CMFGLayer, kind: str, nodes: Tensor, relations: Sequence[Relation]) -> Projected:
         roles = ("value",) if self.once else ("query", "key", "value")

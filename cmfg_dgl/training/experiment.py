@@ -238,6 +238,7 @@ def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
             residual=model.residual,
             norm=model.norm,
             pooling=model.pooling,
+            start=model.start,
             kernel=model.kernel,
             block_density=model.block_density,
             dropout=model.dropout,

@@ -12,10 +12,11 @@ import pytest
 import torch
 from sklearn import cross_decomposition
 
-from cmfg_dgl.baselines.cca import CCA, canonical_maps
+from cmfg_dgl.baselines.cca import CCA
 from cmfg_dgl.baselines.method import OutOfTime, TrainingSet
 from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.nn.canonical import canonical_maps
 
 
 def correlated(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

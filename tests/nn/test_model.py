@@ -37,6 +37,8 @@ def make(schema="complete", dtype=torch.float64, **options):
         for name, parameter in model.named_parameters():
             if not name.startswith("log_scales"):
                 parameter.copy_(torch.randn_like(parameter) * 0.5)
+        for buffer in model.buffers():
+            buffer.copy_(torch.randn_like(buffer) * 0.5)
     return model.to(dtype).eval()
 
 
@@ -79,9 +81,10 @@ def test_model_equals_single_pair_graphs(index):
     residual, norm = index % 7 in (0, 1, 4, 6), index % 7 in (0, 2, 4)
     kernel = ("auto", "edge", "block")[index // 3 % 3]
     schema = list(SCHEMAS)[(0, 1, 0, 2, 1, 3, 0, 4, 1, 5, 2)[index % 11]]
+    start = "cca" if index % 13 < 6 else "random"
     model = make(
         schema, layers=layers, cross_layers=cross_layers, stacking=stacking, edge_weights=weights, softmax=softmax,
-        pooling=pooling, residual=residual, norm="layer" if norm else "none", kernel=kernel,
+        pooling=pooling, residual=residual, norm="layer" if norm else "none", kernel=kernel, start=start,
     )  # fmt: skip
     settings = Settings(heads=2, joint=softmax == "joint", residual=residual, norm=norm)
     stack = Stack(layers, cross_layers, stacking == "interleaved", weights == "once", pooling)
