@@ -29,6 +29,7 @@ __all__ = [
     "RelationConfig",
     "RetrievalConfig",
     "RunConfig",
+    "ScenesConfig",
     "TrainingConfig",
     "describe_keys",
     "load_bench",
@@ -58,6 +59,16 @@ def option(
 
 
 @dataclass
+class ScenesConfig:
+    """What `data.name: scenes` makes."""
+
+    train: int = option(4000, "scenes of the training split", least=1)
+    val: int = option(500, "scenes of the validation split", least=1)
+    test: int = option(1000, "scenes of the test split", least=1)
+    objects: list[int] = option([1, 4], "the fewest and the most objects of a scene, from 1 to 4")
+
+
+@dataclass
 class DataConfig:
     """Which pairs, and how they are split."""
 
@@ -66,7 +77,7 @@ class DataConfig:
     fractions: dict[str, float] = option(
         {"train": 0.6, "val": 0.1, "test": 0.3}, "share of each split, where the data set brings no splits"
     )
-    seed: int = option(0, "seed of the split by hash", least=0)
+    seed: int = option(0, "seed of the split by hash, and of `scenes`", least=0)
     near_duplicate: float = option(
         0.75, "captions whose word sets are this similar (Jaccard) share a split", least=0.1, most=1.0
     )
@@ -75,6 +86,7 @@ class DataConfig:
     )
     max_pixels: int = option(64_000_000, "a larger image is refused before it is decoded", least=1)
     max_bytes: int = option(64 << 20, "a larger image file is refused before it is read", least=1)
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
 
 
 @dataclass

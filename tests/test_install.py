@@ -92,7 +92,7 @@ def check_from_afar(python: Path, home: Path, expected: dict[str, Path], far: Pa
     environment = {"HOME": str(home)}
     assert execute(program, "--version", folder=far, **environment).startswith("cmfg, version ")
     recipes = json.loads(execute(program, "config", "ls", "--json", folder=far, **environment))
-    assert set(recipes) == {"openmoji", "folder", "paper"}
+    assert set(recipes) == {"openmoji", "scenes", "folder", "paper"}
     assert {Path(path).resolve().parent for path in recipes.values()} == {expected["cmfg_dgl.configs"].resolve()}
     execute(program, "config", "validate", "-c", "openmoji", folder=far, **environment)
     ask = "import json, importlib as i; print(json.dumps([i.import_module(n).__file__ for n in {!r}]))"

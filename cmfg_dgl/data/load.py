@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.folder import folder
 from cmfg_dgl.data.openmoji import openmoji
+from cmfg_dgl.data.scenes import scenes
 from cmfg_dgl.errors import ConfigError
 
 __all__ = ["DATASETS", "load_dataset"]
 
 DATASETS: dict[str, str] = {
     "openmoji": "about 1,900 emoji with their English names, from installed packages; OpenMoji, CC BY-SA 4.0",
+    "scenes": "rendered scenes of 1 to 4 objects, told apart by what is where; made here, no licence needed",
     "folder": "images and captions of your own under data.root; the licence is yours to know",
 }
 
@@ -26,6 +29,8 @@ def load_dataset(
     near_duplicate: float,
     max_pixels: int,
     max_bytes: int,
+    scene_counts: Mapping[str, int],
+    scene_objects: Sequence[int],
 ) -> Dataset:
     """Read the data set `name` and split it.
 
@@ -39,6 +44,8 @@ def load_dataset(
         How to split, see `hash_split` and `near_duplicate_groups`.
     max_pixels, max_bytes
         Bounds of `decode` on images from outside.
+    scene_counts, scene_objects
+        Scenes of each split, and their fewest and most objects; only `scenes` reads them.
 
     Raises
     ------
@@ -50,6 +57,8 @@ def load_dataset(
     match name:
         case "openmoji":
             return openmoji(fractions=fractions, seed=seed, near_duplicate=near_duplicate)
+        case "scenes":
+            return scenes(counts=scene_counts, objects=scene_objects, seed=seed)
         case "folder":
             return folder(
                 root,

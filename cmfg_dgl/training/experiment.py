@@ -53,6 +53,8 @@ def open_dataset(config: Config) -> Dataset:
         near_duplicate=data.near_duplicate,
         max_pixels=data.max_pixels,
         max_bytes=data.max_bytes,
+        scene_counts={"train": data.scenes.train, "val": data.scenes.val, "test": data.scenes.test},
+        scene_objects=data.scenes.objects,
     )
 
 

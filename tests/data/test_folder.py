@@ -371,12 +371,13 @@ def test_load_dataset_dispatches_by_name(root: Path) -> None:
     options = {
         "root": str(root), "fractions": FRACTIONS, "seed": 0, "near_duplicate": 0.75,
         "max_pixels": 63, "max_bytes": 1 << 20,
+        "scene_counts": {"train": 3, "val": 2, "test": 1}, "scene_objects": [1, 4],
     }  # fmt: skip
     dataset = load_dataset("folder", **options)
     assert texts(dataset) == WANTED
     with pytest.raises(DataError, match="8 x 8 pixels"):
         dataset.load(dataset.images[0])
-    assert set(DATASETS) == {"openmoji", "folder"}
-    assert {load_dataset(name, **options).name for name in DATASETS} == {"openmoji", root.name}
+    assert set(DATASETS) == {"openmoji", "scenes", "folder"}
+    assert {load_dataset(name, **options).name for name in DATASETS} == {"openmoji", "scenes", root.name}
     with pytest.raises(ConfigError, match="did you mean 'openmoji'"):
         load_dataset("openmoij", **options)
