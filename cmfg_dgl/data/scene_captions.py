@@ -108,7 +108,7 @@ def _centre(item: SceneObject) -> tuple[int, int]:
 
 
 def hard_negatives(statement: Statement, objects: Sequence[SceneObject]) -> dict[str, tuple[str, ...]]:
-    """Captions that are false of the scene and hold exactly the words of a true one.
+    """Captions that are false of the scene and hold exactly the words of `statement`, which is true of it.
 
     Each is one exchange away, and false also where a relation is read generously (`is_true`), so that objects that
     look alike do no harm. Of one object, and of objects that cannot be told apart, there are none. (The idea:
@@ -120,9 +120,8 @@ def hard_negatives(statement: Statement, objects: Sequence[SceneObject]) -> dict
         "attribute": two objects exchange their size, texture, colour or shape; "place": two objects exchange
         their places in the caption, or two relations do. Each sorted, and no caption in both.
     """
-    truth = phrase(statement)[0]
-    place = {phrase(s)[0] for s in _exchanged_places(statement) if not is_true(s, objects)} - {truth}
-    attribute = {phrase(s)[0] for s in _exchanged_attributes(statement) if not is_true(s, objects)} - {truth}
+    place = {phrase(s)[0] for s in _exchanged_places(statement) if not is_true(s, objects)}
+    attribute = {phrase(s)[0] for s in _exchanged_attributes(statement) if not is_true(s, objects)}
     return {"attribute": tuple(sorted(attribute - place)), "place": tuple(sorted(place))}
 
 
