@@ -245,9 +245,13 @@ def value_of(item, kind):
     """Legal values of one key, from its type and its bounds."""
     if type(None) in typing.get_args(kind):
         return st.none() | value_of(item, typing.get_args(kind)[0])
+    if dataclasses.is_dataclass(kind):
+        return section(kind)
     choices, least, most = (item.metadata[name] for name in ("choices", "least", "most"))
     if choices:
         return st.sampled_from(choices)
+    if kind == list[int]:
+        return st.lists(st.integers())
     if kind is bool:
         return st.booleans()
     if kind is int:
@@ -300,13 +304,22 @@ def test_what_is_written_is_read_back(tmp_path_factory, config):
     assert load_config(str(path)) == config
 
 
+def keys(kind, prefix):
+    for item in dataclasses.fields(kind):
+        inner = typing.get_type_hints(kind)[item.name]
+        if dataclasses.is_dataclass(inner):
+            yield from keys(inner, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}"
+
+
 def test_every_key_is_documented_once_with_its_default():
     described = {key: (default, text) for key, default, text in describe_keys()}
     assert all(len(text) > 10 and "\n" not in text for _, text in described.values())
     expected = {f"graph.relations.NAME.{f.name}" for f in dataclasses.fields(RelationConfig)} | {"graph.relations"}
     for name, kind in SECTIONS.items():
         if name != "graph":
-            expected |= {f"{name}.{f.name}" for f in dataclasses.fields(kind)}
+            expected |= set(keys(kind, f"{name}."))
     assert set(described) == expected
     assert described["training.learning_rate"][0] == "0.001"
     assert re.search(r"\(auto \| edge \| block\)", described["model.kernel"][1])
