@@ -8,9 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.nn.joint_attention import JointAttention, RelationWeights, joint_attention
 from cmfg_dgl.nn.kernels import NO_EDGE
+from cmfg_dgl.nn.model import CMFG
 
-__all__ = ["attention_metrics", "relation_mass"]
+__all__ = ["attention_metrics", "attention_of_pairs", "metrics_by_relation", "relation_mass"]
 
 TOLERANCE = 1e-2
 """How far from 1 the weights of a target may sum: bfloat16 keeps three digits."""
@@ -119,3 +123,104 @@ def relation_mass(lse: Mapping[str, Tensor]) -> dict[str, float]:
     heard = (table > -math.inf).any(0)
     shares = table[:, heard].softmax(0)
     return {name: _mean(share) for name, share in zip(lse, shares, strict=True)}
+
+
+def metrics_by_relation(attention: JointAttention) -> dict[str, dict[str, float]]:
+    """`attention_metrics` and the mass of each relation in each layer of some joint graphs.
+
+    Returns
+    -------
+    dict
+        ``RELATION.LAYER`` (layers from 0), first layer first, to the values of `attention_metrics` and
+        ``mass``, its share of `relation_mass` among the relations that enter the same node type in that layer.
+    """
+    doors = _doors(attention)
+    masses = {door: relation_mass(lses) for door, lses in doors.items()}
+    return {
+        _name(part): {
+            **attention_metrics(part.weights, part.target, len(part.lse)),
+            "mass": masses[part.layer, part.kinds[1]][part.relation],
+        }
+        for part in attention.relations
+    }
+
+
+def attention_of_pairs(
+    model: CMFG, collection: Collection, image: Tensor, caption: Tensor, *, batch: int = 64
+) -> dict[str, dict[str, float]]:
+    """`metrics_by_relation` of many pairs, in a memory that does not grow with their number.
+
+    The matching pairs of a collection are `collection.caption_image` with all captions in order.
+
+    Parameters
+    ----------
+    model
+        Used as it is, in evaluation mode.
+    image, caption
+        int64, (pairs,): positions in the collection.
+    batch
+        Joint graphs at a time; the result does not depend on it.
+
+    Returns
+    -------
+    dict
+        As `metrics_by_relation` of all the pairs at once.
+    """
+    model.eval()
+    sums: dict[str, dict[str, float]] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for left, right in zip(image.split(batch), caption.split(batch), strict=True):
+        attention = joint_attention(
+            model, _read(model, collection.images, left), _read(model, collection.captions, right)
+        )
+        here = _counts(attention)
+        for name, values in metrics_by_relation(attention).items():
+            for metric, value in values.items():
+                number = 0 if math.isnan(value) else here[name][metric]
+                into, seen = sums.setdefault(name, {}), counts.setdefault(name, {})
+                into[metric] = into.get(metric, 0.0) + (value * number if number else 0.0)
+                seen[metric] = seen.get(metric, 0) + number
+    return {
+        name: {
+            metric: total / counts[name][metric] if counts[name][metric] else math.nan
+            for metric, total in row.items()
+        }
+        for name, row in sums.items()
+    }
+
+
+def _counts(attention: JointAttention) -> dict[str, dict[str, int]]:
+    """Over how many nodes each value of `metrics_by_relation` is a mean."""
+    listeners = {
+        door: int((torch.stack(list(lses.values())) > NO_EDGE / 2).any(0)[:, 0].sum())
+        for door, lses in _doors(attention).items()
+    }
+    counts = {}
+    for part in attention.relations:
+        degrees = torch.bincount(part.target, minlength=len(part.lse))
+        heard, choosing = int((degrees > 0).sum()), int((degrees > 1).sum())
+        counts[_name(part)] = {
+            "entropy": heard,
+            "normalised_entropy": choosing,
+            "effective_neighbours": heard,
+            "head_agreement": heard,
+            "mass": listeners[part.layer, part.kinds[1]],
+        }
+    return counts
+
+
+def _doors(attention: JointAttention) -> dict[tuple[int, str], dict[str, Tensor]]:
+    """Log-sum-exps of the relations that meet: (layer, node type they enter) to relation to (N_t, H)."""
+    doors: dict[tuple[int, str], dict[str, Tensor]] = {}
+    for part in attention.relations:
+        doors.setdefault((part.layer, part.kinds[1]), {})[part.relation] = part.lse
+    return doors
+
+
+def _name(part: RelationWeights) -> str:
+    return f"{part.relation}.{part.layer}"
+
+
+def _read(model: CMFG, side: Side, items: Tensor) -> Nodes:
+    parameter = next(model.parameters())
+    return side.read(items).to(parameter.device, parameter.dtype)

@@ -7,7 +7,7 @@ S and T the largest source and target count of a graph in the batch.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,15 @@ from torch.nn import functional as F
 
 from cmfg_dgl.graph.views import EdgeLists, RelationView
 
-__all__ = ["BLOCK_DENSITY", "NO_EDGE", "block_attention", "edge_attention", "prefers_block"]
+__all__ = [
+    "BLOCK_DENSITY",
+    "NO_EDGE",
+    "EdgeWeights",
+    "block_attention",
+    "edge_attention",
+    "edge_weights",
+    "prefers_block",
+]
 
 NO_EDGE = -1e30
 """The log-sum-exp of no edge at all: finite, so that gradients stay numbers."""
@@ -58,8 +66,7 @@ def edge_attention(query: Tensor, key: Tensor, value: Tensor, view: RelationView
     tuple
         Messages (N_t, H, C), and their log-sum-exp (N_t, H).
     """
-    flat = (x.transpose(0, 1).flatten(0, 1) for x in (query, key, value))  # each (H N, C)
-    out, lse = _EdgeAttention.apply(*flat, view.edges)  # type: ignore[no-untyped-call]
+    out, lse = _EdgeAttention.apply(_flat(query), _flat(key), _flat(value), view.edges)  # type: ignore[no-untyped-call]
     shape = query.shape[1], query.shape[0]
     return out.view(*shape, -1).transpose(0, 1), lse.view(shape).T
 
@@ -96,6 +103,49 @@ def block_attention(
     return view.target.unpad(weights @ v), view.target.unpad(scores.logsumexp(3))
 
 
+class EdgeWeights(NamedTuple):
+    """Attention of a relation, edge by edge, ordered by target.
+
+    Parameters
+    ----------
+    source, target
+        int64, (E,): nodes of the batch that an edge joins.
+    weights
+        (E, H): those of a target sum to 1 in each head.
+    lse
+        (N_t, H): log-sum-exp of the scores; `NO_EDGE` where nothing is heard.
+    """
+
+    source: Tensor
+    target: Tensor
+    weights: Tensor
+    lse: Tensor
+
+
+def edge_weights(query: Tensor, key: Tensor, view: RelationView) -> EdgeWeights:
+    """The weights with which both kernels sum the values, bit for bit those of the edge kernel. On the host alone.
+
+    Parameters
+    ----------
+    query, key
+        (N_t, H, C), (N_s, H, C), float32 or float64.
+    view
+        The relation; it may be without an edge.
+    """
+    N, H, E = len(query), query.shape[1], view.edge_count
+    if E == 0:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return EdgeWeights(nothing, nothing, query.new_zeros(0, H), query.new_full((N, H), NO_EDGE))
+    weights, lse, _ = _softmax(_flat(query.detach()), _flat(key.detach()), view.edges)
+    degrees = view.edges.target_starts[: N + 1].diff()
+    return EdgeWeights(
+        view.edges.sources[:E].long(),
+        torch.arange(N).repeat_interleave(degrees),
+        weights.view(H, E).T.contiguous(),
+        lse.view(H, N).T.contiguous(),
+    )
+
+
 class _EdgeAttention(torch.autograd.Function):
     r"""Messages (H N_t, C) and log-sum-exps (H N_t,) from queries, keys and values, (H N, C) each.
 
@@ -106,18 +156,11 @@ class _EdgeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, edges: EdgeLists) -> tuple[Tensor, Tensor]:
-        scale = query.shape[1] ** -0.5
-        scores = _dots(edges, query, key, scale)
-        degrees = edges.target_starts.diff()
-        top = torch.segment_reduce(scores, "max", offsets=edges.target_starts)  # -inf without an edge
-        raised = torch.exp(scores - top.repeat_interleave(degrees))
-        total = torch.segment_reduce(raised, "sum", offsets=edges.target_starts)
-        weights = raised / total.repeat_interleave(degrees)
+        weights, lse, heard = _softmax(query, key, edges)
         out = _sums(edges.target_starts, edges.sources, weights, value)
-        heard = degrees > 0
         ctx.save_for_backward(query, key, value, out, weights)
-        ctx.edges, ctx.heard, ctx.scale = edges, heard, scale
-        return out, torch.where(heard, torch.log(total) + top, NO_EDGE)
+        ctx.edges, ctx.heard, ctx.scale = edges, heard, query.shape[1] ** -0.5
+        return out, lse
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -134,6 +177,23 @@ class _EdgeAttention(torch.autograd.Function):
             _sums(*back, weights[edges.order], d_out),
             None,
         )
+
+
+def _flat(values: Tensor) -> Tensor:
+    """(N, H, C) to (H N, C), for node numbers as `EdgeLists` has them."""
+    return values.transpose(0, 1).flatten(0, 1)
+
+
+def _softmax(query: Tensor, key: Tensor, edges: EdgeLists) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention (H E,) in the order of the targets, log-sum-exps (H N_t,), and which targets hear anything."""
+    scores = _dots(edges, query, key, query.shape[1] ** -0.5)
+    degrees = edges.target_starts.diff()
+    top = torch.segment_reduce(scores, "max", offsets=edges.target_starts)  # -inf without an edge
+    raised = torch.exp(scores - top.repeat_interleave(degrees))
+    total = torch.segment_reduce(raised, "sum", offsets=edges.target_starts)
+    weights = raised / total.repeat_interleave(degrees)
+    heard = degrees > 0
+    return weights, torch.where(heard, torch.log(total) + top, NO_EDGE), heard
 
 
 def _dots(edges: EdgeLists, target: Tensor, source: Tensor, scale: float) -> Tensor:

@@ -7,7 +7,9 @@ Invariants:
 - the order of edges, the names of targets and targets without edges change nothing;
 - the shares of relations equal the mass of a joint softmax over all edges, and what `merge_messages` lets through
   of each; a relation without edges gets nothing, under either mark of its absence; shares sum to 1;
-- nothing to measure is NaN, what is no attention is refused.
+- nothing to measure is NaN, what is no attention is refused;
+- of a model, values are those of all pairs at once, whatever the batch; one that asks nothing attends evenly, and
+  its relations have mass by the number of their edges.
 """
 
 from __future__ import annotations
@@ -19,15 +21,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graphs import CAPTIONS, IMAGES, SCHEMAS, random_nodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 from scipy.spatial import distance
 from torch import Tensor
 
-from cmfg_dgl.evaluation.attention import attention_metrics, relation_mass
+from cmfg_dgl.evaluation.attention import (
+    attention_metrics,
+    attention_of_pairs,
+    metrics_by_relation,
+    relation_mass,
+)
+from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.nn.attention import Message, merge_messages
+from cmfg_dgl.nn.joint_attention import joint_attention
 from cmfg_dgl.nn.kernels import NO_EDGE
+from cmfg_dgl.nn.model import CMFG
 
 Problem = tuple[Tensor, Tensor, int]
 
@@ -204,3 +215,60 @@ def test_no_relation_at_all() -> None:
 def test_wrong_log_sum_exps_are_refused(other: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         relation_mass({"a": torch.zeros(1, 1), "b": other})
+
+
+LEFT, RIGHT = torch.tensor([0, 1, 1, 3, 2]), torch.tensor([3, 1, 0, 2, 1])
+"""Pairs of unequal images and captions, among them a single patch with a single token."""
+
+
+def untrained(schema: str) -> CMFG:
+    torch.manual_seed(5)
+    return CMFG(
+        widths={"patch": 5, "token": 3}, relations=SCHEMAS[schema], width=8, heads=2, layers=3, cross_layers=2
+    ).double()
+
+
+def collection() -> Collection:
+    images, captions = random_nodes(IMAGES, 5, 1), random_nodes(CAPTIONS, 3, 2)
+    return Collection(
+        Side("patch", len(images), images.select), Side("token", len(captions), captions.select), torch.arange(4)
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 64])
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_values_of_pairs_do_not_depend_on_the_batch(schema: str, batch: int) -> None:
+    model, items = untrained(schema).eval(), collection()
+    whole = metrics_by_relation(joint_attention(model, items.images.read(LEFT), items.captions.read(RIGHT)))
+    parts = attention_of_pairs(model.train(), items, LEFT, RIGHT, batch=batch)
+    assert list(parts) == list(whole)
+    for name, values in parts.items():
+        assert values == pytest.approx(whole[name], nan_ok=True, abs=1e-10)
+
+
+def test_a_model_that_asks_nothing_attends_evenly() -> None:
+    model, items = untrained("complete"), collection()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("query.weight"):
+                parameter.zero_()
+    found = attention_of_pairs(model, items, LEFT, RIGHT)
+    assert set(found) == {"spatial.0", "context.0"} | {f"{r.name}.{i}" for r in SCHEMAS["complete"] for i in (1, 2)}
+    sizes = [
+        (int(p), int(t))
+        for p, t in zip(items.images.read(LEFT).counts, items.captions.read(RIGHT).counts, strict=True)
+    ]
+    for name, values in found.items():
+        relation, layer = name.split(".")
+        # Of each target: its edges in this relation, and in the other one that enters it.
+        degrees = [
+            {"spatial": (p - 1, t), "describes": (t, p - 1), "context": (t - 1, p), "grounds": (p, t - 1)}[relation]
+            for p, t in sizes
+            for _ in range(p if relation in ("spatial", "describes") else t)
+        ]
+        shares = [d / (d + (other if layer != "0" else 0)) for d, other in degrees if d or layer != "0"]
+        assert values["mass"] == pytest.approx(np.mean(shares))
+        assert values["entropy"] == pytest.approx(np.mean([math.log(d) for d, _ in degrees if d]))
+        assert values["effective_neighbours"] == pytest.approx(np.mean([d for d, _ in degrees if d]))
+        assert values["normalised_entropy"] == pytest.approx(1)
+        assert values["head_agreement"] == pytest.approx(1)

@@ -1,0 +1,140 @@
+"""The attention of joint graphs, edge by edge, from the queries and keys with which the model scores them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.graph.views import RelationView
+from cmfg_dgl.nn.kernels import NO_EDGE, EdgeWeights, edge_weights
+from cmfg_dgl.nn.layer import CMFGLayer
+from cmfg_dgl.nn.model import CMFG
+
+__all__ = ["JointAttention", "RelationWeights", "joint_attention"]
+
+
+@dataclass(frozen=True)
+class RelationWeights:
+    """Attention of one relation in one layer over B joint graphs.
+
+    Parameters
+    ----------
+    relation, layer
+        Name of the relation; number of the layer, from 0.
+    kinds
+        Node types of the sources and of the targets.
+    source, target
+        int64, (E,): the nodes that an edge joins, numbered over the batch; ordered by target.
+    weights
+        (E, H): softmax within the relation; those of a target sum to 1 in each head.
+    lse
+        (N_t, H): log-sum-exp of the scores of each target; `NO_EDGE` where it hears nothing.
+    share
+        (N_t, H): what the relation gets of one softmax over all relations that enter the target in this layer,
+        0 to 1; the shares of a target that hears anything sum to 1.
+    """
+
+    relation: str
+    layer: int
+    kinds: tuple[str, str]
+    source: Tensor
+    target: Tensor
+    weights: Tensor
+    lse: Tensor
+    share: Tensor
+
+    @property
+    def joint_weights(self) -> Tensor:
+        """(E, H): softmax over all relations that enter the target, as under `softmax: joint`."""
+        return self.weights * self.share[self.target]
+
+
+@dataclass(frozen=True)
+class JointAttention:
+    """Cosines (B,) of pairs in their joint graphs, and the attention that led to them, first layer first."""
+
+    score: Tensor
+    relations: tuple[RelationWeights, ...]
+
+
+class _Heard(NamedTuple):
+    """What a relation attended with in a layer."""
+
+    relation: str
+    layer: int
+    query: Tensor
+    key: Tensor
+    view: RelationView
+
+
+@torch.no_grad()
+def joint_attention(model: CMFG, images: Nodes, captions: Nodes) -> JointAttention:
+    """Score pairs as `CMFG.match` does, and keep how their joint graphs attended.
+
+    The queries and keys are those of the pass that gives the score. From them weights are computed edge by edge on
+    the host, whichever kernel summed the values. Dropout is as the model's mode says: call `model.eval()` first.
+
+    Parameters
+    ----------
+    images, captions
+        B of each, paired in order, on the model's device.
+    """
+    with _listening(model) as heard:
+        encoded = model.encode("patch", images), model.encode("token", captions)
+        # `encode` also runs the layers behind the door without a partner; they are no part of a joint graph.
+        inner = [part for part in heard if part.layer <= model.first_cross]
+        heard.clear()
+        score = model.match(*encoded)
+    relations = sorted([*inner, *heard], key=lambda part: part.layer)
+    weights = [edge_weights(part.query.cpu(), part.key.cpu(), part.view) for part in relations]
+    shares = _shares(relations, weights)
+    return JointAttention(
+        score,
+        tuple(
+            RelationWeights(part.relation, part.layer, part.view.canonical[::2], *found, share)
+            for part, found, share in zip(relations, weights, shares, strict=True)
+        ),
+    )
+
+
+def _shares(relations: list[_Heard], weights: list[EdgeWeights]) -> list[Tensor]:
+    """Each relation's share (N_t, H) of the softmax over all relations that enter the same nodes in its layer."""
+    together: dict[tuple[int, str], list[Tensor]] = {}
+    for part, found in zip(relations, weights, strict=True):
+        together.setdefault((part.layer, part.view.canonical[2]), []).append(found.lse)
+    total = {door: torch.stack(lses).logsumexp(0) for door, lses in together.items()}
+    return [
+        # Where nothing is heard at all the log-sum-exps of nothing would share it.
+        torch.exp(found.lse - total[part.layer, part.view.canonical[2]]).masked_fill(found.lse < NO_EDGE / 2, 0.0)
+        for part, found in zip(relations, weights, strict=True)
+    ]
+
+
+@contextmanager
+def _listening(model: CMFG) -> Iterator[list[_Heard]]:
+    """The queries and keys of every relation that runs, in the order in which they run."""
+    heard: list[_Heard] = []
+
+    def listen(layer: int, name: str) -> Any:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], __: Any) -> None:
+            source, target = args[1]
+            heard.append(_Heard(name, layer, target[name, "query"], source[name, "key"], kwargs["view"]))
+
+        return hook
+
+    handles = [
+        attention.register_forward_hook(listen(index, name), with_kwargs=True)
+        for index, layer in enumerate(cast(Iterable[CMFGLayer], model.layers))
+        for name, attention in layer.conv.mods.items()
+    ]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
