@@ -19,6 +19,12 @@ __all__ = ["command"]
 @click.option(
     "--report", type=click.Path(), metavar="RUN", help="Write tables and pages of RUN again, from its results.json."
 )
+@click.option(
+    "--protocol",
+    type=click.Choice(["honest", "matched-pair"]),
+    default="honest",
+    help="matched-pair: also show, labelled LEAKY, what CMFG gets when it has seen the answers.",
+)
 @force_option("Run every cell again.")
 @json_option
 @verbosity_options
@@ -29,6 +35,7 @@ def command(
     config: str | None,
     output_dir: str | None,
     report: str | None,
+    protocol: str,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -41,8 +48,9 @@ def command(
     cmfg bench -c smoke
     cmfg bench -c openmoji 'methods=[cmfg, cca]' 'seeds=[0, 1]'
     cmfg bench --report runs/bench
+    cmfg bench -c smoke --protocol matched-pair
     """
-    if report is not None and (config or overrides or output_dir or force):
+    if report is not None and (config or overrides or output_dir or force or protocol != "honest"):
         raise click.UsageError("--report RUN reads a finished comparison; give it alone")
     if report is None and config is None:
         raise click.UsageError("give -c FILE|NAME, such as -c smoke, or --report RUN")
@@ -58,7 +66,7 @@ def command(
         given = [] if output_dir is None else [f"output_dir={output_dir}"]
         settings = load_bench(config, [*overrides, *given])
         with Bars(verbosity.quiet) as bars:
-            folders = bench(settings, force=force, progress=bars)
+            folders = bench(settings, force=force, progress=bars, leaky=protocol == "matched-pair")
     for folder in folders:
         if as_json:
             print_json(read_json(folder / "results.json"))

@@ -94,6 +94,10 @@ class Method(nn.Module):
         """Second stage: joint scores (pairs,) of the given images with the given captions."""
         raise NotImplementedError(f"{type(self).__name__} has one stage")
 
+    def attention(self, collection: Collection) -> dict[str, dict[str, float]] | None:
+        """`attention_of_pairs` of the matching pairs; None for a method that attends by no relation."""
+        return None
+
     @property
     def size(self) -> int:
         """How many numbers were learnt."""

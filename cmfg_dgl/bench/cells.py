@@ -53,8 +53,16 @@ def run_cell(
     *,
     minutes: float,
     audited: bool,
+    leaky: bool = False,
 ) -> dict[str, Any]:
     """Fit a method, choose on validation what is to be chosen, evaluate it on test, and audit it if asked.
+
+    Parameters
+    ----------
+    minutes
+        Time budget of the fit.
+    leaky
+        By the matched-pair protocol, see `make_method`.
 
     Returns
     -------
@@ -63,7 +71,11 @@ def run_cell(
         `audit` and `examples`.
     """
     give_freed_memory_back()
-    method = make_method(name, data.config, data.widths, seed, setting)
+
+    def make(seed: int) -> Method:
+        return make_method(name, data.config, data.widths, seed, setting, leaky=leaky)
+
+    method = make(seed)
     with peak_memory() as peak:
         start = time.perf_counter()
         timed_out = _fit(method, data, start + 60 * minutes)
@@ -88,10 +100,11 @@ def run_cell(
         "pairs_per_second": scores.pairs / scores.seconds if k else None,
         "parameters": method.size,
         "peak_memory_mb": peak[0],
+        "attention": method.attention(data.test.collection),
         "alignment": alignment_metrics(first.queries, first.gallery, data.test.collection.caption_image),
     }
     if audited:
-        record["audit"] = _audit(method, data, name, seed, setting)
+        record["audit"] = _audit(method, make(seed + 1).eval(), data)
         record["examples"] = retrieved_examples(data.experiment.dataset, data.test.split, scores, alpha)
     return record
 
@@ -252,11 +265,11 @@ def _broken_ties(direction: Direction, query_batch: int) -> Ranking:
     return Ranking.concatenate(parts)
 
 
-def _audit(method: Method, data: BenchData, name: str, seed: int, setting: Mapping[str, Any]) -> dict[str, Any]:
+def _audit(method: Method, untrained: Method, data: BenchData) -> dict[str, Any]:
     manifest = data.experiment.dataset.manifest
     return audit(
         method,
-        make_method(name, data.config, data.widths, seed + 1, setting).eval(),
+        untrained,
         data.test.collection,
         shared_with_training=shared_items(manifest("train"), manifest("test")),
         joint=method.reranks,

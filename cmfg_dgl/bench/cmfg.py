@@ -14,6 +14,7 @@ from torch import Tensor
 from cmfg_dgl.baselines.method import Method, OutOfTime, TrainingSet, Validate
 from cmfg_dgl.config import Config
 from cmfg_dgl.errors import Interrupted
+from cmfg_dgl.evaluation.attention import attention_of_pairs
 from cmfg_dgl.features.collection import Collection
 from cmfg_dgl.retrieval.rank import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
@@ -85,6 +86,11 @@ class CMFGMethod(Method):
     def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
         """Independent graphs, see `GraphScorer`."""
         return self.scorer.embeddings(collection)
+
+    def attention(self, collection: Collection) -> dict[str, dict[str, float]]:
+        """Of the joint graphs of the matching pairs."""
+        owners = collection.caption_image
+        return attention_of_pairs(self.model, collection, owners, torch.arange(len(owners)))
 
     def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
         """Joint graphs, see `GraphScorer`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from cmfg_dgl.bench.cells import chance_rsum, label_chance, run_cell
 from cmfg_dgl.bench.data import BenchData
 from cmfg_dgl.bench.methods import method_class
 from cmfg_dgl.bench.pages import write_outputs
-from cmfg_dgl.bench.results import collect
+from cmfg_dgl.bench.results import OURS, collect
 from cmfg_dgl.config import BenchConfig, Config, load_config, to_yaml
 from cmfg_dgl.errors import CheckpointError, ConfigError
 from cmfg_dgl.files import canonical_json, read_json, sha256_bytes, write_atomic, write_json
@@ -22,7 +22,7 @@ Record = dict[str, Any]
 Progress = Callable[..., None]
 
 
-def bench(config: BenchConfig, *, force: bool, progress: Progress) -> list[Path]:
+def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool = False) -> list[Path]:
     """Run what is missing of a comparison, then write its results; finished cells are not repeated.
 
     Parameters
@@ -31,55 +31,92 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress) -> list[Path]
         Run every cell again.
     progress
         Called with (what, done, total, message).
+    leaky
+        Then also run CMFG by the matched-pair protocol, in the folder `matched-pair`, beside the honest rows.
 
     Returns
     -------
     list of Path
-        A folder for each recipe that holds `results.json`, the tables and `report.html`.
+        A folder for each recipe that holds `results.json`, the tables and `report.html`; the leaky ones if asked.
 
     Raises
     ------
     ConfigError
-        If a method is unknown, or a finished cell was made from other data or settings.
+        If a method is unknown, a finished cell was made from other data or settings, or the leak is asked for and
+        cmfg is not among the methods.
     AuditFailed
         If the audit of a method failed: no table is written.
     """
     for name in config.methods:
         method_class(name)
+    if leaky and OURS not in config.methods:
+        raise ConfigError(f"methods: the matched-pair protocol is about {OURS}, which is not among them; add it")
     recipes = {name: load_config(name, config.overrides) for name in config.recipes}
     root = Path(config.output_dir)
     write_atomic(root / "bench.yaml", lambda path: path.write_text(to_yaml(config), encoding="utf-8"))
     folders = []
-    done, total = 0, len(recipes) * len(config.methods) * (config.trials + len(config.seeds) - 1)
+    runs = len(config.methods) + leaky
+    tick = _Tick(progress, len(recipes) * runs * (config.trials + len(config.seeds) - 1))
     for name, recipe in recipes.items():
         folder = root if len(recipes) == 1 else root / Path(name).stem
         data = BenchData.prepare(recipe, progress)
-        cells: dict[str, list[Record]] = {}
-        searches: dict[str, list[Record]] = {}
-        for method in config.methods:
-            runner = _Runner(config, data, folder / "cells" / method, method, force)
-            for record in runner.run():
-                done += 1
-                progress("bench", done, total, f"{method} seed {record['seed']}: {record['val']:.1f} on validation")
-            cells[method], searches[method] = runner.kept, runner.trials
-        results = collect(
-            cells,
-            searches,
-            config,
-            protocol=data.experiment.dataset.protocol("test"),
-            dataset=data.experiment.dataset.name,
-            images=len(data.test.split.images),
-            caption_image=data.test.split.caption_image,
-            labels=None if data.test.labels is None else len(data.label_names),
-            label_chance=label_chance(data.test),
-            chance=chance_rsum(data.test),
-        )
-        examples = {m: next(c["examples"] for c in kept if "examples" in c) for m, kept in cells.items()}
-        write_json(folder / "examples.json", examples)
-        write_json(folder / "results.json", results)
-        write_outputs(folder)
+        results = _compare(config, config.methods, data, folder, force, tick)
+        if leaky:
+            folder = folder / "matched-pair"
+            _compare(config, [OURS], data, folder, force, tick, honest=results)
         folders.append(folder)
     return folders
+
+
+@dataclass
+class _Tick:
+    """The progress of all cells together."""
+
+    progress: Progress
+    total: int
+    done: int = 0
+
+    def __call__(self, method: str, record: Record) -> None:
+        self.done += 1
+        message = f"{method} seed {record['seed']}: {record['val']:.1f} on validation"
+        self.progress("bench", self.done, self.total, message)
+
+
+def _compare(
+    config: BenchConfig,
+    methods: Sequence[str],
+    data: BenchData,
+    folder: Path,
+    force: bool,
+    tick: _Tick,
+    honest: Record | None = None,
+) -> Record:
+    """Run methods on one data set and write what `write_outputs` writes; with `honest` by the leaky protocol."""
+    cells: dict[str, list[Record]] = {}
+    searches: dict[str, list[Record]] = {}
+    for method in methods:
+        runner = _Runner(config, data, folder / "cells" / method, method, force, leaky=honest is not None)
+        for record in runner.run():
+            tick(method, record)
+        cells[method], searches[method] = runner.kept, runner.trials
+    results = collect(
+        cells,
+        searches,
+        config,
+        protocol=data.experiment.dataset.protocol("test"),
+        dataset=data.experiment.dataset.name,
+        images=len(data.test.split.images),
+        caption_image=data.test.split.caption_image,
+        labels=None if data.test.labels is None else len(data.label_names),
+        label_chance=label_chance(data.test),
+        chance=chance_rsum(data.test),
+        honest=honest,
+    )
+    examples = {m: next(c["examples"] for c in kept if "examples" in c) for m, kept in cells.items()}
+    write_json(folder / "examples.json", examples)
+    write_json(folder / "results.json", results)
+    write_outputs(folder)
+    return results
 
 
 @dataclass
@@ -91,6 +128,7 @@ class _Runner:
     folder: Path
     method: str
     force: bool
+    leaky: bool
 
     def __post_init__(self) -> None:
         self.trials: list[Record] = []
@@ -125,9 +163,15 @@ class _Runner:
                 )
             if not audited or "audit" in record:
                 return record
-        record = run_cell(self.data, self.method, seed, setting, minutes=self.config.minutes, audited=audited) | {
-            "made_from": made_from
-        }
+        record = run_cell(
+            self.data,
+            self.method,
+            seed,
+            setting,
+            minutes=self.config.minutes,
+            audited=audited,
+            leaky=self.leaky,
+        ) | {"made_from": made_from}
         write_json(path, record)
         return record
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cmfg_dgl.config import BenchConfig
 from cmfg_dgl.evaluation.significance import holm, mean_interval, paired_bootstrap, sign_flip
 
-__all__ = ["collect"]
+__all__ = ["OURS", "collect"]
 
 Record = dict[str, Any]
 OURS = "cmfg"
@@ -29,6 +29,7 @@ def collect(
     labels: int | None,
     label_chance: float | None,
     chance: float,
+    honest: Record | None = None,
 ) -> Record:
     """What `results.json` holds.
 
@@ -40,6 +41,8 @@ def collect(
         Method to the records of its trials.
     caption_image
         int64, (M,): image of each caption of the test split; images are resampled with their captions.
+    honest
+        For a leaky comparison the results of the honest one, whose rows stand beside.
     """
     rows = [
         _row(name, stage, records, searches[name])
@@ -50,10 +53,10 @@ def collect(
     for stage in ("first", "two"):
         _compare([row for row in rows if row["stage"] == stage], stage, cells, images, caption_image)
     return {
-        "protocol": protocol,
+        "protocol": protocol if honest is None else f"LEAKY matched-pair: {protocol}",
         "dataset": dataset,
         "split": "test",
-        "leaky": False,
+        "leaky": honest is not None,
         "n_images": images,
         "n_captions": len(caption_image),
         "seeds": list(config.seeds),
@@ -63,6 +66,7 @@ def collect(
         "chance_rsum": chance,
         "rows": rows,
         "audits": {name: next(r["audit"] for r in records if "audit" in r) for name, records in cells.items()},
+        **({} if honest is None else {"honest": honest["rows"]}),
     }
 
 
@@ -94,7 +98,7 @@ def _row(name: str, stage: str, records: Sequence[Record], trials: Sequence[Reco
         "parameters": records[0]["parameters"],
         "peak_memory_mb": max(record["peak_memory_mb"] for record in records),
         "alignment": _intervals([record["alignment"] for record in records]),
-        "attention": None,
+        "attention": None if stage == "first" else _mean_attention([record["attention"] for record in records]),
         "setting": records[0]["setting"],
         "search": [{"setting": trial["setting"], "val": trial["val"]} for trial in trials],
         "timed_out": any(record["timed_out"] for record in records),
@@ -105,6 +109,21 @@ def _row(name: str, stage: str, records: Sequence[Record], trials: Sequence[Reco
             }
             for way in ("i2t", "t2i")
         },
+    }
+
+
+def _mean_attention(records: Sequence[Record | None]) -> Record | None:
+    """Mean over the seeds of what each relation's attention is like, less what is not defined for it."""
+    there = [record for record in records if record is not None]
+    if not there:
+        return None
+    return {
+        name: {
+            key: float(np.mean([record[name][key] for record in there]))
+            for key, value in values.items()
+            if not np.isnan(_number(value))
+        }
+        for name, values in there[0].items()
     }
 
 

@@ -288,6 +288,15 @@ class CMFG(nn.Module):
         images, captions
             As many of the one as of the other, paired in order; see `Encoded.select`.
         """
+        image, caption = self.pair_vectors(images, captions)
+        return (image * caption).sum(1)
+
+    def pair_vectors(self, images: Encoded, captions: Encoded) -> tuple[Tensor, Tensor]:
+        """Unit vectors (pairs, D) of image and caption in the joint graph of each pair, as for `match`.
+
+        Each has seen the other, so it may be compared with its partner and with nothing else: ranked against other
+        pairs' vectors it gives the answer away (docs/evaluation.md).
+        """
         ends = {"patch": images, "token": captions}
         node_sets = {kind: end.nodes for kind, end in ends.items()}
         hidden = {kind: end.state for kind, end in ends.items() if end.state is not None}
@@ -315,7 +324,7 @@ class CMFG(nn.Module):
         image, caption = (
             self._vector(end, hidden.get(kind), heard[kind], end.nodes.counts) for kind, end in ends.items()
         )
-        return (image * caption).sum(1)
+        return image, caption
 
     @property
     def shares(self) -> bool:
