@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -30,6 +32,7 @@ __all__ = [
     "retrieval_grid",
     "svg_text",
     "training_figure",
+    "wrap_text",
 ]
 
 Item = Image.Image | str
@@ -76,7 +79,7 @@ PRECISION_RECALL = "recall (%)", "precision (%)"
 def svg_text(figure: Figure) -> str:
     """Draw a figure as one `<svg>` element for a HTML page; equal figures give equal text."""
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), _boxes_for_missing_glyphs():
         figure.savefig(buffer, format="svg", dpi=200, metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
@@ -85,9 +88,17 @@ def svg_text(figure: Figure) -> str:
 def png_bytes(figure: Figure, dpi: float = 144) -> bytes:
     """Draw a figure as a PNG file of 600 / 72 * dpi pixels across."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), _boxes_for_missing_glyphs():
         figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
+
+
+@contextmanager
+def _boxes_for_missing_glyphs() -> Iterator[None]:
+    """Draw a box for a character that the font lacks, and say nothing: captions may hold any letter."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        yield
 
 
 def cmc_figure(curves: Curves) -> Figure:
@@ -122,7 +133,7 @@ def _percent_figure(curves: Curves, x_label: str, y_label: str) -> tuple[Figure,
         figure = Figure(figsize=(WIDTH / 72, 360 / 72), layout="constrained")
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, ylim=(0, 100))
         for name, (x, y) in curves.items():
-            axes.plot(np.asarray(x), np.asarray(y), label=_wrap(name, 230, 3), clip_on=False, zorder=3)
+            axes.plot(np.asarray(x), np.asarray(y), label=wrap_text(name, 230, 3), clip_on=False, zorder=3)
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=FONT)
     return figure, axes
 
@@ -153,11 +164,11 @@ def curve_panels(
             figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels.items(), strict=True
         ):
             axes.set(ylabel=labels[1], ylim=(0, min(100, 10 * np.ceil((highest + 2) / 10))))
-            axes.set_title(_wrap(panel, 380, 1), loc="left", fontsize=10)
+            axes.set_title(wrap_text(panel, 380, 1), loc="left", fontsize=10)
             axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
             for name, (x, y) in curves.items():
                 first = {"linewidth": 3.5, "markersize": 7, "zorder": 5} if name == thick else {"linewidth": 1.3}
-                look = {"label": _wrap(name, 110, 2), "clip_on": False, "zorder": 3, **looks[name], **first}
+                look = {"label": wrap_text(name, 110, 2), "clip_on": False, "zorder": 3, **looks[name], **first}
                 (handles[name],) = axes.plot(np.asarray(x), np.asarray(y), **look)
         axes.set_xlabel(labels[0])
         _warn(figure, title)
@@ -174,7 +185,7 @@ def curve_panels(
 
 def _warn(figure: Figure, title: str) -> None:
     if title:
-        figure.suptitle(_wrap(title, 380, 3), color=VERMILION, fontweight="bold", fontsize=10, gid="warning")
+        figure.suptitle(wrap_text(title, 380, 3), color=VERMILION, fontweight="bold", fontsize=10, gid="warning")
 
 
 def interval_figure(
@@ -220,7 +231,7 @@ def interval_figure(
             for place, (_, low, high) in zip(places, entries.values(), strict=True):
                 if low is not None and high is not None:
                     axes.plot([low, high], [place, place], color=look["color"], marker="", linewidth=1.5)
-        axes.set_yticks(range(len(names)), [_wrap(name, 110, 1) for name in names])
+        axes.set_yticks(range(len(names)), [wrap_text(name, 110, 1) for name in names])
         for name, tick in zip(names, axes.get_yticklabels(), strict=True):
             tick.set_fontweight("bold" if name == thick else "normal")
         axes.set_xlim(left=0)
@@ -337,7 +348,7 @@ def _cell(
     axes.spines[:].set(visible=True, color=color, linewidth=line)
     if isinstance(item, str):
         inside = CELL - 2 * PADDING
-        text = _wrap(item, inside, int(inside / (FONT * LEADING)))
+        text = wrap_text(item, inside, int(inside / (FONT * LEADING)))
         corner = PADDING / CELL, 1 - PADDING / CELL
         axes.text(*corner, text, fontsize=FONT, linespacing=LEADING, va="top", transform=axes.transAxes)
     else:
@@ -352,13 +363,14 @@ def _printable(text: str) -> str:
     return "".join(c for c in " ".join(text.split()) if c.isprintable())
 
 
-def _wrap(text: str, width: float, lines: int) -> str:
+def wrap_text(text: str, width: float, lines: int) -> str:
     """Break `text` into at most `lines` lines that are, as drawn, at most `width` points wide."""
     text = _printable(text)
     font = FontProperties(family="DejaVu Sans", size=FONT)
 
     def drawn(line: str) -> float:
-        return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0]
+        with _boxes_for_missing_glyphs():
+            return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0]
 
     characters = int(2 * width * max(1, len(text)) / max(1.0, drawn(text)))
     while True:

@@ -17,7 +17,7 @@ from cmfg_dgl.features.text import TextEncoder
 from cmfg_dgl.features.vision import VisionEncoder
 from cmfg_dgl.files import canonical_json, sha256_bytes
 
-__all__ = ["extract_captions", "extract_images", "find_captions", "find_images"]
+__all__ = ["extract_captions", "extract_images", "find_captions", "find_images", "to_half"]
 
 Progress: TypeAlias = Callable[[int, int], object]
 Item = TypeVar("Item")
@@ -77,7 +77,7 @@ def extract_images(
             usable, refused = _sort_out(prepared)
             quarantined.update({images[i].id: reason for i, reason in refused.items()})
             if usable:
-                parts.append(_half(encoder.forward(list(usable.values())), encoder.name))
+                parts.append(to_half(encoder.forward(list(usable.values())), encoder.name))
                 good.extend(i - first for i in usable)
             if progress is not None:
                 progress(max(prepared) + 1, len(images))
@@ -116,7 +116,7 @@ def extract_captions(
         usable, refused = _sort_out({i: _attempt(encoder.prepare, captions[i].text) for i in range(first, last)})
         encoded = encoder.forward(list(usable.values()), batch_size=batch_size)
         return ShardContent(
-            _place(_half(encoded.nodes, encoder.name), [i - first for i in usable], last - first),
+            _place(to_half(encoded.nodes, encoder.name), [i - first for i in usable], last - first),
             rows={"spans": encoded.spans, "token_ids": encoded.token_ids},
             quarantined={captions[i].id: reason for i, reason in refused.items()},
             truncated=encoded.truncated,
@@ -186,8 +186,19 @@ def _sort_out(prepared: dict[int, Prepared | DataError]) -> tuple[dict[int, Prep
     return usable, refused
 
 
-def _half(nodes: Nodes, encoder: str) -> Nodes:
-    """Turn the nodes to float16, in which the store keeps them."""
+def to_half(nodes: Nodes, encoder: str) -> Nodes:
+    """The nodes on the host in float16, as the store keeps them.
+
+    Parameters
+    ----------
+    encoder
+        What to call the encoder in the error.
+
+    Raises
+    ------
+    DataError
+        If a feature is not finite in float16.
+    """
     half = nodes.to("cpu", torch.float16)
     if not half.values.isfinite().all():
         raise DataError(f"{encoder}: a feature is not finite in float16 (up to 65504); use another encoder")

@@ -36,6 +36,8 @@ class TokenizedCaption:
         bool, (length,): True where the token is a node, so not special.
     spans
         int32, (length, 2): first character of each token in the caption, and the one after its last.
+    words
+        int32, (length,): which word of the caption the token is a piece of, -1 for a special token.
     truncated
         Whether the caption was longer.
     """
@@ -43,6 +45,7 @@ class TokenizedCaption:
     input_ids: Tensor
     kept: Tensor
     spans: Tensor
+    words: Tensor
     truncated: bool
 
 
@@ -151,6 +154,7 @@ class TextEncoder:
             torch.tensor(encoding.ids),
             kept,
             torch.tensor(encoding.offsets, dtype=torch.int32),
+            torch.tensor([-1 if word is None else word for word in encoding.word_ids], dtype=torch.int32),
             bool(encoding.overflowing),
         )
 

@@ -19,7 +19,10 @@ from cmfg_dgl.features.legacy_weights import load_legacy_weights
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pretrained import describe_folder, load_pretrained, locate_model
 
-__all__ = ["HybridStem", "PatchTransformer", "VisionEncoder", "load_vision"]
+__all__ = ["Box", "HybridStem", "PatchTransformer", "VisionEncoder", "load_vision"]
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of a picture."""
 
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _STRIDE = 32
@@ -52,6 +55,10 @@ class VisionEncoder(ABC):
     @abstractmethod
     def forward(self, pixels: list[Tensor]) -> Nodes:
         """Patch nodes of prepared images, float32 on the host, row by row, patches only."""
+
+    def view(self, width: int, height: int) -> Box:
+        """The part of a picture of `width` x `height` pixels that its grid of patches covers: all of it."""
+        return 0.0, 0.0, float(width), float(height)
 
     def encode(self, images: list[Image.Image]) -> Nodes:
         """Patch nodes of RGB images.
@@ -190,6 +197,46 @@ class PatchTransformer(VisionEncoder):
         resize = {} if side is None else {"size": {"height": side, "width": side}, "do_center_crop": False}
         pixels: Tensor = self._processor(image, return_tensors="pt", **resize)["pixel_values"][0]
         return pixels
+
+    def view(self, width: int, height: int) -> Box:
+        """The part of a picture that the patches cover; a crop at the centre leaves a margin out.
+
+        Pixels behind the last whole patch are left out, too. A crop that is larger than the resized picture pads
+        it, and the part then reaches over the picture's edges.
+
+        Raises
+        ------
+        ConfigError
+            If the image processor resizes in a way that is not known here.
+        """
+        rows, columns = self._resized(width, height)
+        top, left, high, wide = 0, 0, rows, columns
+        crop = getattr(self._processor, "crop_size", None)
+        if self._image_size is None and getattr(self._processor, "do_center_crop", False) and crop:
+            high, wide = int(crop["height"]), int(crop["width"])
+            top, left = (rows - high) // 2, (columns - wide) // 2
+        patch = self._config.patch_size
+        x, y = width / columns, height / rows
+        return left * x, top * y, (left + wide // patch * patch) * x, (top + high // patch * patch) * y
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Rows and columns of a picture as the image processor resizes it, before a crop."""
+        if self._image_size is not None:
+            return self._image_size, self._image_size
+        size = dict(getattr(self._processor, "size", None) or {})
+        if not getattr(self._processor, "do_resize", True):
+            return height, width
+        if size.get("height") and size.get("width"):
+            return int(size["height"]), int(size["width"])
+        if not size.get("shortest_edge"):
+            raise ConfigError(
+                f"features.vision: {self.name} resizes pictures to {size}, of which the place of a patch is not "
+                "known; set features.image_size"
+            )
+        short = int(size["shortest_edge"])
+        if width <= height:
+            return int(short * height / width), short
+        return short, int(short * width / height)
 
     @torch.inference_mode()
     def forward(self, pixels: list[Tensor]) -> Nodes:

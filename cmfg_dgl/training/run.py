@@ -33,7 +33,8 @@ class Run:
 
     It holds `config.yaml` (resolved), `env.json`, `manifest-train.json` and `training.json` (what was trained
     on), `metrics.jsonl`, `selection.json` (what validation chose), `tb/`, `checkpoints/`, `report.html`,
-    `README.md`, `audit.json`, and for each evaluated split `evaluation-`, `curves-` and `examples-SPLIT.json`.
+    `README.md`, `audit.json`, `inspect/`, and for each evaluated split `evaluation-`, `curves-` and
+    `examples-SPLIT.json`.
     """
 
     folder: Path
@@ -149,7 +150,7 @@ def _remove_run(folder: Path) -> None:
         *(path.name for kind in ("evaluation", "curves", "examples") for path in folder.glob(f"{kind}-*.json")),
     ):
         (folder / name).unlink(missing_ok=True)
-    for name in ("tb", "checkpoints"):
+    for name in ("tb", "checkpoints", "inspect"):
         shutil.rmtree(folder / name, ignore_errors=True)
     # Last: as long as it is there the rest can be removed by another --force.
     (folder / "config.yaml").unlink()

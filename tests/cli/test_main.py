@@ -21,6 +21,7 @@ from cmfg_dgl.errors import CheckpointError, CmfgError, ConfigError, DataError, 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "train": (),
     "eval": (),
+    "inspect": (),
     "audit": (),
     "data": ("ls", "info", "check"),
     "features": ("build", "verify"),

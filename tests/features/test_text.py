@@ -2,11 +2,13 @@
 
 - Token nodes equal the model run on each caption alone, without special tokens; the batch changes nothing.
 - Spans are the characters of the tokens; captions are cut at `max_tokens` nodes, and counted.
+- Pieces of a word share its number; a space or a mark of punctuation begins another; special tokens have none.
 - A caption without a token, too many tokens for the model, and a missing model are errors of one line.
 - `describe` follows weights, tokenizer and `max_tokens`.
 """
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -161,3 +163,16 @@ def test_the_description_follows_what_determines_the_output(tmp_path):
     assert describe() != first
     tiny_bert(tmp_path, words=("car", "red"))
     assert describe() != first
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_pieces_of_a_word_share_its_number(minilm, caption):
+    prepared = minilm.prepare(caption)
+    assert (prepared.words[~prepared.kept] == -1).all()
+    words = prepared.words[prepared.kept].tolist()
+    spans = prepared.spans[prepared.kept].tolist()
+    assert words[0] == 0
+    for (word, (_, end)), (following, (start, last)) in pairwise(zip(words, spans, strict=True)):
+        # BERT's own words: letters that touch, or a single mark or ideograph.
+        one = caption[end - 1 : end].isalnum() and caption[start:last].isalnum() and caption[start] < "\u2e80"
+        assert following == word + (not (start == end and one))

@@ -5,6 +5,8 @@
 - Of each ViT family exactly the patch tokens come out, in order, with the model's own preprocessing; another
   image size interpolates the position embeddings.
 - Hidden states without patches, unequal images, missing models and weights in pickles are errors of one line.
+- Where a patch lies: the middle of each, as pixels that tell their own place say it, for processors that crop,
+  squash and leave a remainder.
 - `describe` changes with the weights, the image size and the preprocessing, and does not load the model.
 """
 
@@ -274,3 +276,50 @@ def test_hybrid_preprocessing_suits_the_weights():
     swapped = [Image.merge("RGB", image.split()[::-1]) for image in images]
     assert median_rank(images) < 20
     assert median_rank(images) < median_rank(swapped)
+
+
+def places(encoder, processor, size):
+    """Middle of each patch's column and row in the picture, read from pixels that hold their own place."""
+    width, height = size
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    picture = Image.fromarray((np.stack([x, y, 0 * x], 2) * 255).round().astype(np.uint8))
+    mean, std = (np.array(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
+    seen = encoder.prepare(picture).numpy() * std + mean
+    rows, columns = seen.shape[1] // TINY["patch_size"], seen.shape[2] // TINY["patch_size"]
+    seen = seen[:2, : rows * 8, : columns * 8]
+    across = seen[0].reshape(-1, columns, 8).mean((0, 2)) * (width - 1) + 0.5
+    down = seen[1].reshape(rows, 8, -1).mean((1, 2)) * (height - 1) + 0.5
+    return across, down
+
+
+@pytest.mark.parametrize("size", [(100, 100), (300, 200), (123, 457)], ids=str)
+@pytest.mark.parametrize(
+    ("settings", "image_size"),
+    [
+        ({"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}, None),
+        ({"size": {"shortest_edge": 33}, "crop_size": {"height": 32, "width": 24}}, None),
+        ({"size": {"shortest_edge": 30}, "crop_size": {"height": 30, "width": 30}}, None),
+        ({"size": {"shortest_edge": 40}, "do_center_crop": False}, None),
+        ({"size": {"height": 32, "width": 40}, "do_center_crop": False}, None),
+        ({"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}, 48),
+    ],
+)
+def test_view_is_what_the_patches_cover(tmp_path, settings, image_size, size):
+    processor = CLIPImageProcessorPil(**settings)
+    save_model(tmp_path, "dinov2", processor)
+    encoder = load_vision(str(tmp_path), image_size=image_size, device="cpu")
+    left, top, right, bottom = encoder.view(*size)
+    for found, low, high in zip(places(encoder, processor, size), (left, top), (right, bottom), strict=True):
+        expected = low + (np.arange(len(found)) + 0.5) * (high - low) / len(found)
+        # Rounding to whole pixels of the small picture, and to 256 values of the large one.
+        assert np.abs(found - expected).max() < 1 + max(size) / 255
+
+
+def test_a_resize_that_is_not_known_is_told(tmp_path):
+    save_model(tmp_path, "dinov2", CLIPImageProcessorPil(size={"longest_edge": 40}, do_center_crop=False))
+    with pytest.raises(ConfigError, match=r"longest_edge.*set features\.image_size"):
+        load_vision(str(tmp_path), image_size=None, device="cpu").view(10, 10)
+
+
+def test_hybrid_sees_all_of_a_picture(hybrid):
+    assert hybrid.view(300, 200) == (0, 0, 300, 200)

@@ -1,0 +1,84 @@
+"""`cmfg inspect`: where does a run's attention go, for this picture and this caption?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import Verbosity, force_option, json_option, run_argument, verbosity_options
+from .output import Bars, print_json, print_table
+
+__all__ = ["command"]
+
+
+@click.command("inspect")
+@run_argument
+@click.option("--image", type=click.Path(), metavar="FILE", help="A picture from anywhere; give --text with it.")
+@click.option("--text", help="The caption to read it with.")
+@click.option("--pair", metavar="ID", help="A caption of the data set with its image, or an image with its first.")
+@click.option("--query", metavar="ID", help="An image or a caption of the data set: inspect what it retrieves.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Results of --query.")
+@click.option("-o", "--output-dir", type=click.Path(), help="The folder to write.  [default: RUN/inspect/ID]")
+@force_option("Replace what is there.")
+@json_option
+@verbosity_options
+@click.pass_obj
+def command(
+    verbosity: Verbosity,
+    run: str,
+    overrides: tuple[str, ...],
+    image: str | None,
+    text: str | None,
+    pair: str | None,
+    query: str | None,
+    top: int,
+    output_dir: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Show where attention goes in the joint graph of a picture and a caption, and what each relation is worth.
+
+    Writes inspect.html to point at, PNG overlays, and every weight as attention.safetensors and attention.json.
+
+    \b
+    cmfg inspect runs/openmoji --image cat.jpg --text "a cat on a mat"
+    cmfg inspect runs/openmoji --pair 1F431
+    cmfg inspect runs/openmoji --query 1F431 --top 3
+    """
+    if (image is None) != (text is None):
+        raise click.UsageError("--image FILE and --text CAPTION belong together")
+    if sum(given is not None for given in (image, pair, query)) != 1:
+        raise click.UsageError("give one of --image FILE --text CAPTION, --pair ID and --query ID")
+    from cmfg_dgl import inspection
+    from cmfg_dgl.training.run import open_run
+
+    opened, output = open_run(run, overrides), None if output_dir is None else Path(output_dir)
+    with Bars(verbosity.quiet) as bars:
+        if image is not None and text is not None:
+            record = inspection.inspect_file(opened, Path(image), text, output=output, force=force)
+        elif pair is not None:
+            record = inspection.inspect_item(opened, pair, output=output, force=force, progress=bars)
+        else:
+            record = inspection.inspect_query(
+                opened, str(query), top=top, output=output, force=force, progress=bars
+            )
+    if as_json:
+        print_json(record)
+    else:
+        for result in record.get("results", [record]):
+            _print(result)
+
+
+def _print(record: dict[str, Any]) -> None:
+    """The relations of one pair, and where its page lies."""
+    if "rank" in record:
+        mark = "right" if record["correct"] else "wrong"
+        click.echo(f"{record['rank']}. {record['image']}: {record['text']} ({mark})")
+    rows = [
+        [name, f"{100 * values['mass']:.1f} %", f"{values['entropy']:.2f}", f"{values['delta_when_removed']:+.4f}"]
+        for name, values in record["relations"].items()
+    ]
+    print_table(f"joint score {record['score']:.4f}", ["relation", "share", "entropy", "change without it"], rows)
+    click.echo(f"page: {record['files'][0]}")
