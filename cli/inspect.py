@@ -21,6 +21,7 @@ __all__ = ["command"]
 @click.option("--query", metavar="ID", help="An image or a caption of the data set: inspect what it retrieves.")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Results of --query.")
 @click.option("-o", "--output-dir", type=click.Path(), help="The folder to write.  [default: RUN/inspect/ID]")
+@click.option("--faithfulness", is_flag=True, help="Take patches away by attention: does the score follow?")
 @force_option("Replace what is there.")
 @json_option
 @verbosity_options
@@ -35,6 +36,7 @@ def command(
     query: str | None,
     top: int,
     output_dir: str | None,
+    faithfulness: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -55,15 +57,14 @@ def command(
     from cmfg_dgl.training.run import open_run
 
     opened, output = open_run(run, overrides), None if output_dir is None else Path(output_dir)
+    options: dict[str, Any] = {"output": output, "force": force, "faithfulness": faithfulness}
     with Bars(verbosity.quiet) as bars:
         if image is not None and text is not None:
-            record = inspection.inspect_file(opened, Path(image), text, output=output, force=force)
+            record = inspection.inspect_file(opened, Path(image), text, **options)
         elif pair is not None:
-            record = inspection.inspect_item(opened, pair, output=output, force=force, progress=bars)
+            record = inspection.inspect_item(opened, pair, progress=bars, **options)
         else:
-            record = inspection.inspect_query(
-                opened, str(query), top=top, output=output, force=force, progress=bars
-            )
+            record = inspection.inspect_query(opened, str(query), top=top, progress=bars, **options)
     if as_json:
         print_json(record)
     else:
@@ -81,4 +82,11 @@ def _print(record: dict[str, Any]) -> None:
         for name, values in record["relations"].items()
     ]
     print_table(f"joint score {record['score']:.4f}", ["relation", "share", "entropy", "change without it"], rows)
+    for way, areas in record.get("faithfulness", {}).items():
+        if way in ("deletion", "insertion"):
+            found = areas["attention"]
+            click.echo(
+                f"{way} by attention: area {found['area']:.4f}, {found['minus_random']:+.4f} beside random orders "
+                f"[{found['lo']:+.4f}, {found['hi']:+.4f}]"
+            )
     click.echo(f"page: {record['files'][0]}")

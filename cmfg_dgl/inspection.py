@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +34,9 @@ __all__ = ["inspect_file", "inspect_item", "inspect_query"]
 WRITTEN = ("inspect.html", "attention.json", "attention.safetensors", "edges.png", "token-*.png")
 
 
-def inspect_file(run: Run, image: Path, text: str, *, output: Path | None, force: bool) -> dict[str, Any]:
+def inspect_file(
+    run: Run, image: Path, text: str, *, output: Path | None, force: bool, faithfulness: bool
+) -> dict[str, Any]:
     """Inspect a picture from anywhere with a caption of one's own, by the encoders of the run.
 
     Parameters
@@ -43,6 +45,8 @@ def inspect_file(run: Run, image: Path, text: str, *, output: Path | None, force
         The folder to write; None for `RUN/inspect/` and a name of the picture and a digest of both.
     force
         Replace what is there.
+    faithfulness
+        Measure whether the score follows the attention.
 
     Returns
     -------
@@ -73,11 +77,13 @@ def inspect_file(run: Run, image: Path, text: str, *, output: Path | None, force
     )
     digest = sha256_bytes(picture.tobytes() + text.encode())[:8]
     folder = output or run.folder / "inspect" / f"{_slug(image.stem)}-{digest}"
-    model = _trained(run, {"patch": vision.width, "token": words.width})
-    return _write(model, pair, folder, force)
+    models = _models(run, {"patch": vision.width, "token": words.width}, faithfulness)
+    return _write(models, pair, folder, force)
 
 
-def inspect_item(run: Run, item: str, *, output: Path | None, force: bool, progress: Progress) -> dict[str, Any]:
+def inspect_item(
+    run: Run, item: str, *, output: Path | None, force: bool, faithfulness: bool, progress: Progress
+) -> dict[str, Any]:
     """Inspect a pair of the run's data set: a caption with its image, or an image with its first caption.
 
     Parameters
@@ -90,15 +96,15 @@ def inspect_item(run: Run, item: str, *, output: Path | None, force: bool, progr
     DataError
         If there is no such id, or the item cannot be used.
     """
-    source = _Source.open(run, progress)
+    source = _Source.open(run, faithfulness, progress)
     caption = source.caption(item)
     folder = output or run.folder / "inspect" / _slug(item)
     pair = source.pair(source.experiment.dataset.captions[caption].image, caption)
-    return _write(source.model, pair, folder, force)
+    return _write(source.models, pair, folder, force)
 
 
 def inspect_query(
-    run: Run, item: str, *, top: int, output: Path | None, force: bool, progress: Progress
+    run: Run, item: str, *, top: int, output: Path | None, force: bool, faithfulness: bool, progress: Progress
 ) -> dict[str, Any]:
     """Retrieve for an image or a caption of the data set, from its own split, and inspect the best results.
 
@@ -122,7 +128,7 @@ def inspect_query(
     DataError
         If there is no such id, or the split is not whole.
     """
-    source = _Source.open(run, progress)
+    source = _Source.open(run, faithfulness, progress)
     dataset = source.experiment.dataset
     direction, split, query = source.query(item)
     best, scores = _retrieve(run, source, split, direction, query, top, progress)
@@ -139,10 +145,17 @@ def inspect_query(
                 "text": dataset.captions[caption].text,
                 "correct": bool(split.caption_image[right] == left),
                 "final_score": score,
-                **_write(source.model, source.pair(image, caption), folder / str(rank), force),
+                **_write(source.models, source.pair(image, caption), folder / str(rank), force),
             }
         )
     return {"query": item, "direction": direction, "split": split.name, "results": results}
+
+
+class _Models(NamedTuple):
+    """The run's model, and where faithfulness is measured one with random weights."""
+
+    trained: CMFG
+    untrained: CMFG | None
 
 
 @dataclass(frozen=True)
@@ -150,15 +163,15 @@ class _Source:
     """A trained run with its data set: where pairs come from."""
 
     experiment: Experiment
-    model: CMFG
+    models: _Models
     vision: VisionEncoder
     words: TextEncoder
 
     @classmethod
-    def open(cls, run: Run, progress: Progress) -> _Source:
+    def open(cls, run: Run, faithfulness: bool, progress: Progress) -> _Source:
         experiment = Experiment.prepare(run.config, progress)
         widths = {"patch": experiment.images.width, "token": experiment.captions.width}
-        return cls(experiment, _trained(run, widths), *encoders(run.config))
+        return cls(experiment, _models(run, widths, faithfulness), *encoders(run.config))
 
     @property
     def _dataset(self) -> Dataset:
@@ -209,7 +222,7 @@ def _retrieve(
     config: Config = run.config
     alpha = run.read("selection.json")["alpha"] if config.retrieval.alpha is None else config.retrieval.alpha
     scorer = GraphScorer(
-        source.model,
+        source.models.trained,
         pair_batch=config.retrieval.pair_batch,
         progress=lambda done, total: progress("re-ranking", done, total),
     )
@@ -225,21 +238,21 @@ def _retrieve(
     return best.indices, best.values
 
 
-def _trained(run: Run, widths: dict[str, int]) -> CMFG:
+def _models(run: Run, widths: dict[str, int], faithfulness: bool) -> _Models:
     weights, _ = load_checkpoint(run.best)
-    model = build_model(run.config, widths, run.config.run.seed)
-    load_weights(model, weights, run.best)
-    return model.eval()
+    trained = build_model(run.config, widths, run.config.run.seed).eval()
+    load_weights(trained, weights, run.best)
+    return _Models(trained, build_model(run.config, widths, run.config.run.seed) if faithfulness else None)
 
 
-def _write(model: CMFG, pair: Pair, folder: Path, force: bool) -> dict[str, Any]:
+def _write(models: _Models, pair: Pair, folder: Path, force: bool) -> dict[str, Any]:
     """Inspect a pair and write all of it into a folder of its own."""
     there = [path for pattern in WRITTEN for path in folder.glob(pattern)]
     if there and not force:
         raise ConfigError(f"{folder}: holds an inspection; add --force to replace it, or choose another -o")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is no folder; choose another -o")
-    inspection = inspect_pair(model, pair)
+    inspection = inspect_pair(models.trained, pair, untrained=models.untrained)
     for path in there:
         path.unlink()
     files = [*write_attention(inspection, folder), *write_overlays(inspection, folder)]

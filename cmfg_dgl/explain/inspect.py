@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cmfg_dgl.evaluation.attention import metrics_by_relation
+from cmfg_dgl.explain.faithfulness import Faithfulness, measure_faithfulness
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.vision import Box
 from cmfg_dgl.files import write_atomic, write_json
@@ -114,6 +115,8 @@ class Inspection:
         Whether the model takes one softmax over all relations (`softmax: joint`).
     summaries
         Relation name to what it does.
+    faithfulness
+        Whether the score follows the attention; None where that was not asked or cannot be.
     """
 
     pair: Pair
@@ -122,6 +125,7 @@ class Inspection:
     joint: bool
     relations: tuple[RelationWeights, ...]
     summaries: dict[str, RelationSummary]
+    faithfulness: Faithfulness | None = None
 
     def used(self, part: RelationWeights) -> Tensor:
         """(E, H), the weights that the model multiplies values by: those of its own scope of the softmax."""
@@ -129,6 +133,7 @@ class Inspection:
 
     def record(self, files: list[Path]) -> dict[str, Any]:
         """What `cmfg inspect --json` prints of a pair."""
+        faithfulness = {} if self.faithfulness is None else {"faithfulness": self.faithfulness.record()}
         return {
             "score": self.score,
             "relations": {
@@ -139,18 +144,21 @@ class Inspection:
                 }
                 for name, summary in self.summaries.items()
             },
+            **faithfulness,
             "files": [str(path) for path in files],
         }
 
 
 @torch.no_grad()
-def inspect_pair(model: CMFG, pair: Pair) -> Inspection:
+def inspect_pair(model: CMFG, pair: Pair, *, untrained: CMFG | None = None) -> Inspection:
     """Score a pair and keep its attention, and score it again without each relation.
 
     Parameters
     ----------
     model
         Used as it is, in evaluation mode.
+    untrained
+        A model of the same kind with random weights: measure with it whether the score follows the attention.
     """
     model.eval()
     parameter = next(model.parameters())
@@ -176,7 +184,8 @@ def inspect_pair(model: CMFG, pair: Pair) -> Inspection:
             effective_neighbours=mean(name, "effective_neighbours"),
         )
     first = (model.embed("patch", image) * model.embed("token", caption)).sum()
-    return Inspection(pair, score, float(first), model.joint, attention.relations, summaries)
+    faithfulness = None if untrained is None else measure_faithfulness(model, untrained, image, caption)
+    return Inspection(pair, score, float(first), model.joint, attention.relations, summaries, faithfulness)
 
 
 def write_attention(inspection: Inspection, folder: Path) -> list[Path]:
@@ -230,6 +239,7 @@ def _description(inspection: Inspection) -> dict[str, Any]:
             }
             for part in inspection.relations
         ],
+        "faithfulness": None if inspection.faithfulness is None else inspection.faithfulness.record(),
         "edges_listed": f"the {TOP_EDGES} strongest of each relation, layer and head",
         "edges": list(strongest_edges(inspection, TOP_EDGES)),
     }

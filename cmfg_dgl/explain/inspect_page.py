@@ -16,7 +16,10 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
+from cmfg_dgl.explain.faithfulness import Faithfulness
+from cmfg_dgl.explain.figures import svg_text
 from cmfg_dgl.explain.inspect import Inspection
+from cmfg_dgl.explain.overlays import faithfulness_figure
 from cmfg_dgl.explain.report import page_environment
 from cmfg_dgl.files import write_atomic
 from cmfg_dgl.nn.joint_attention import RelationWeights
@@ -54,6 +57,7 @@ def write_inspection(inspection: Inspection, folder: Path) -> Path:
         cropped=not _whole(inspection),
         relations=_rows(inspection),
         kept=_sources_kept(inspection),
+        faithfulness=None if inspection.faithfulness is None else _faithfulness(inspection.faithfulness),
         script=Markup(script),
         script_digest=digest,
         data=_data(inspection),
@@ -93,6 +97,32 @@ def _rows(inspection: Inspection) -> list[dict[str, Any]]:
         }
         for name, summary in inspection.summaries.items()
     ]
+
+
+def _faithfulness(found: Faithfulness) -> dict[str, Any]:
+    """Table and figure of what happens without the patches that are attended to."""
+    record, names = found.record(), {"attention": "attention", "gradient": "gradient × attention"}
+    return {
+        "rows": [
+            {
+                "name": label,
+                "cells": [
+                    cell
+                    for way in ("deletion", "insertion")
+                    for cell in (
+                        f"{record[way][name]['area']:.4f}",
+                        f"{record[way][name]['minus_random']:+.4f} "
+                        f"[{record[way][name]['lo']:+.4f}, {record[way][name]['hi']:+.4f}]",
+                    )
+                ],
+            }
+            for name, label in names.items()
+        ],
+        "random": [f"{record[way]['random']['area']:.4f}" for way in ("deletion", "insertion")],
+        "orders": len(found.random_deletion),
+        "randomised": _number(found.randomised, "{:+.2f}"),
+        "figure": Markup(svg_text(faithfulness_figure(found))),
+    }
 
 
 def _number(value: float, form: str) -> str:

@@ -13,12 +13,13 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 from PIL import Image
 from torch import Tensor
 
+from cmfg_dgl.explain.faithfulness import Faithfulness
 from cmfg_dgl.explain.figures import BLUE, FONT, GREY, ORANGE, STYLE, VERMILION, png_bytes, wrap_text
 from cmfg_dgl.explain.inspect import Inspection, Pair
 from cmfg_dgl.files import write_atomic
 from cmfg_dgl.nn.joint_attention import RelationWeights
 
-__all__ = ["edges_figure", "heat_figure", "token_attention", "write_overlays"]
+__all__ = ["edges_figure", "faithfulness_figure", "heat_figure", "token_attention", "write_overlays"]
 
 SHOWN_PIXELS = 512
 HEAT = 0.85
@@ -138,6 +139,32 @@ def edges_figure(pair: Pair, table: Tensor, title: str) -> Figure:
                 gid=f"edge{token}-{patch}",
             )
             figure.add_artist(line)
+    return figure
+
+
+def faithfulness_figure(found: Faithfulness) -> Figure:
+    """The cosine as patches are taken away, left, and put in, right: by both rankings, in grey by random orders."""
+    panels = {
+        "taken away": (found.deletion, found.random_deletion),
+        "put in": (found.insertion, found.random_insertion),
+    }
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2 * SIDE / 72, 0.75 * SIDE / 72), layout="constrained")
+        for axes, (way, (curves, random)) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+            low, high = random.min(0), random.max(0)
+            axes.fill_between(100 * found.fractions, low, high, color=GREY, alpha=0.3, linewidth=0, label="random")
+            for name, curve in curves.items():
+                label = {"gradient": "gradient × attention"}.get(name, name)
+                axes.plot(100 * found.fractions, curve, label=label, gid=f"{way} {name}", markersize=3)
+            axes.set(xlabel=f"patches {way} (%)")
+        figure.axes[0].set_ylabel("joint score")
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=3,
+            frameon=False,
+            fontsize=FONT,
+        )
     return figure
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.graph.views import RelationView
+from cmfg_dgl.nn.attention import Message
 from cmfg_dgl.nn.kernels import NO_EDGE, EdgeWeights, edge_weights
 from cmfg_dgl.nn.layer import CMFGLayer
 from cmfg_dgl.nn.model import CMFG
 
-__all__ = ["JointAttention", "RelationWeights", "joint_attention"]
+__all__ = ["JointAttention", "RelationWeights", "joint_attention", "weight_gradients"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,14 @@ class JointAttention:
 
 
 class _Heard(NamedTuple):
-    """What a relation attended with in a layer."""
+    """What a relation attended with in a layer, what it summed and the sums."""
 
     relation: str
     layer: int
     query: Tensor
     key: Tensor
+    value: Tensor
+    out: Tensor
     view: RelationView
 
 
@@ -85,13 +88,7 @@ def joint_attention(model: CMFG, images: Nodes, captions: Nodes) -> JointAttenti
     images, captions
         B of each, paired in order, on the model's device.
     """
-    with _listening(model) as heard:
-        encoded = model.encode("patch", images), model.encode("token", captions)
-        # `encode` also runs the layers behind the door without a partner; they are no part of a joint graph.
-        inner = [part for part in heard if part.layer <= model.first_cross]
-        heard.clear()
-        score = model.match(*encoded)
-    relations = sorted([*inner, *heard], key=lambda part: part.layer)
+    score, relations = _joint_pass(model, images, captions)
     weights = [edge_weights(part.query.cpu(), part.key.cpu(), part.view) for part in relations]
     shares = _shares(relations, weights)
     return JointAttention(
@@ -101,6 +98,48 @@ def joint_attention(model: CMFG, images: Nodes, captions: Nodes) -> JointAttenti
             for part, found, share in zip(relations, weights, shares, strict=True)
         ),
     )
+
+
+@torch.enable_grad()
+def weight_gradients(model: CMFG, images: Nodes, captions: Nodes) -> dict[tuple[str, int], Tensor]:
+    r"""How the cosine of a pair changes with the weight of each edge of its joint graph.
+
+    With the message :math:`m_u = \sum_v e_{uv} W h_v` of a relation, the gradient of the cosine s is
+    :math:`\partial s / \partial e_{uv} = \partial s / \partial m_u \cdot W h_v`, per head, the other weights and
+    all earlier layers held. Under `softmax: joint` it is that of the weight within the relation.
+
+    Parameters
+    ----------
+    model, images, captions
+        As for `joint_attention`; a parameter of the model has to require gradients.
+
+    Returns
+    -------
+    dict
+        (relation, layer) to (E, H), on the host, in the order of `joint_attention`'s edges; 0 where the cosine does
+        not depend on the relation.
+    """
+    score, relations = _joint_pass(model, images, captions)
+    gradients = torch.autograd.grad(
+        score.sum(), [part.out for part in relations], materialize_grads=True, allow_unused=True
+    )
+    found = {}
+    for part, gradient in zip(relations, gradients, strict=True):
+        edges = edge_weights(part.query.detach().cpu(), part.key.detach().cpu(), part.view)
+        ends = gradient.cpu()[edges.target], part.value.detach().cpu()[edges.source]
+        found[part.relation, part.layer] = (ends[0] * ends[1]).sum(2)
+    return found
+
+
+def _joint_pass(model: CMFG, images: Nodes, captions: Nodes) -> tuple[Tensor, list[_Heard]]:
+    """Cosines (B,) of the pairs, and what every relation of their joint graphs heard, first layer first."""
+    with _listening(model) as heard:
+        encoded = model.encode("patch", images), model.encode("token", captions)
+        # `encode` also runs the layers behind the door without a partner; they are no part of a joint graph.
+        inner = [part for part in heard if part.layer <= model.first_cross]
+        heard.clear()
+        score = model.match(*encoded)
+    return score, sorted([*inner, *heard], key=lambda part: part.layer)
 
 
 def _shares(relations: list[_Heard], weights: list[EdgeWeights]) -> list[Tensor]:
@@ -118,13 +157,14 @@ def _shares(relations: list[_Heard], weights: list[EdgeWeights]) -> list[Tensor]
 
 @contextmanager
 def _listening(model: CMFG) -> Iterator[list[_Heard]]:
-    """The queries and keys of every relation that runs, in the order in which they run."""
+    """What every relation hears that runs, in the order in which they run."""
     heard: list[_Heard] = []
 
     def listen(layer: int, name: str) -> Any:
-        def hook(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], __: Any) -> None:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], message: Message) -> None:
             source, target = args[1]
-            heard.append(_Heard(name, layer, target[name, "query"], source[name, "key"], kwargs["view"]))
+            query, key, value = target[name, "query"], source[name, "key"], source[name, "value"]
+            heard.append(_Heard(name, layer, query, key, value, message.out, kwargs["view"]))
 
         return hook
 

@@ -2,6 +2,7 @@
 
 - `--json` has the keys and types of its contract, and names files that are there; so has every result of a query.
 - A picture of the data set given as a file has the score of its pair; a query finds what the evaluation finds.
+- `--faithfulness` adds areas to the JSON, the file and the lines; they agree.
 - Nothing is overwritten without --force, and with it nothing of an earlier inspection is left.
 - What cannot be used is one line with the exit code of its kind: a missing or broken picture, an unknown id, an
   empty caption, options that do not belong together.
@@ -165,3 +166,24 @@ def test_what_cannot_be_used_is_told(trained: Trained, pictures: Path, tmp_path:
     small = cmfg("inspect", trained.folder, "data.max_pixels=100", "--image", pictures / IMAGE, "--text", "a cat")
     refused(small, 3, "data.max_pixels")
     assert not (trained.folder / "inspect").exists()
+
+
+def test_faithfulness_is_measured_when_asked(trained: Trained, tmp_path: Path) -> None:
+    result = cmfg("inspect", trained.folder, "--pair", IMAGE, "-o", tmp_path / "out", "--faithfulness", "--json")
+    assert result.code == 0, result.err
+    whole = result.json
+    record = whole.pop("faithfulness")
+    check_contract(whole)
+    assert set(record) == {"deletion", "insertion", "randomised_rank_correlation"}
+    for way in ("deletion", "insertion"):
+        assert set(record[way]) == {"attention", "gradient", "random"}
+        assert record[way]["random"]["lo"] <= record[way]["random"]["area"] <= record[way]["random"]["hi"]
+        for name in ("attention", "gradient"):
+            areas = record[way][name]
+            assert areas["lo"] <= areas["minus_random"] <= areas["hi"]
+            assert areas["area"] - record[way]["random"]["area"] == pytest.approx(areas["minus_random"])
+    assert json.loads((tmp_path / "out" / "attention.json").read_text())["faithfulness"] == record
+    assert (
+        "deletion by attention: area"
+        in cmfg("inspect", trained.folder, "--pair", IMAGE, "-o", tmp_path / "out", "--faithfulness", "--force").out
+    )

@@ -7,7 +7,7 @@ Invariants:
 - in a browser: what is chosen by the address, by keys, by a click or by pointing gets the glow that the weights
   give it, for a head and for their mean, with pieces of words joined (mean as they hear, sum as they are heard) or
   not; keys stop at the edges; on a narrow page nothing sticks out;
-- the table has each relation with its numbers.
+- the table has each relation with its numbers; faithfulness stands there where it was measured, and only there.
 """
 
 from __future__ import annotations
@@ -167,6 +167,21 @@ def test_the_table_has_each_relation(tmp_path: Path) -> None:
         assert f"{summary.entropy:.2f}" in cells
         assert f"{summary.delta_when_removed:+.4f}" in cells
         assert f"{found.score + summary.delta_when_removed:.4f}" in cells
+
+
+def test_faithfulness_stands_where_it_was_measured(tmp_path: Path) -> None:
+    heading = "Does the score follow the attention?"
+    assert heading not in page(inspected(), tmp_path)
+    found = inspect_pair(make_model(), make_pair(), untrained=make_model())
+    assert found.faithfulness is not None
+    text = page(found, tmp_path)
+    assert heading in text
+    record = found.faithfulness.record()
+    for way in ("deletion", "insertion"):
+        for name in ("attention", "gradient", "random"):
+            assert f"{record[way][name]['area']:.4f}" in text
+    assert "<b>+1.00</b>" in text
+    assert text.count("<svg") == 2
 
 
 @needs_browser

@@ -5,6 +5,7 @@ Invariants:
   weight is framed, in the box of its patch;
 - they show the last relation from patches to tokens, in want of one the last from tokens to patches, else nothing;
 - the lines are the largest weights, from the middle of the patch to the token;
+- curves of faithfulness hold the numbers that they were given;
 - one PNG a token, and one of the edges, also where the font lacks a character.
 """
 
@@ -19,10 +20,20 @@ from graphs import SCHEMAS
 from inspections import SPANS, inspected, make_pair
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from cmfg_dgl.explain.overlays import EDGES, HEAT, edges_figure, heat_figure, token_attention, write_overlays
+from cmfg_dgl.explain.faithfulness import Faithfulness
+from cmfg_dgl.explain.overlays import (
+    EDGES,
+    HEAT,
+    edges_figure,
+    faithfulness_figure,
+    heat_figure,
+    token_attention,
+    write_overlays,
+)
 
 
 def by_gid(figure: Figure, gid: str) -> list[object]:
@@ -75,3 +86,15 @@ def test_a_picture_for_each_token(tmp_path: Path) -> None:
     assert len({picture.size for picture in pictures[:-1]}) == 1
     assert len({picture.tobytes() for picture in pictures}) == len(paths)
     assert write_overlays(inspected(SCHEMAS["alone"]), tmp_path / "none") == []
+
+
+def test_curves_hold_their_numbers() -> None:
+    fractions, curve, random = np.array([0.0, 0.5, 1.0]), np.array([0.9, 0.2, 0.1]), np.array([[0.9, 0.5, 0.1]] * 2)
+    deletion, insertion = ({"attention": c, "gradient": c + 0.01} for c in (curve, curve[::-1]))
+    figure = faithfulness_figure(Faithfulness(fractions, deletion, insertion, random, random, 0.0))
+    for way, curves in (("taken away", deletion), ("put in", insertion)):
+        for name, values in curves.items():
+            (line,) = by_gid(figure, f"{way} {name}")
+            assert isinstance(line, Line2D)
+            assert np.asarray(line.get_xdata()) == pytest.approx(100 * fractions)
+            assert np.asarray(line.get_ydata()) == pytest.approx(values)

@@ -3,6 +3,7 @@
 - With features and weights on a device and the graphs on the host, embeddings, joint scores and gradients equal
   those of the host: on a pretended device anywhere, and on a GPU where there is one.
 - Nothing of the host meets anything of the device but by a copy, an index or a single number.
+- Attention and its gradients lie on the host, and are those of a model on the host.
 - `auto` takes the block kernel there whatever the density, for the edge kernel is the host's.
 """
 
@@ -14,6 +15,7 @@ from graphs import SCHEMAS, random_nodes
 from planted import planted, tiny_model
 from pretend import PRETEND, PretendDevice, PretendTensor, to_pretend
 
+from cmfg_dgl.nn.joint_attention import joint_attention, weight_gradients
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.retrieval.rank import GraphScorer
 from cmfg_dgl.training.trainer import training_losses
@@ -102,6 +104,29 @@ def test_training_losses_and_both_stages_equal_those_of_the_host(device):
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(first, stages[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(joint, stages[1], atol=1e-5, rtol=1e-5)
+
+
+@DEVICES
+def test_attention_is_computed_on_the_host_from_what_the_device_has(device):
+    def found(device):
+        torch.manual_seed(5)
+        model = CMFG(widths=WIDTHS, relations=SCHEMAS["sparse"], width=8, heads=2, layers=3, cross_layers=2)
+        with entered(device):
+            model = moved(model.double().eval(), device)
+            images, captions = (
+                random_nodes(grids, WIDTHS[kind], 1).to(device, torch.float64)
+                for kind, grids in (("patch", IMAGES), ("token", CAPTIONS))
+            )
+            return joint_attention(model, images, captions), weight_gradients(model, images, captions)
+
+    (expected, expected_gradients), (got, gradients) = found(torch.device("cpu")), found(device)
+    for a, b in zip(got.relations, expected.relations, strict=True):
+        key = a.relation, a.layer
+        assert key == (b.relation, b.layer)
+        for values in (a.weights, a.lse, a.share, gradients[key]):
+            assert values.device.type == "cpu" and not isinstance(values, PretendTensor)
+        torch.testing.assert_close(a.weights, b.weights, atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(gradients[key], expected_gradients[key], atol=1e-9, rtol=1e-7)
 
 
 def test_the_pretended_device_refuses_tensors_of_the_host():

@@ -5,6 +5,7 @@
 - In all layers of a joint graph they equal a dense recomputation on single pair graphs: both stackings, both
   softmax scopes, both edge-weight modes, every schema; and so do the shares of the relations.
 - With the values they lead to the score that `match` gives, which listening does not change by a bit.
+- The gradient of the score by a weight is that of finite differences, in both scopes of the softmax.
 - Nothing keeps listening afterwards, not even after an error.
 """
 
@@ -31,7 +32,8 @@ from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete, Directed, Grid, Knn, NodeSet, TopK, Window
 from cmfg_dgl.graph.views import relation_view
-from cmfg_dgl.nn.joint_attention import joint_attention
+from cmfg_dgl.nn.attention import Message
+from cmfg_dgl.nn.joint_attention import joint_attention, weight_gradients
 from cmfg_dgl.nn.kernels import NO_EDGE, block_attention, edge_attention, edge_weights
 from cmfg_dgl.nn.model import CMFG
 
@@ -230,3 +232,44 @@ def test_kernels_give_the_same_bits_where_their_queries_are_the_same():
             assert torch.equal(a.weights, b.weights)
             assert torch.equal(a.lse, b.lse)
         torch.testing.assert_close(a.weights, b.weights, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["edge", "block"])
+@pytest.mark.parametrize(
+    ("schema", "options"),
+    [
+        ("complete", {}),
+        ("sparse", {"layers": 3, "cross_layers": 2, "softmax": "joint"}),
+        ("complete", {"softmax": "joint"}),
+    ],
+)
+def test_gradients_by_weights_equal_finite_differences(schema, options, kernel):
+    model = make(schema, kernel=kernel, **options)
+    images, captions = (nodes.select(torch.tensor([0])) for nodes in items())
+    gradients = weight_gradients(model, images, captions)
+    step, generator = 1e-5, torch.Generator().manual_seed(0)
+
+    def changed(part, edge, head, by):
+        """The score with one weight changed, by what that adds to its target's message."""
+
+        def hook(_, args, message):
+            out = message.out.clone()
+            value = args[1][0][part.relation, "value"]
+            out[part.target[edge], head] += by * value[part.source[edge], head]
+            return Message(out, message.lse)
+
+        handle = model.layers[part.layer].conv.mods[part.relation].register_forward_hook(hook)
+        with torch.no_grad():
+            score = model.match(model.encode("patch", images), model.encode("token", captions))
+        handle.remove()
+        return float(score)
+
+    relations = joint_attention(model, images, captions).relations
+    assert gradients.keys() == {(part.relation, part.layer) for part in relations}
+    for part in relations:
+        found = gradients[part.relation, part.layer]
+        assert found.shape == part.weights.shape
+        for edge in torch.randint(len(found), (3,), generator=generator).tolist():
+            head = edge % 2
+            slope = (changed(part, edge, head, step) - changed(part, edge, head, -step)) / (2 * step)
+            assert float(found[edge, head]) == pytest.approx(slope, abs=1e-8, rel=1e-5)
