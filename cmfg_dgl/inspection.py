@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def inspect_query(
 
 
 class _Models(NamedTuple):
-    """The run's model, and where faithfulness is measured one with random weights."""
+    """The run's model, and where faithfulness is measured the same with random weights in its graph layers."""
 
     trained: CMFG
     untrained: CMFG | None
@@ -242,7 +243,13 @@ def _models(run: Run, widths: dict[str, int], faithfulness: bool) -> _Models:
     weights, _ = load_checkpoint(run.best)
     trained = build_model(run.config, widths, run.config.run.seed).eval()
     load_weights(trained, weights, run.best)
-    return _Models(trained, build_model(run.config, widths, run.config.run.seed) if faithfulness else None)
+    if not faithfulness:
+        return _Models(trained, None)
+    # Features enter as they do in training, for without that nothing would be left to attend to.
+    untrained = copy.deepcopy(trained)
+    other = build_model(run.config, widths, run.config.run.seed + 1)
+    untrained.layers.load_state_dict(other.layers.state_dict())
+    return _Models(trained, untrained)
 
 
 def _write(models: _Models, pair: Pair, folder: Path, force: bool) -> dict[str, Any]:

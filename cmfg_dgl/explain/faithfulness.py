@@ -40,8 +40,8 @@ class Faithfulness:
     random_deletion, random_insertion
         (R, S), the same of random orders.
     randomised
-        Spearman's correlation of the attention that each patch gets from the model and from one with random
-        weights: near 1, attention says nothing of what was learnt (Adebayo et al. 2018). NaN where one is constant.
+        Spearman's correlation of the attention that each patch gets from the model and from the untrained one:
+        near 1, attention says nothing of what was learnt (Adebayo et al. 2018). NaN where one is constant.
     """
 
     fractions: Floats
@@ -82,7 +82,7 @@ def measure_faithfulness(model: CMFG, untrained: CMFG, image: Nodes, caption: No
     Parameters
     ----------
     model, untrained
-        The model, and one of the same kind with random weights; both on one device, used in evaluation mode.
+        The model, and the same with random weights in its graph layers; on one device, used in evaluation mode.
     image, caption
         One item each, on that device.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cmfg_dgl.nn.model import CMFG
 __all__ = ["Inspection", "Pair", "RelationSummary", "inspect_pair", "strongest_edges", "write_attention"]
 
 TOP_EDGES = 32
+SHOWN_PIXELS = 800
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,13 @@ class Pair:
             for r in range(rows)
             for c in range(columns)
         ]
+
+    @cached_property
+    def thumbnail(self) -> Image.Image:
+        """The picture, at most 800 pixels wide and high."""
+        small = self.picture.copy()
+        small.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS), Image.Resampling.LANCZOS)
+        return small
 
     @property
     def tokens(self) -> list[str]:
@@ -158,7 +167,7 @@ def inspect_pair(model: CMFG, pair: Pair, *, untrained: CMFG | None = None) -> I
     model
         Used as it is, in evaluation mode.
     untrained
-        A model of the same kind with random weights: measure with it whether the score follows the attention.
+        The same with random weights in its graph layers: measure with it whether the score follows the attention.
     """
     model.eval()
     parameter = next(model.parameters())

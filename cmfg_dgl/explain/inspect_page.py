@@ -26,7 +26,6 @@ from cmfg_dgl.nn.joint_attention import RelationWeights
 
 __all__ = ["write_inspection"]
 
-SHOWN_PIXELS = 800
 WEIGHTS = 600_000
 """Most weights that a page carries, two bytes each; of a larger graph each node keeps its strongest sources."""
 
@@ -55,6 +54,7 @@ def write_inspection(inspection: Inspection, folder: Path) -> Path:
         grid=pair.grid,
         tokens=len(pair.spans),
         cropped=not _whole(inspection),
+        cut=any(letter.isalnum() for letter in pair.text[pair.spans[-1][1] :]),
         relations=_rows(inspection),
         kept=_sources_kept(inspection),
         faithfulness=None if inspection.faithfulness is None else _faithfulness(inspection.faithfulness),
@@ -140,7 +140,11 @@ def _data(inspection: Inspection) -> dict[str, Any]:
     """What the script reads."""
     pair, kept = inspection.pair, _sources_kept(inspection)
     return {
-        "picture": {"address": _address(pair.picture), "width": pair.picture.width, "height": pair.picture.height},
+        "picture": {
+            "address": _address(pair.thumbnail),
+            "width": pair.picture.width,
+            "height": pair.picture.height,
+        },
         "grid": pair.grid,
         "view": pair.view,
         "text": pair.text,
@@ -194,8 +198,6 @@ def _base64(values: Tensor) -> str:
 
 
 def _address(picture: Image.Image) -> str:
-    small = picture.copy()
-    small.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=85)
+    picture.save(buffer, "WEBP", quality=85)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

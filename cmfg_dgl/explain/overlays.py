@@ -10,7 +10,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
-from PIL import Image
 from torch import Tensor
 
 from cmfg_dgl.explain.faithfulness import Faithfulness
@@ -21,7 +20,6 @@ from cmfg_dgl.nn.joint_attention import RelationWeights
 
 __all__ = ["edges_figure", "faithfulness_figure", "heat_figure", "token_attention", "write_overlays"]
 
-SHOWN_PIXELS = 512
 HEAT = 0.85
 EDGES = 24
 DPI = 108
@@ -169,10 +167,10 @@ def faithfulness_figure(found: Faithfulness) -> Figure:
 
 
 def _picture(axes: Axes, pair: Pair) -> None:
-    grey = pair.picture.convert("L")
-    grey.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS), Image.Resampling.LANCZOS)
     width, height = pair.picture.size
-    axes.imshow(np.asarray(grey), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+    axes.imshow(
+        np.asarray(pair.thumbnail.convert("L")), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0)
+    )
     axes.grid(False)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=True, color=GREY)

@@ -7,6 +7,7 @@ Invariants:
 - in a browser: what is chosen by the address, by keys, by a click or by pointing gets the glow that the weights
   give it, for a head and for their mean, with pieces of words joined (mean as they hear, sum as they are heard) or
   not; keys stop at the edges; on a narrow page nothing sticks out;
+- what the model does not see of picture and caption is told;
 - the table has each relation with its numbers; faithfulness stands there where it was measured, and only there.
 """
 
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 import pytest
 from graphs import SCHEMAS
-from inspections import TEXT, inspected, make_model, make_pair
+from inspections import SPANS, TEXT, WORDS, inspected, make_model, make_pair
 
 from cmfg_dgl.explain import inspect_page
 from cmfg_dgl.explain.inspect import Inspection, inspect_pair
@@ -167,6 +168,18 @@ def test_the_table_has_each_relation(tmp_path: Path) -> None:
         assert f"{summary.entropy:.2f}" in cells
         assert f"{summary.delta_when_removed:+.4f}" in cells
         assert f"{found.score + summary.delta_when_removed:.4f}" in cells
+
+
+def test_what_the_model_does_not_see_is_told(tmp_path: Path) -> None:
+    cut, margin = "The caption is longer than the model reads: its first 5 tokens", "The darkened margin is cut off"
+    whole = make_pair(view=(0.0, 0.0, 100.0, 60.0))
+    for pair, told in (
+        (whole, ()),
+        (make_pair(), (margin,)),
+        (make_pair(spans=SPANS[:5], words=WORDS[:5]), (margin, cut)),
+    ):
+        text = page(inspect_pair(make_model(), pair), tmp_path)
+        assert [words in text for words in (margin, cut)] == [words in told for words in (margin, cut)]
 
 
 def test_faithfulness_stands_where_it_was_measured(tmp_path: Path) -> None:
