@@ -56,6 +56,7 @@ def info(
     \b
     cmfg data info -c openmoji
     cmfg data info data.name=folder data.root=DIR
+    cmfg data info -c mirflickr25k data.root=DIR data.protocol=B
     """
     from cmfg_dgl.training.experiment import open_dataset
 
@@ -74,6 +75,7 @@ def info(
         "images": len(dataset.images),
         "captions": len(dataset.captions),
         "near_duplicates": dataset.near_duplicates,
+        "notes": list(dataset.notes),
         "bad": {item.id: item.reason for item in dataset.bad},
         "splits": splits,
     }
@@ -87,6 +89,8 @@ def info(
         rows,
     )
     click.echo(f"captions with a near-duplicate, kept in one split: {dataset.near_duplicates}")
+    for note in dataset.notes:
+        click.echo(f"note: {note}")
     for item in dataset.bad:
         click.echo(f"left out: {item.reason}")
 

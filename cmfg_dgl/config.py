@@ -74,6 +74,9 @@ class DataConfig:
 
     name: str = option("openmoji", "data set; `cmfg data ls` lists them")
     root: str | None = option(None, "folder of the data set, where it is not a package")
+    protocol: str = option(
+        "A", "mirflickr25k: which items are trained on, searched and searched for", choices=("A", "B", "paper")
+    )
     fractions: dict[str, float] = option(
         {"train": 0.6, "val": 0.1, "test": 0.3}, "share of each split, where the data set brings no splits"
     )

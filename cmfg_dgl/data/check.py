@@ -34,7 +34,10 @@ def check_dataset(dataset: Dataset, progress: Callable[[int, int], None] | None 
       image is in two splits), `same-image` (equal bytes or equal pixels in two splits), `same-caption` (a
       caption, normalised, in two splits).
     - Warnings: `long-caption`, `empty-split`, `no-split`.
-    - Info: `counts`, `near-duplicates`.
+    - Info: `counts`, `near-duplicates`, `note`.
+
+    Where the splits are published ones, `same-image` is a warning, and so is `same-caption`, told once for two
+    splits with the number of captions: nobody may move them.
 
     Parameters
     ----------
@@ -93,7 +96,11 @@ def _check_splits(dataset: Dataset) -> Iterator[Finding]:
         for position in sorted(members[a] & members[b]):
             message = f"the image is in the splits {a} and {b}"
             yield Finding("error", "split-overlap", dataset.images[position].id, message)
-        for text in shared_captions(dataset, a, b):
+        shared = shared_captions(dataset, a, b)
+        if shared and dataset.published:
+            message = f"{len(shared)} captions of the split {a} are also in {b}, as published"
+            yield Finding("warning", "same-caption", f"{a}/{b}", message)
+        for text in () if dataset.published else shared:
             message = f"the caption {text!r} of the split {a} is also in {b}; put its images in one split"
             yield Finding("error", "same-caption", f"{a}/{b}", message)
     for name in sorted(members):
@@ -116,9 +123,12 @@ def _check_same_images(dataset: Dataset, pictures: list[set[str]]) -> Iterator[F
                 if other != split and twin != item.id
             }
             for other, twin in sorted(elsewhere.items()):
-                both = f"{item.id} in {split} and {twin} in {other}"
-                message = f"{both} are the same picture; remove one or put both in one split"
-                yield Finding("error", "same-image", item.id, message)
+                message = f"{item.id} in {split} and {twin} in {other} are the same picture"
+                if dataset.published:
+                    yield Finding("warning", "same-image", item.id, f"{message}, as published")
+                else:
+                    remedy = "remove one or put both in one split"
+                    yield Finding("error", "same-image", item.id, f"{message}; {remedy}")
             for digest in pictures[position]:
                 first.setdefault(digest, {}).setdefault(split, item.id)
 
@@ -127,5 +137,6 @@ def _counts(dataset: Dataset) -> Iterator[Finding]:
     sizes = ", ".join(f"{name} {len(positions)}" for name, positions in dataset.splits.items())
     total = f"{len(dataset.images)} images, {len(dataset.captions)} captions; images by split: {sizes}"
     yield Finding("info", "counts", dataset.name, total)
+    yield from (Finding("info", "note", dataset.name, note) for note in dataset.notes)
     near = f"{dataset.near_duplicates} captions have a near-duplicate at another image"
     yield Finding("info", "near-duplicates", dataset.name, near)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,15 @@ class Dataset:
         What was left out while reading the listing (an empty caption, an image without captions, ...).
     near_duplicates
         How many captions share a group with another caption and so were kept in one split.
+    published
+        Whether the splits are those of a published protocol, which nobody may move: one text may then stand for
+        images of two splits.
+    relevance
+        What a right answer is: the query's own pair (`instance`), or whatever shares a label with it (`label`).
+    database
+        The splits that together are the gallery of the test split's queries; none where its gallery is itself.
+    notes
+        What to know about how the data were read, a line each.
     """
 
     name: str
@@ -83,6 +92,10 @@ class Dataset:
     load: Callable[[ImageItem], Image.Image]
     bad: tuple[BadItem, ...] = ()
     near_duplicates: int = 0
+    published: bool = False
+    relevance: Literal["instance", "label"] = "instance"
+    database: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     _captions_of: list[list[int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

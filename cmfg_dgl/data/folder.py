@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
+from cmfg_dgl.data.faults import caption_fault, path_fault, printable
 from cmfg_dgl.data.images import IMAGE_SUFFIXES, read_image
 from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups
 from cmfg_dgl.errors import DataError
@@ -218,9 +219,9 @@ def _json_row(record: Any, where: str) -> _Row:
 def _beside_rows(root: Path, beside: dict[str, Path]) -> Iterator[_Row | BadItem]:
     for image, path in beside.items():
         text = path.relative_to(root).as_posix()
-        fault = _path_fault(root, text)
+        fault = path_fault(root, text)
         if fault:
-            yield BadItem(_printable(text), fault)
+            yield BadItem(printable(text), fault)
         else:
             lines = _read_text(path).splitlines()
             yield _Row(text, image, tuple(line for line in lines if line.strip()))
@@ -266,15 +267,15 @@ def _assemble(root: Path, found: list[str], rows: Iterable[_Row | BadItem]) -> t
 
 def _entry(root: Path, image: str, rows: list[_Row], split_needed: bool, bad: list[BadItem]) -> _Entry | None:
     """Make the entry of an image with its good captions, or None; what is wrong is added to `bad`."""
-    name = _printable(image)
-    fault = _path_fault(root, image)
+    name = printable(image)
+    fault = path_fault(root, image)
     if fault:
         bad.append(BadItem(name, f"{rows[0].where}: {fault}" if rows else fault))
         return None
     captions: list[tuple[str, str]] = []
     texts = [(row.where, caption) for row in rows for caption in row.captions]
     for number, (where, caption) in enumerate(texts):
-        fault = _caption_fault(caption)
+        fault = caption_fault(caption)
         if fault:
             bad.append(BadItem(f"{name}#{number}", f"{where}: {fault}"))
         else:
@@ -291,36 +292,3 @@ def _entry(root: Path, image: str, rows: list[_Row], split_needed: bool, bad: li
         labels = tuple(sorted({label for row in rows for label in row.labels}))
         return _Entry(ImageItem(name, str(path), sha256_file(path), labels), captions, "".join(named))
     return None
-
-
-def _path_fault(root: Path, name: str) -> str | None:
-    """Say why the file that a listing calls `name` must not or cannot be used; None where it can."""
-    if name != _printable(name):
-        return "the file name is not UTF-8; rename the file"
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        return "the path leads out of data.root; give it relative to data.root"
-    try:
-        if not (root / path).resolve().is_relative_to(root):
-            return "a link that leads out of data.root; copy the file into data.root"
-        if not (root / path).is_file():
-            return "there is no such file under data.root"
-        with (root / path).open("rb"):
-            return None
-    except (OSError, RuntimeError, ValueError) as error:
-        return f"cannot be read ({error})"
-
-
-def _caption_fault(caption: object) -> str | None:
-    if not isinstance(caption, str):
-        return "the caption is not a text"
-    if not caption.strip():
-        return "the caption is empty"
-    if caption != _printable(caption):
-        return "the caption holds half of a surrogate pair"
-    return None
-
-
-def _printable(text: str) -> str:
-    """Escape lone surrogates, which no UTF-8 file or terminal can hold."""
-    return text.encode("utf-8", "backslashreplace").decode()

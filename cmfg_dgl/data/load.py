@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.folder import folder
+from cmfg_dgl.data.karpathy import karpathy
+from cmfg_dgl.data.mirflickr import mirflickr25k
 from cmfg_dgl.data.openmoji import openmoji
 from cmfg_dgl.data.scenes import scenes
 from cmfg_dgl.errors import ConfigError
@@ -17,6 +19,9 @@ DATASETS: dict[str, str] = {
     "openmoji": "about 1,900 emoji with their English names, from installed packages; OpenMoji, CC BY-SA 4.0",
     "scenes": "rendered scenes of 1 to 4 objects, told apart by what is where; made here, no licence needed",
     "folder": "images and captions of your own under data.root; the licence is yours to know",
+    "mirflickr25k": "25,000 Flickr images with tags and 24 labels, under data.root; Creative Commons, by image",
+    "flickr30k": "31,014 Flickr images with five captions each, under data.root; for non-commercial research",
+    "coco": "123,287 images of COCO 2014 with five captions each, under data.root; captions CC BY 4.0",
 }
 
 
@@ -24,6 +29,7 @@ def load_dataset(
     name: str,
     *,
     root: str | None,
+    protocol: str,
     fractions: dict[str, float],
     seed: int,
     near_duplicate: float,
@@ -39,9 +45,11 @@ def load_dataset(
     name
         A key of `DATASETS`.
     root
-        Folder of the images; only `folder` reads it.
+        Folder of the data; `openmoji` is a package and needs none.
+    protocol
+        Which protocol of `mirflickr25k`.
     fractions, seed, near_duplicate
-        How to split, see `hash_split` and `near_duplicate_groups`.
+        How to split, see `hash_split` and `near_duplicate_groups`, where the data set brings no splits.
     max_pixels, max_bytes
         Bounds of `decode` on images from outside.
     scene_counts, scene_objects
@@ -68,6 +76,10 @@ def load_dataset(
                 max_pixels=max_pixels,
                 max_bytes=max_bytes,
             )
+        case "mirflickr25k":
+            return mirflickr25k(root, protocol=protocol, seed=seed, max_pixels=max_pixels, max_bytes=max_bytes)
+        case "flickr30k" | "coco":
+            return karpathy(root, name=name, max_pixels=max_pixels, max_bytes=max_bytes)
         case _:
             near = difflib.get_close_matches(name, DATASETS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""

@@ -18,10 +18,12 @@ from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.errors import ConfigError
 
 __all__ = [
+    "hash_order",
     "hash_rule",
     "hash_split",
     "near_duplicate_groups",
     "normalise_caption",
+    "parted_pictures",
     "shared_captions",
     "shared_items",
 ]
@@ -178,10 +180,41 @@ def _uniform(seed: int, name: str) -> float:
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
+def hash_order(ids: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Positions of `ids` in a random order that depends on the seed and the ids alone, int64 (ids,)."""
+    return np.argsort([_uniform(seed, name) for name in ids], kind="stable").astype(np.int64)
+
+
 def hash_rule(fractions: dict[str, float], seed: int, near_duplicate: float) -> str:
     """Say how `hash_split` was called, for the protocol id: `hash-60-10-30,seed-0,near-0.75`."""
     shares = "-".join(f"{100 * share:g}" for share in fractions.values())
     return f"hash-{shares},seed-{seed},near-{near_duplicate:g}"
+
+
+def parted_pictures(
+    splits: Mapping[str, NDArray[np.int64]], digests: Sequence[str]
+) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+    """Take out of `train` what `val` or `test` has too, and out of `val` what `test` has, by equal digests.
+
+    Published splits may hold one picture twice. What is measured on stays as published; what is learnt from does
+    not see it.
+
+    Returns
+    -------
+    splits
+        The same splits, `train` and `val` without those pictures.
+    taken
+        int64, positions of what was taken out, ascending.
+    """
+    names = np.asarray(digests, np.str_)
+    kept, seen = dict(splits), names[splits["test"]]
+    taken: list[NDArray[np.int64]] = []
+    for split in ("val", "train"):
+        twin = np.isin(names[splits[split]], seen)
+        kept[split] = splits[split][~twin]
+        taken.append(splits[split][twin])
+        seen = np.concatenate([seen, names[kept[split]]])
+    return kept, np.sort(np.concatenate(taken))
 
 
 def shared_captions(dataset: Dataset, a: str, b: str) -> list[str]:

@@ -48,6 +48,7 @@ def open_dataset(config: Config) -> Dataset:
     return load_dataset(
         data.name,
         root=data.root,
+        protocol=data.protocol,
         fractions=data.fractions,
         seed=data.seed,
         near_duplicate=data.near_duplicate,

@@ -1,0 +1,97 @@
+"""Small files in the layouts of MIRFLICKR-25K and of Karpathy's JSON, for tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from cmfg_dgl.data.mirflickr import LABELS
+
+R1 = (
+    "baby",
+    "bird",
+    "car",
+    "clouds",
+    "dog",
+    "female",
+    "flower",
+    "male",
+    "night",
+    "people",
+    "portrait",
+    "river",
+    "sea",
+    "tree",
+)
+
+
+def picture(path: Path, number: int) -> None:
+    """A JPEG of one colour that no other number below 32,768 has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = (8 * (number % 32), 8 * (number // 32 % 32), 8 * (number // 1024))
+    Image.new("RGB", (24, 16), colour).save(path, quality=95)
+
+
+def mirflickr_layout(
+    root: Path, tags: Mapping[int, str | bytes | None], labels: Mapping[int, Sequence[str]], common: Sequence[str]
+) -> None:
+    """Write the two extracted archives.
+
+    Parameters
+    ----------
+    tags
+        Number of each image to the content of its tag file, None for no file.
+    labels
+        Number to labels, where it has some; every other image of a label is relevant to it, too.
+    common
+        The tags of common_tags.txt.
+    """
+    meta, annotations = root / "mirflickr" / "meta" / "tags", root / "mirflickr25k_annotations_v080"
+    for folder in (meta, annotations, root / "mirflickr" / "doc"):
+        folder.mkdir(parents=True)
+    for number, content in tags.items():
+        picture(root / "mirflickr" / f"im{number}.jpg", number)
+        if content is not None:
+            (meta / f"tags{number}.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    counts = "".join(f"{tag} {100 - place}\n" for place, tag in enumerate(common))
+    (root / "mirflickr" / "doc" / "common_tags.txt").write_text(counts)
+    (annotations / "README.txt").write_text(
+        "MIRFLICKR-25000 annotations, version 0.80\n12 of these lines are no number\n"
+    )
+    for label in LABELS:
+        own = [number for number, names in labels.items() if label in names]
+        (annotations / f"{label}.txt").write_text("".join(f"{number}\n" for number in own))
+        if label in R1:
+            (annotations / f"{label}_r1.txt").write_text("".join(f"{number}\n" for number in own[::2]))
+
+
+def karpathy_layout(
+    root: Path, name: str, images: Sequence[tuple[str, str, Sequence[str]]]
+) -> list[dict[str, Any]]:
+    """Write dataset_NAME.json and its images, each (path below the images, split, captions); the entries."""
+    entries, sentence = [], 0
+    for number, (path, split, captions) in enumerate(images):
+        folder, _, file = path.rpartition("/")
+        place = root / (path if name == "coco" else f"flickr30k-images/{path}")
+        picture(place, number)
+        sentids = list(range(sentence, sentence + len(captions)))
+        sentence += len(captions)
+        entries.append(
+            {
+                **({"filepath": folder, "cocoid": 1000 + number} if name == "coco" else {}),
+                "sentids": sentids,
+                "imgid": number,
+                "filename": file,
+                "split": split,
+                "sentences": [
+                    {"tokens": text.lower().strip(".").split(), "raw": text, "imgid": number, "sentid": sentid}
+                    for text, sentid in zip(captions, sentids, strict=True)
+                ],
+            }
+        )
+    (root / f"dataset_{name}.json").write_text(json.dumps({"images": entries, "dataset": name}))
+    return entries
