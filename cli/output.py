@@ -22,6 +22,9 @@ __all__ = ["Bars", "print_json", "print_retrieval", "print_table"]
 LINE_SECONDS = 15.0
 UNFOLDED = 10_000
 
+STAGES = {"first_stage": "first stage", "two_stage": "two stages"}
+DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
+
 
 class Bars:
     """What a command tells while it works, all of it on stderr: progress, and log lines of cmfg.
@@ -112,23 +115,13 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 
 def print_retrieval(record: Mapping[str, Any]) -> None:
-    """Print an evaluation: both stages, both directions, beside chance and ceiling."""
-    names = {"first_stage": "first stage", "two_stage": "two stages"}
-    rows = [
-        [
-            label,
-            {"i2t": "image to text", "t2i": "text to image"}[direction],
-            *(record[stage][direction][key] for key in ("R@1", "R@5", "R@10")),
-            f"{record[stage][direction]['medR']:g}",
-            record[stage][direction]["mAP@all"],
-            f"{record[stage][direction]['MRR']:.3f}",
-            record[stage]["rsum"] if direction == "i2t" else "",
-        ]
-        for stage, label in names.items()
-        for direction in ("i2t", "t2i")
-    ]
+    """Print an evaluation: both stages, both directions, beside chance and ceiling; folds and labels, if any."""
     title = f"{record['dataset']}, {record['split']}: {record['n_images']} images, {record['n_captions']} captions"
-    print_table(title, ["stage", "direction", "R@1", "R@5", "R@10", "medR", "mAP@all", "MRR", "rsum"], rows)
+    _print_recalls(title, record)
+    if folds := record.get("folds"):
+        _print_recalls(f"mean of {folds['folds']} folds of {folds['n_images']} images", folds)
+    if "label" in record:
+        _print_by_label(record["label"])
     two = record["two_stage"]
     click.echo(
         f"rsum of chance: {record['first_stage']['chance_rsum']:.1f}; second stage: top {two['k']} re-ranked, "
@@ -136,3 +129,38 @@ def print_retrieval(record: Mapping[str, Any]) -> None:
         f"{record['pairs_per_second']:,.0f} pairs a second"
     )
     click.echo(f"protocol: {record['protocol']}")
+
+
+def _print_recalls(title: str, record: Mapping[str, Any]) -> None:
+    """Print both stages and directions under instance relevance."""
+    rows = [
+        [
+            label,
+            way,
+            *(record[stage][direction][key] for key in ("R@1", "R@5", "R@10")),
+            f"{record[stage][direction]['medR']:g}",
+            record[stage][direction]["mAP@all"],
+            f"{record[stage][direction]['MRR']:.3f}",
+            *(record[stage][key] if direction == "i2t" else "" for key in ("rsum", "hit_rsum")),
+        ]
+        for stage, label in STAGES.items()
+        for direction, way in DIRECTIONS.items()
+    ]
+    head = ["stage", "direction", "R@1", "R@5", "R@10", "medR", "mAP@all", "MRR", "rsum", "hit rsum"]
+    print_table(title, head, rows)
+
+
+def _print_by_label(record: Mapping[str, Any]) -> None:
+    """Print both stages and directions under label relevance."""
+    keys = ("mAP@all", "mAP@50", "P@1", "P@5", "P@10")
+    rows = [
+        [label, way, *(record[stage][direction][key] for key in keys)]
+        for stage, label in STAGES.items()
+        for direction, way in DIRECTIONS.items()
+    ]
+    gallery = record["gallery"]
+    title = (
+        f"by label: right is what shares one of {record['labels']} labels; gallery {'+'.join(gallery['splits'])}, "
+        f"{gallery['n_images']} images; mAP@all of chance {record['chance']:.1f}"
+    )
+    print_table(title, ["stage", "direction", *keys], rows)

@@ -21,7 +21,17 @@ from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.splits import shared_items
 from cmfg_dgl.errors import CheckpointError, ConfigError, DataError
 from cmfg_dgl.evaluation.audit import audit
-from cmfg_dgl.evaluation.evaluate import ALPHAS, Scores, choose_alpha, first_stage, score, two_stage
+from cmfg_dgl.evaluation.evaluate import (
+    ALPHAS,
+    Scores,
+    choose_alpha,
+    first_stage,
+    label_chance,
+    label_metrics,
+    mean_record,
+    score,
+    two_stage,
+)
 from cmfg_dgl.evaluation.ranking import Ranking, cmc, precision_recall
 from cmfg_dgl.explain.examples import decode_picture, retrieved_examples
 from cmfg_dgl.explain.figures import png_bytes, retrieval_grid
@@ -31,7 +41,7 @@ from cmfg_dgl.features.text import TextEncoder
 from cmfg_dgl.features.vision import VisionEncoder
 from cmfg_dgl.files import sha256_file, write_atomic
 from cmfg_dgl.nn.model import CMFG
-from cmfg_dgl.retrieval.rank import GraphScorer
+from cmfg_dgl.retrieval.rank import GraphScorer, Scorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment, build_model, encoders, open_dataset, select_device
 from cmfg_dgl.training.run import Run
@@ -119,6 +129,7 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
             "val_images": len(val.images),
             "parameters": sum(p.numel() for p in model.parameters()),
             "near_duplicates": dataset.near_duplicates,
+            "published": dataset.published,
             "quarantined": left_out,
             "truncated_captions": experiment.captions.truncated,
             "epochs": state.epoch,
@@ -186,8 +197,18 @@ def _select(run: Run, scores: Scores) -> dict[str, Any]:
     }
 
 
-def evaluate_run(run: Run, split: str, *, force: bool, progress: Progress) -> dict[str, Any]:
+def evaluate_run(
+    run: Run, split: str, *, force: bool, progress: Progress, folds: int | None = None
+) -> dict[str, Any]:
     """Evaluate both stages on a split; a result that is there already is given again.
+
+    Where images have labels, label relevance is measured too, on the database that the data set has for its test
+    split, or within the split.
+
+    Parameters
+    ----------
+    folds
+        Also evaluate this many parts of the split by themselves, and give the means: COCO 1K is 5 of its test.
 
     Returns
     -------
@@ -202,6 +223,8 @@ def evaluate_run(run: Run, split: str, *, force: bool, progress: Progress) -> di
     dataset = experiment.dataset
     alpha = selection["alpha"] if config.retrieval.alpha is None else config.retrieval.alpha
     made_from = {**_made_from(run, experiment, split), "k": config.retrieval.k, "alpha": alpha}
+    if folds is not None:
+        parts, made_from["folds"] = view.folds(folds), folds
     if (run.folder / name).is_file() and not force:
         return _known(run, name, made_from)
     collection = experiment.collection(view)
@@ -219,15 +242,52 @@ def evaluate_run(run: Run, split: str, *, force: bool, progress: Progress) -> di
         "first_stage": first,
         "two_stage": second,
         "pairs_per_second": scores.pairs / scores.seconds,
-        "seconds": time.perf_counter() - start,
-        "made_from": made_from,
     }
+    if folds is not None:
+        record["folds"] = _fold_record(experiment, scorer, parts, alpha)
+    if (label := _label_record(experiment, scorer, split, scores, alpha)) is not None:
+        record["label"] = label
+    record |= {"seconds": time.perf_counter() - start, "made_from": made_from}
     run.write(f"curves-{split}.json", _curves({"first stage": first_rankings, "two stages": second_rankings}))
     run.write(f"examples-{split}.json", retrieved_examples(dataset, view, scores, alpha))
     run.write(name, record)
     write_card(run.folder)
     write_report(run.folder)
     return record
+
+
+def _fold_record(experiment: Experiment, scorer: Scorer, parts: list[Split], alpha: float) -> dict[str, Any]:
+    """Means over folds, each of which searches its own images and captions alone."""
+    retrieval, records = experiment.config.retrieval, []
+    for part in parts:
+        scores = score(scorer, experiment.collection(part), k=retrieval.k, query_batch=retrieval.query_batch)
+        records.append({"first_stage": first_stage(scores)[0], "two_stage": two_stage(scores, alpha)[0]})
+    return {"folds": len(parts), "n_images": len(parts[0].images), **mean_record(records)}
+
+
+def _label_record(
+    experiment: Experiment, scorer: Scorer, split: str, scores: Scores, alpha: float
+) -> dict[str, Any] | None:
+    """Both stages under label relevance, None without labels; `scores` serve where the split searches itself."""
+    view, queries = experiment.searched(split)
+    labels, names = experiment.labels(view), [split]
+    if labels is None:
+        return None
+    collection, retrieval = experiment.collection(view), experiment.config.retrieval
+    if queries is not None:
+        names = list(experiment.dataset.database)
+        scores = score(scorer, collection, k=retrieval.k, query_batch=retrieval.query_batch, queries=queries)
+    return {
+        "labels": labels.shape[1],
+        "gallery": {
+            "splits": names,
+            "n_images": len(view.images) if queries is None else int((~queries).sum()),
+            "protocols": [experiment.dataset.protocol(name) for name in names],
+        },
+        "chance": label_chance(labels, collection.caption_image, queries),
+        "first_stage": label_metrics(scores, labels, None),
+        "two_stage": label_metrics(scores, labels, alpha),
+    }
 
 
 def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
@@ -242,7 +302,7 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
     weights, _ = load_checkpoint(run.best)
     experiment = Experiment.prepare(run.config, progress)
     view = experiment.evaluation_split("test")
-    made_from = _made_from(run, experiment, "test")
+    made_from, dataset = _made_from(run, experiment, "test"), experiment.dataset
     if (run.folder / "audit.json").is_file() and not force:
         return _known(run, "audit.json", made_from)
     names: list[str] = []
@@ -255,7 +315,10 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
         _scorer(_trained(run, experiment, weights), run.config, None),
         _scorer(experiment.model(run.config.run.seed + 1), run.config, None),
         experiment.collection(view),
-        shared_with_training=shared_items(run.read("manifest-train.json"), experiment.dataset.manifest("test")),
+        shared_with_training=shared_items(
+            run.read("manifest-train.json"), dataset.manifest("test"), texts=not dataset.published
+        ),
+        compared=dataset.compared,
         progress=report,
     )
     progress("audit", 8, 8)

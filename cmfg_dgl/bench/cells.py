@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from cmfg_dgl.bench.methods import make_method
 from cmfg_dgl.data.splits import shared_items
 from cmfg_dgl.evaluation.alignment import alignment_metrics
 from cmfg_dgl.evaluation.audit import audit
-from cmfg_dgl.evaluation.evaluate import Direction, Scores, choose_alpha, rank_direction, score, score_chunks
+from cmfg_dgl.evaluation.evaluate import Direction, Scores, choose_alpha, rank_chunks, score, score_chunks
 from cmfg_dgl.evaluation.ranking import (
     Ranking,
     chance,
@@ -26,6 +25,7 @@ from cmfg_dgl.evaluation.ranking import (
     hit_rsum,
     metrics,
     per_query,
+    pooled_metrics,
     precision_recall,
     rank_positives,
     rsum,
@@ -40,7 +40,7 @@ from cmfg_dgl.evaluation.ties import (
 from cmfg_dgl.explain.examples import retrieved_examples
 from cmfg_dgl.memory import give_freed_memory_back, peak_memory
 
-__all__ = ["chance_rsum", "evaluate_stage", "label_chance", "relevant_items", "run_cell"]
+__all__ = ["chance_rsum", "evaluate_stage", "run_cell"]
 
 CMC_KS = range(1, 11)
 
@@ -83,9 +83,9 @@ def run_cell(
         k = data.config.retrieval.k if method.reranks else 0
         alpha, value = _select(method, data.val, k)
         scores = score(method, data.test.collection, k=k, query_batch=data.config.retrieval.query_batch)
-        stages = {"first": evaluate_stage(method, scores, None, data.test)}
-        if alpha is not None:
-            stages["two"] = evaluate_stage(method, scores, alpha, data.test)
+        weights = {"first": None} if alpha is None else {"first": None, "two": alpha}
+        stages = {stage: evaluate_stage(method, scores, weight, data.test) for stage, weight in weights.items()}
+        _search_database(method, data, k, weights, stages)
     first = scores.directions["i2t"]
     record: dict[str, Any] = {
         "method": name,
@@ -107,6 +107,18 @@ def run_cell(
         record["audit"] = _audit(method, make(seed + 1).eval(), data)
         record["examples"] = retrieved_examples(data.experiment.dataset, data.test.split, scores, alpha)
     return record
+
+
+def _search_database(
+    method: Method, data: BenchData, k: int, weights: Mapping[str, float | None], stages: dict[str, dict[str, Any]]
+) -> None:
+    """Give each stage the metrics by label of the test split's queries against the database, if there is one."""
+    part, batch = data.searched, data.config.retrieval.query_batch
+    if part.queries is None or part.labels is None:
+        return
+    scores = score(method, part.collection, k=k, query_batch=batch, queries=part.queries)
+    for stage, weight in weights.items():
+        stages[stage]["label"] = _label_means(method, scores, weight, part.labels)
 
 
 def _fit(method: Method, data: BenchData, deadline: float) -> bool:
@@ -134,30 +146,27 @@ def _select(method: Method, part: Part, k: int) -> tuple[float | None, float]:
 
 
 def _criterion(method: Method, scores: Scores, alpha: float | None, part: Part) -> float:
-    rankings = _rankings(method, scores, alpha, part.labels if method.criterion == "label" else None)
-    means = {name: _means(ranking) for name, ranking in rankings.items()}
-    if method.criterion == "label":
-        return (means["i2t"]["mAP@all"] + means["t2i"]["mAP@all"]) / 2
+    if method.criterion == "label" and part.labels is not None:
+        labelled = _label_means(method, scores, alpha, part.labels)
+        return (labelled["i2t"]["mAP@all"] + labelled["t2i"]["mAP@all"]) / 2
+    means = {name: _means(ranking) for name, ranking in _rankings(method, scores, alpha).items()}
     return rsum(means["i2t"], means["t2i"])
 
 
 def evaluate_stage(method: Method, scores: Scores, alpha: float | None, part: Part) -> dict[str, Any]:
     """All metrics of a stage, by instance and by label, with what tests and curves need."""
-    rankings = _rankings(method, scores, alpha, None)
+    rankings = _rankings(method, scores, alpha)
     means = {name: _means(ranking) for name, ranking in rankings.items()}
     reach = {name: d.chosen.shape[1] for name, d in scores.directions.items()}
     ceiling = None
     if alpha is not None:
-        before = _rankings(method, scores, None, None)
+        before = _rankings(method, scores, None)
         ceiling = {n: _means(before[n], (k,))[f"R@{k}"] for n, k in reach.items()}
-    labelled = None
-    if part.labels is not None:
-        labelled = {n: _means(r) for n, r in _rankings(method, scores, alpha, part.labels).items()}
     return {
         **means,
         "rsum": rsum(means["i2t"], means["t2i"]),
         "hit_rsum": hit_rsum(means["i2t"], means["t2i"]),
-        "label": labelled,
+        "label": None if part.labels is None else _label_means(method, scores, alpha, part.labels),
         "ceiling": ceiling,
         "k": None if alpha is None else max(reach.values()),
         "per_query": {name: _points(ranking).tolist() for name, ranking in rankings.items()},
@@ -168,60 +177,24 @@ def evaluate_stage(method: Method, scores: Scores, alpha: float | None, part: Pa
     }
 
 
-def _rankings(
-    method: Method, scores: Scores, alpha: float | None, labels: Tensor | None
-) -> dict[str, Ranking | TiedRanking]:
-    """Both directions, by instance or, with labels, by shared label; codes are ranked in expectation over ties."""
-    rankings: dict[str, Ranking | TiedRanking] = {}
-    for name, direction in scores.directions.items():
-        used = direction
-        if labels is not None:
-            query, gallery = relevant_items(name, labels, scores.directions["t2i"].positives)
-            used = _with_relevance(direction, query, gallery)
-        if method.hashes:
-            rankings[name] = _tied(used, scores.query_batch)
-        else:
-            rankings[name] = rank_direction(used, alpha, query_batch=scores.query_batch)
-    return rankings
+def _rankings(method: Method, scores: Scores, alpha: float | None) -> dict[str, Ranking | TiedRanking]:
+    """Both directions, by instance; codes are ranked in expectation over ties."""
+    if method.hashes:
+        return {name: _tied(direction, scores.query_batch) for name, direction in scores.directions.items()}
+    return {**scores.rank(alpha)}
 
 
-def relevant_items(name: str, labels: Tensor, caption_image: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels of the queries and of the gallery of a direction, bool (Q, L) and (G, L).
-
-    Parameters
-    ----------
-    labels
-        bool, (N, L), of the images; a caption has those of its image.
-    caption_image
-        int64, (M,).
-    """
-    captions = labels[caption_image]
-    return (labels, captions) if name == "i2t" else (captions, labels)
-
-
-def _with_relevance(direction: Direction, query: Tensor, gallery: Tensor) -> Direction:
-    """The direction with every item that shares a label with the query as a positive."""
-    rows = [torch.nonzero(part.float() @ gallery.float().T > 0) for part in query.split(1024)]
-    counts = torch.cat(
-        [
-            torch.bincount(found[:, 0], minlength=len(part))
-            for found, part in zip(rows, query.split(1024), strict=True)
-        ]
-    )
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-    return replace(direction, offsets=offsets, positives=torch.cat([found[:, 1] for found in rows]))
-
-
-def label_chance(part: Part) -> float | None:
-    """Share of relevant items under shared labels, %, mean of both ways: about the mAP@all of a random order."""
-    if part.labels is None:
-        return None
-    shares = []
-    for name in ("i2t", "t2i"):
-        query, gallery = relevant_items(name, part.labels, part.collection.caption_image)
-        share = (query.float() @ gallery.float().T > 0).float().mean(1)
-        shares.append(float(share[share > 0].mean()))
-    return 100 * sum(shares) / 2
+def _label_means(
+    method: Method, scores: Scores, alpha: float | None, labels: Tensor
+) -> dict[str, dict[str, float]]:
+    """Metrics of both directions by shared label; codes are ranked in expectation over ties."""
+    batch = scores.query_batch
+    return {
+        name: expected_metrics(_tied(direction, batch))
+        if method.hashes
+        else pooled_metrics(rank_chunks(direction, alpha, batch))
+        for name, direction in scores.by_label(labels).directions.items()
+    }
 
 
 def _tied(direction: Direction, query_batch: int) -> TiedRanking:
@@ -266,12 +239,15 @@ def _broken_ties(direction: Direction, query_batch: int) -> Ranking:
 
 
 def _audit(method: Method, untrained: Method, data: BenchData) -> dict[str, Any]:
-    manifest = data.experiment.dataset.manifest
+    dataset = data.experiment.dataset
     return audit(
         method,
         untrained,
         data.test.collection,
-        shared_with_training=shared_items(manifest("train"), manifest("test")),
+        shared_with_training=shared_items(
+            dataset.manifest("train"), dataset.manifest("test"), texts=not dataset.published
+        ),
+        compared=dataset.compared,
         joint=method.reranks,
     ).record()
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmfg_dgl.bench.cells import chance_rsum, label_chance, run_cell
+from cmfg_dgl.bench.cells import chance_rsum, run_cell
 from cmfg_dgl.bench.data import BenchData
 from cmfg_dgl.bench.methods import method_class
 from cmfg_dgl.bench.pages import write_outputs
 from cmfg_dgl.bench.results import OURS, collect
 from cmfg_dgl.config import BenchConfig, Config, load_config, to_yaml
 from cmfg_dgl.errors import CheckpointError, ConfigError
+from cmfg_dgl.evaluation.evaluate import label_chance
 from cmfg_dgl.files import canonical_json, read_json, sha256_bytes, write_atomic, write_json
 
 __all__ = ["bench"]
@@ -68,6 +69,20 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool =
     return folders
 
 
+def _label_relevance(data: BenchData) -> Record | None:
+    """How many labels there are, what chance gives, and how many images are searched if not the test split."""
+    part = data.searched
+    if part.labels is None:
+        return None
+    record: Record = {
+        "labels": part.labels.shape[1],
+        "chance": label_chance(part.labels, part.collection.caption_image, part.queries),
+    }
+    if part.queries is not None:
+        record["gallery"] = int((~part.queries).sum())
+    return record
+
+
 @dataclass
 class _Tick:
     """The progress of all cells together."""
@@ -107,8 +122,7 @@ def _compare(
         dataset=data.experiment.dataset.name,
         images=len(data.test.split.images),
         caption_image=data.test.split.caption_image,
-        labels=None if data.test.labels is None else len(data.label_names),
-        label_chance=label_chance(data.test),
+        label_relevance=_label_relevance(data),
         chance=chance_rsum(data.test),
         honest=honest,
     )
@@ -185,7 +199,9 @@ class _Runner:
             "seed": seed,
             "setting": dict(setting),
             "minutes": self.config.minutes,
-            "protocols": [dataset.protocol(split) for split in ("train", "val", "test")],
+            "protocols": [
+                dataset.protocol(split) for split in dict.fromkeys(("train", "val", "test", *dataset.database))
+            ],
             "features": [store.folder.name for store in stores],
             "recipe": to_yaml(data),
         }

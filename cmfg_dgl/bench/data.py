@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import torch
@@ -21,11 +21,15 @@ __all__ = ["BenchData", "Part", "prompt_sentences"]
 
 @dataclass(frozen=True)
 class Part:
-    """A split: its items, their nodes, and the labels of its images, bool (N, L) or None."""
+    """A split: its items, their nodes, and the labels of its images, bool (N, L) or None.
+
+    With `queries`, bool (N,), these images and their captions search the others, see `score`.
+    """
 
     split: Split
     collection: Collection
     labels: Tensor | None
+    queries: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,6 @@ class BenchData:
         return cls(config, Experiment.prepare(config, progress))
 
     @cached_property
-    def label_names(self) -> list[str]:
-        """All labels of the data set, sorted."""
-        return sorted({label for image in self.experiment.dataset.images for label in image.labels})
-
-    @cached_property
     def widths(self) -> dict[str, int]:
         """Node type to the width of its features."""
         return {"patch": self.experiment.images.width, "token": self.experiment.captions.width}
@@ -58,21 +57,18 @@ class BenchData:
 
     @cached_property
     def test(self) -> Part:
-        """The test split, whole."""
-        return self._part(self.experiment.evaluation_split("test"))
+        """The test split, whole; without its labels where these are for searching a database, see `searched`."""
+        part = self._part(self.experiment.evaluation_split("test"))
+        return replace(part, labels=None) if self.experiment.dataset.database else part
+
+    @cached_property
+    def searched(self) -> Part:
+        """What the test split's queries search under label relevance: its database, or the test split itself."""
+        split, queries = self.experiment.searched("test")
+        return self.test if queries is None else replace(self._part(split), queries=queries)
 
     def _part(self, split: Split) -> Part:
-        return Part(split, self.experiment.collection(split), self._labels(split))
-
-    def _labels(self, split: Split) -> Tensor | None:
-        if not self.label_names:
-            return None
-        place = {name: i for i, name in enumerate(self.label_names)}
-        labels = torch.zeros(len(split.images), len(place), dtype=torch.bool)
-        for row, image in enumerate(split.images):
-            for label in self.experiment.dataset.images[image].labels:
-                labels[row, place[label]] = True
-        return labels
+        return Part(split, self.experiment.collection(split), self.experiment.labels(split))
 
     @cached_property
     def training(self) -> TrainingSet:

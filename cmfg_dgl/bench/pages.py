@@ -170,7 +170,7 @@ RESULTS = {
     **dict.fromkeys(("n_images", "n_captions", "trials"), int),
     "seeds": [int],
     "minutes": NUMBER,
-    "label_relevance": _Maybe({"labels": int, "chance": NUMBER}),
+    "label_relevance": _Maybe({"labels": int, "chance": NUMBER, "gallery?": int}),
     "chance_rsum": NUMBER,
     "rows": [ROW],
     "audits": _Each({"passed": bool, "checks": [CHECK]}),

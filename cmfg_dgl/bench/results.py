@@ -26,8 +26,7 @@ def collect(
     dataset: str,
     images: int,
     caption_image: NDArray[np.int64],
-    labels: int | None,
-    label_chance: float | None,
+    label_relevance: Record | None,
     chance: float,
     honest: Record | None = None,
 ) -> Record:
@@ -41,6 +40,8 @@ def collect(
         Method to the records of its trials.
     caption_image
         int64, (M,): image of each caption of the test split; images are resampled with their captions.
+    label_relevance
+        How many labels there are, the mAP@all of chance, and the images searched if not those of the test split.
     honest
         For a leaky comparison the results of the honest one, whose rows stand beside.
     """
@@ -62,7 +63,7 @@ def collect(
         "seeds": list(config.seeds),
         "trials": config.trials,
         "minutes": config.minutes,
-        "label_relevance": None if labels is None else {"labels": labels, "chance": label_chance},
+        "label_relevance": label_relevance,
         "chance_rsum": chance,
         "rows": rows,
         "audits": {name: next(r["audit"] for r in records if "audit" in r) for name, records in cells.items()},

@@ -391,9 +391,15 @@ def _labels(results: Row) -> Table:
     columns += [_Column(key, "percent", _at("label", way, key), 1) for way in WAYS for key in LABEL]
     relevance = results["label_relevance"] or {}
     chance = shown("percent", relevance.get("chance"))
+    searched = (
+        f" The queries are those of the {results['split']} split, and they search the images and captions of "
+        f"{shown('count', relevance['gallery'])} others, the protocol's database."
+        if "gallery" in relevance
+        else ""
+    )
     note = (
         f"In %: an answer is right if it shares one of {shown('count', relevance.get('labels'))} labels with the "
-        f"query. Chance is a mAP@all of {chance}. mAP@50 looks at the first 50 answers alone; "
+        f"query.{searched} Chance is a mAP@all of {chance}. mAP@50 looks at the first 50 answers alone; "
         "label relevance is not tested."
     )
     groups = (("both", 1), *((way, len(LABEL)) for way in WAYS.values()))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cmfg_dgl.errors import DataError
+from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.files import canonical_json, sha256_bytes
 
 __all__ = ["BadItem", "CaptionItem", "Dataset", "ImageItem", "Split"]
@@ -52,6 +52,31 @@ class Split:
     captions: NDArray[np.int64]
     caption_image: NDArray[np.int64]
 
+    def folds(self, count: int) -> list[Split]:
+        """`count` parts of equally many images, in their order: the first images are the first part, and so on.
+
+        Raises
+        ------
+        ConfigError
+            If the images cannot be parted so.
+        """
+        size, rest = divmod(len(self.images), count)
+        if rest or not size:
+            raise ConfigError(
+                f"--folds {count}: {len(self.images)} images of the split {self.name!r} make no {count} folds of "
+                "equal size; give a divisor"
+            )
+        fold = self.caption_image // size
+        return [
+            Split(
+                f"{self.name}, fold {number + 1}",
+                self.images[number * size : (number + 1) * size],
+                self.captions[fold == number],
+                self.caption_image[fold == number] - number * size,
+            )
+            for number in range(count)
+        ]
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -76,10 +101,9 @@ class Dataset:
     published
         Whether the splits are those of a published protocol, which nobody may move: one text may then stand for
         images of two splits.
-    relevance
-        What a right answer is: the query's own pair (`instance`), or whatever shares a label with it (`label`).
     database
-        The splits that together are the gallery of the test split's queries; none where its gallery is itself.
+        The splits that together are the gallery for the queries of `test` under label relevance; none where the
+        gallery is `test` itself.
     notes
         What to know about how the data were read, a line each.
     """
@@ -93,7 +117,6 @@ class Dataset:
     bad: tuple[BadItem, ...] = ()
     near_duplicates: int = 0
     published: bool = False
-    relevance: Literal["instance", "label"] = "instance"
     database: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     _captions_of: list[list[int]] = field(init=False, repr=False, compare=False)
@@ -104,6 +127,11 @@ class Dataset:
             captions_of[caption.image].append(position)
         object.__setattr__(self, "_captions_of", captions_of)
 
+    @property
+    def compared(self) -> str:
+        """What of test and training must differ: in published splits one text may be in both."""
+        return "images" if self.published else "images or captions"
+
     def split(self, name: str, without: frozenset[str] = frozenset()) -> Split:
         """The split `name`, less the images and captions whose ids are in `without`.
 
@@ -112,12 +140,18 @@ class Dataset:
         DataError
             If there is no such split, or nothing of it is left.
         """
-        if name not in self.splits:
-            raise DataError(f"{self.name}: no split {name!r}; there are {', '.join(sorted(self.splits))}")
+        return self.union((name,), without)
+
+    def union(self, names: Sequence[str], without: frozenset[str] = frozenset()) -> Split:
+        """Several splits as one, which is called by their names with + between; errors as for `split`."""
+        for name in names:
+            if name not in self.splits:
+                raise DataError(f"{self.name}: no split {name!r}; there are {', '.join(sorted(self.splits))}")
+        name = "+".join(names)
         images: list[int] = []
         captions: list[int] = []
         caption_image: list[int] = []
-        for image in np.sort(self.splits[name]):
+        for image in np.sort(np.concatenate([self.splits[name] for name in names])):
             kept = [c for c in self._captions_of[image] if self.captions[c].id not in without]
             if self.images[image].id in without or not kept:
                 continue

@@ -141,7 +141,6 @@ def mirflickr25k(
         load=partial(_load, max_pixels=max_pixels, max_bytes=max_bytes),
         bad=tuple(bad),
         published=True,
-        relevance="label",
         database=rules.database,
         notes=(*_notes(protocol, [text for _, text in items], len(twins)), *_strays(base, labels)),
     )

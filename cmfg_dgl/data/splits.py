@@ -224,10 +224,11 @@ def shared_captions(dataset: Dataset, a: str, b: str) -> list[str]:
     return sorted({c.text for c in dataset.captions if c.image in in_a and normalise_caption(c.text) in seen})
 
 
-def shared_items(training: Mapping[str, Any], test: Mapping[str, Any]) -> list[str]:
-    """Images and captions of one manifest that also occur in another, see `Dataset.manifest`."""
+def shared_items(training: Mapping[str, Any], test: Mapping[str, Any], *, texts: bool) -> list[str]:
+    """Images of one manifest that also occur in another, and with `texts` captions too, see `Dataset.manifest`."""
     pictures = {item["sha256"] for item in training["items"]}
-    texts = {normalise_caption(text) for item in training["items"] for text in item["captions"]}
-    return [item["image"] for item in test["items"] if item["sha256"] in pictures] + [
-        text for item in test["items"] for text in item["captions"] if normalise_caption(text) in texts
-    ]
+    shared = [item["image"] for item in test["items"] if item["sha256"] in pictures]
+    if texts:
+        seen = {normalise_caption(text) for item in training["items"] for text in item["captions"]}
+        shared += [text for item in test["items"] for text in item["captions"] if normalise_caption(text) in seen]
+    return shared

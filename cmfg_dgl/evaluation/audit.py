@@ -70,6 +70,7 @@ def audit(
     collection: Collection,
     *,
     shared_with_training: Sequence[str],
+    compared: str = "images or captions",
     joint: bool = True,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -86,6 +87,8 @@ def audit(
         The test split.
     shared_with_training
         Test captions and images that training has seen too.
+    compared
+        What was compared for it.
     joint
         False for a method of one stage, whose joint scores there are none to check.
     progress
@@ -101,7 +104,7 @@ def audit(
         "score-is-independent-of-its-batch": lambda: _batch(trained, small, seed, joint),
         "ties-and-nan-rank-last": lambda: _pessimism(collection),
         "recall-never-falls": lambda: _monotone(score(trained, collection, k=0)),
-        "no-test-item-in-training": lambda: _disjoint(shared_with_training),
+        "no-test-item-in-training": lambda: _disjoint(shared_with_training, compared),
     }
     if not joint:
         checks = {name: check for name, check in checks.items() if "joint" not in name}
@@ -258,6 +261,6 @@ def _monotone(scores: Scores) -> Outcome:
     return value, 0.0, value <= 0, "largest fall of R@K or hit@K between one K and the next, in points"
 
 
-def _disjoint(shared: Sequence[str]) -> Outcome:
+def _disjoint(shared: Sequence[str], compared: str) -> Outcome:
     named = f": {', '.join(shared[:3])}" if shared else ""
-    return float(len(shared)), 0.0, not shared, f"test images or captions that also occur in training{named}"
+    return float(len(shared)), 0.0, not shared, f"test {compared} that also occur in training{named}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ __all__ = [
     "hit_rsum",
     "metrics",
     "per_query",
+    "pooled_metrics",
     "precision_recall",
     "rank_positives",
     "rsum",
@@ -242,9 +243,25 @@ def metrics(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float
     ValueError
         If a K is smaller than 1.
     """
-    rows = per_query(ranking, ks)
-    starts, _ = _answerable(ranking)
-    return summary(rows, ranking.ranks[starts], len(ranking.counts))
+    return pooled_metrics([ranking], ks)
+
+
+def pooled_metrics(rankings: Iterable[Ranking], ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """`metrics` of all queries of several rankings, of which one at a time is kept; errors as there.
+
+    Under label relevance a query has thousands of positives, and the ranks of all queries are gigabytes.
+    """
+    counts: list[Integers] = []
+    first: list[Integers] = []
+    rows: list[dict[str, Floats]] = []
+    for ranking in rankings:
+        counts.append(ranking.counts)
+        if counts[-1].any():
+            rows.append(per_query(ranking, ks))
+            first.append(ranking.ranks[_answerable(ranking)[0]])
+    queries = len(answerable(np.concatenate(counts)))
+    joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    return summary(joined, np.concatenate(first), queries)
 
 
 def summary(rows: Mapping[str, Floats], first: Integers | Floats, queries: int) -> dict[str, float]:

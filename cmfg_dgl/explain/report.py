@@ -267,6 +267,7 @@ def _common_view(results: _Results, folder: str) -> dict[str, Any]:
         "headline": _headline(results),
         "audit": _audit_view(results),
         "missing": _missing(results, folder),
+        "published": results.training.get("published", False),
         "k": selection["k"],
         "selection": {key: _shown(key, selection[key]) for key in ("split", "protocol", "epoch", "k")}
         | {"alpha": _shown("alpha", float(selection["alpha"]))}
@@ -382,7 +383,7 @@ def _evaluation_view(evaluation: _Evaluation, results: _Results) -> dict[str, An
 
 
 def _result_tables(record: _Record) -> list[_Table]:
-    """Both stages side by side: their sums, then every metric in both directions."""
+    """Both stages side by side: sums, then every metric in both directions; of folds and by label, if any."""
     first, second = record["first_stage"], record["two_stage"]
     chance = _shown("rsum", first["chance_rsum"])
     split, protocol = record["split"], record["protocol"]
@@ -397,17 +398,35 @@ def _result_tables(record: _Record) -> list[_Table]:
         ("candidates re-ranked, k", NOTHING, _shown("k", second["k"])),
         ("weight of the joint score, alpha", NOTHING, _shown("alpha", float(second["alpha"]))),
     ]
+    caption = f"Both directions on the {split} split; chance is an rsum of {chance}. Protocol {protocol}."
+    tables = [
+        _Table(f"Sums on the {split} split. Protocol {protocol}.", ("", *STAGES.values()), sums),
+        _metric_table(caption, record),
+    ]
+    if "folds" in record:
+        folds = record["folds"]
+        each = " and ".join(_shown("rsum", folds[stage]["rsum"]) for stage in STAGES)
+        caption = (
+            f"Mean over {folds['folds']} folds of {folds['n_images']:,} images of the {split} split, each searched "
+            f"by itself; rsum of one and of two stages: {each}. Protocol {protocol}."
+        )
+        tables.append(_metric_table(caption, folds))
+    if "label" in record:
+        label, gallery = record["label"], record["label"]["gallery"]
+        caption = (
+            f"Label relevance on the {split} split: right is what shares one of {label['labels']} labels with the "
+            f"query. Gallery {', '.join(gallery['splits'])}, {gallery['n_images']:,} images; mAP@all of chance "
+            f"{_shown('%', label['chance'])} %. Not comparable with instance relevance. Protocol {protocol}."
+        )
+        tables.append(_metric_table(caption, label))
+    return tables
+
+
+def _metric_table(caption: str, record: _Record) -> _Table:
+    """Every metric of both stages and directions."""
     columns = [record[stage][way] for stage in STAGES for way in WAYS]
     metrics = [(_metric(key), *(_shown(key, column[key]) for column in columns)) for key in columns[0]]
-    return [
-        _Table(f"Sums on the {split} split. Protocol {protocol}.", ("", *STAGES.values()), sums),
-        _Table(
-            f"Both directions on the {split} split; chance is an rsum of {chance}. Protocol {protocol}.",
-            ("Metric", *WAYS.values(), *WAYS.values()),
-            metrics,
-            groups=tuple(STAGES.values()),
-        ),
-    ]
+    return _Table(caption, ("Metric", *WAYS.values(), *WAYS.values()), metrics, groups=tuple(STAGES.values()))
 
 
 def _metric(key: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -153,9 +154,9 @@ class Experiment:
         )
         return cls(config, dataset, images, captions)
 
-    def quarantined(self, split: str) -> dict[str, str]:
-        """Images and captions of a split that have no features, with the reason of each."""
-        view = self.dataset.split(split)
+    def quarantined(self, *splits: str) -> dict[str, str]:
+        """Images and captions of some splits that have no features, with the reason of each."""
+        view = self.dataset.union(splits)
         ids = [self.dataset.images[i].id for i in view.images] + [
             self.dataset.captions[c].id for c in view.captions
         ]
@@ -181,8 +182,8 @@ class Experiment:
             )
         return self.dataset.split(name, frozenset(bad))
 
-    def evaluation_split(self, name: str) -> Split:
-        """A split that must be whole.
+    def evaluation_split(self, *names: str) -> Split:
+        """A split, or several as one, that must be whole.
 
         Raises
         ------
@@ -190,7 +191,7 @@ class Experiment:
             If anything of it is quarantined, or anything of the data set was left out while reading; the message
             lists all that is unusable.
         """
-        if self.dataset.bad or self.quarantined(name):
+        if self.dataset.bad or self.quarantined(*names):
             # The person mends all of the data set at once, so the list is not cut to the split.
             bad = [item.reason for item in self.dataset.bad]
             bad += [*self.images.quarantined.values(), *self.captions.quarantined.values()]
@@ -198,7 +199,33 @@ class Experiment:
                 f"{self.dataset.name}: {len(bad)} items are unusable, and an evaluation leaves nothing out; repair "
                 f"or remove: {'; '.join(bad)}"
             )
-        return self.dataset.split(name)
+        return self.dataset.union(names)
+
+    def searched(self, name: str) -> tuple[Split, Tensor | None]:
+        """What a split's queries search under label relevance.
+
+        Returns
+        -------
+        split, queries
+            The split itself and None; or, for a test split with a database, both as one split, and which of its
+            images are queries, bool (N,): the others are the gallery.
+        """
+        if name != "test" or not self.dataset.database:
+            return self.evaluation_split(name), None
+        view = self.evaluation_split(name, *self.dataset.database)
+        return view, torch.from_numpy(np.isin(view.images, self.dataset.splits[name]))
+
+    def labels(self, split: Split) -> Tensor | None:
+        """Labels of a split's images, bool (N, L) with the data set's labels in order of name; None without any."""
+        names = sorted({label for image in self.dataset.images for label in image.labels})
+        if not names:
+            return None
+        place = {name: i for i, name in enumerate(names)}
+        labels = torch.zeros(len(split.images), len(names), dtype=torch.bool)
+        for row, image in enumerate(split.images):
+            for label in self.dataset.images[image].labels:
+                labels[row, place[label]] = True
+        return labels
 
     def collection(self, split: Split) -> Collection:
         """The nodes of a split, read from the stores when they are needed."""

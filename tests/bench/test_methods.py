@@ -167,7 +167,9 @@ def test_only_the_last_look_is_at_the_test_split(name: str) -> None:
         Part(part.split, planted([1] * 40, seed=seed), part.labels)
         for part, seed in ((held_out(), 2), (held_out(), 3))
     )
-    data: Any = SimpleNamespace(config=config(), widths=WIDTHS, training=training(), val=val, test=test)
+    data: Any = SimpleNamespace(
+        config=config(), widths=WIDTHS, training=training(), val=val, test=test, searched=test
+    )
     with patch("cmfg_dgl.bench.cells.score", wraps=score) as scored:
         record = run_cell(data, name, 0, {}, minutes=5, audited=False)
     looks = [call.args[1] for call in scored.call_args_list]

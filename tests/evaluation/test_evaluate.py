@@ -10,6 +10,9 @@
 - The chosen alpha is the smallest that reaches the best rsum of its curve, and the curve is that of the two stages.
 - A score that is NaN, or the same for everything, ranks last.
 - Records hold the keys of the JSON contract, as plain JSON numbers.
+- Under label relevance, within a split or of queries against a database, ranks, metrics and chance equal a direct
+  count; queries against a database meet nothing but the database.
+- Means over folds are means of every number.
 """
 
 import itertools
@@ -22,11 +25,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import TableScorer, planted, random_scorer
 
+from cmfg_dgl.errors import DataError
 from cmfg_dgl.evaluation.evaluate import (
     ALPHAS,
     DIRECTIONS,
     choose_alpha,
     first_stage,
+    label_chance,
+    label_metrics,
+    mean_record,
     rank_direction,
     score,
     two_stage,
@@ -218,3 +225,96 @@ def test_records_keep_the_contract(collection):
     assert second.keys() == first.keys() | {"k", "alpha", "ceiling"}
     assert (second["k"], second["alpha"], second["ceiling"].keys()) == (3, 0.4, {"i2t", "t2i"})
     assert scores.pairs > 0 and scores.seconds > 0
+
+
+def some_labels(count, seed):
+    """Labels (N, 5) of which some images have none."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 5, generator=generator) < 0.25
+
+
+def by_label(collection, scorer, k, alpha, labels, queries):
+    """Rankings under label relevance, counted query by query; `queries` bool (N,) search the others."""
+    full, joint = (scorer.images @ scorer.captions.T).double().numpy(), scorer.joint.double().numpy()
+    owner, asking = (
+        collection.caption_image.numpy(),
+        np.ones(len(full), bool) if queries is None else queries.numpy(),
+    )
+    found = asking if queries is None else ~asking
+    names = [{i for i, has in enumerate(row) if has} for row in labels.tolist()]
+    rankings = {}
+    for name, s, j, of_query, of_gallery in (
+        ("i2t", full, joint, np.arange(len(full)), owner),
+        ("t2i", full.T, joint.T, owner, np.arange(len(full))),
+    ):
+        gallery = [g for g in range(s.shape[1]) if found[of_gallery[g]]]
+        ranks, offsets = [], [0]
+        for query in (q for q in range(len(s)) if asking[of_query[q]]):
+            order = sorted(gallery, key=lambda g: -s[query, g])
+            if alpha is not None:
+                best = sorted(order[:k], key=lambda g: -(alpha * j[query, g] + (1 - alpha) * s[query, g]))
+                order = best + order[k:]
+            right = names[of_query[query]]
+            ranks += [place for place, g in enumerate(order, 1) if right & names[of_gallery[g]]]
+            offsets.append(len(ranks))
+        rankings[name] = Ranking(np.array(ranks, np.int64), np.array(offsets), len(gallery))
+    return rankings
+
+
+@EXAMPLES
+@given(
+    st.lists(st.integers(1, 4), min_size=4, max_size=12),
+    st.integers(0, 8),
+    st.sampled_from([None, 0.0, 0.4, 1.0]),
+    st.sampled_from([1, 3, 256]),
+    st.booleans(),
+    st.integers(0, 100),
+)
+def test_label_relevance_equals_a_direct_count(captions_of, k, alpha, query_batch, apart, seed):
+    collection = planted(captions_of, seed)
+    scorer, labels = random_scorer(collection, seed), some_labels(len(captions_of), seed)
+    queries = torch.arange(len(captions_of)) % 3 == seed % 3 if apart else None
+    # Something is right for a first query in either direction.
+    labels[seed % 3], labels[(seed + 1) % 3] = True, True
+    scores = score(scorer, collection, k=k, query_batch=query_batch, queries=queries)
+    expected = by_label(collection, scorer, k, alpha, labels, queries)
+    assert_equal_rankings(scores.by_label(labels).rank(alpha), expected)
+    record = label_metrics(scores, labels, alpha)
+    for name in DIRECTIONS:
+        wanted = metrics(expected[name])
+        assert record[name] == pytest.approx(wanted)
+        assert record[name]["queries"] == len(expected[name].counts)
+    assert record["mAP"] == pytest.approx((record["i2t"]["mAP@all"] + record["t2i"]["mAP@all"]) / 2)
+    shares = [np.mean([n / g for n, g in zip(r.counts, r.galleries, strict=True) if n]) for r in expected.values()]
+    assert label_chance(labels, collection.caption_image, queries) == pytest.approx(100 * np.mean(shares))
+
+
+def test_a_database_is_never_its_own_query(collection):
+    """A query meets no item of the queries, no pair within a side is scored, and no pair is right by instance."""
+    queries = torch.arange(12) % 4 == 0
+    scorer = random_scorer(collection, 11)
+    scores = score(scorer, collection, k=5, queries=queries)
+    assert scorer.asked
+    assert all(queries[image] != queries[collection.caption_image[caption]] for image, caption in scorer.asked)
+    for name, direction in scores.directions.items():
+        assert queries[direction.query_images].all() and not queries[direction.gallery_images].any(), name
+        assert len(direction.positives) == 0
+    with pytest.raises(DataError, match="none of 3 queries has a positive"):
+        first_stage(scores)
+
+
+def test_alone_labels_of_ones_own_equal_the_pairs(collection):
+    """With a label for each image, label relevance is instance relevance."""
+    scores = score(random_scorer(collection, 12), collection, k=5)
+    own = torch.eye(12, dtype=torch.bool)
+    for alpha in (None, 0.3):
+        assert_equal_rankings(scores.by_label(own).rank(alpha), scores.rank(alpha))
+
+
+def test_means_of_folds():
+    records = [
+        {"a": {"R@1": 10.0, "queries": 4}, "k": 3, "alpha": 0.5},
+        {"a": {"R@1": 25.0, "queries": 4}, "k": 3, "alpha": 0.5},
+    ]
+    assert mean_record(records) == {"a": {"R@1": 17.5, "queries": 4}, "k": 3, "alpha": 0.5}
+    assert mean_record(records[:1]) == records[0]
