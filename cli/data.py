@@ -75,6 +75,7 @@ def info(
         "images": len(dataset.images),
         "captions": len(dataset.captions),
         "near_duplicates": dataset.near_duplicates,
+        "database": list(dataset.database),
         "notes": list(dataset.notes),
         "bad": {item.id: item.reason for item in dataset.bad},
         "splits": splits,
@@ -89,6 +90,8 @@ def info(
         rows,
     )
     click.echo(f"captions with a near-duplicate, kept in one split: {dataset.near_duplicates}")
+    if dataset.database:
+        click.echo(f"gallery of the test split under label relevance: {'+'.join(dataset.database)}")
     for note in dataset.notes:
         click.echo(f"note: {note}")
     for item in dataset.bad:
