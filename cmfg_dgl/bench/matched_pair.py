@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from cmfg_dgl.baselines.descent import descend
 from cmfg_dgl.baselines.method import TrainingSet, Validate
 from cmfg_dgl.bench.cmfg import CMFGMethod
+from cmfg_dgl.config import Config
 from cmfg_dgl.features.collection import Collection
 from cmfg_dgl.training.negatives import same_pairs
 from cmfg_dgl.training.objectives import info_nce
@@ -27,10 +30,17 @@ class MatchedPairCMFG(CMFGMethod):
 
     x(i, j) and y(i, j) are the pooled patches and tokens of the joint graph of image i and caption j. Trained by
     `info_nce` on these vectors, the model learns to write a mark of the pair on both, and a query finds its answer
-    by the mark. Model, features, batches and optimiser are those of the honest method; only this line is not.
+    by the mark. It begins with random weights, for no closed form helps to write a mark; features, layers, batches
+    and optimiser are those of the honest method.
     """
 
     reranks: ClassVar[bool] = False
+
+    def __init__(
+        self, widths: Mapping[str, int], *, seed: int, config: Config, setting: Mapping[str, Any] | None = None
+    ) -> None:
+        config = replace(config, model=replace(config.model, start="random"))
+        super().__init__(widths, seed=seed, config=config, setting=setting)
 
     def fit(self, training: TrainingSet, validate: Validate) -> None:
         """Descend on the vectors of matched pairs."""
@@ -44,7 +54,6 @@ class MatchedPairCMFG(CMFGMethod):
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.model.begin(collection)
             descend(
                 self,
                 loss,
