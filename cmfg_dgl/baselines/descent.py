@@ -14,6 +14,9 @@ from cmfg_dgl.training.trainer import make_optimizer
 
 __all__ = ["descend"]
 
+PATIENCE = 8
+"""Epochs without a better value after which a method stops, as `training.patience` has it for CMFG."""
+
 
 def descend(
     method: Method,
@@ -38,13 +41,13 @@ def descend(
     items
         How many training captions there are; an epoch is a permutation of them that depends on seed and epoch.
     validate
-        Called after every epoch; `OutOfTime` ends the training.
+        Called after every epoch; `OutOfTime` ends the training, and so do `PATIENCE` epochs that are no better.
     """
     parameters = [p for p in method.parameters() if p.requires_grad]
     batches = max(1, items // batch_size)
     steps = epochs * batches
     optimizer, schedule = make_optimizer(parameters, learning_rate, weight_decay, warm=steps // 10, steps=steps)
-    best, weights = -math.inf, None
+    best, best_epoch, weights = -math.inf, -1, None
     for epoch in range(epochs):
         order = torch.randperm(items, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
         method.train()
@@ -60,7 +63,9 @@ def descend(
         except OutOfTime:
             break
         if value > best:
-            best, weights = value, copy.deepcopy(method.state_dict())
+            best, best_epoch, weights = value, epoch, copy.deepcopy(method.state_dict())
+        if epoch + 1 - best_epoch > PATIENCE:
+            break
     if weights is not None:
         method.load_state_dict(weights)
     method.eval()

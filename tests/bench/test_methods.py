@@ -20,6 +20,7 @@ import pytest
 import torch
 from planted import WIDTHS, planted
 
+from cmfg_dgl.baselines.descent import PATIENCE
 from cmfg_dgl.baselines.method import Method, OutOfTime, TrainingSet, score_in_pieces
 from cmfg_dgl.baselines.uniter import UNITER, transport_distance
 from cmfg_dgl.bench.cells import evaluate_stage, run_cell
@@ -141,6 +142,20 @@ def test_uniter_moves_right_pairs_together_and_wrong_ones_apart() -> None:
     with torch.no_grad():
         own = collection.caption_image
         assert distance(own).mean() < distance(own.roll(7)).mean() - 0.1
+
+
+def test_a_method_stops_where_validation_does_not_get_better_and_keeps_the_best() -> None:
+    method = make_method("clip-head", config(), WIDTHS, 0, {})
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def validate() -> float:
+        seen.append({name: value.clone() for name, value in method.state_dict().items()})
+        return float(len(seen) == 3)
+
+    method.fit(training(), validate)
+    assert len(seen) == 3 + PATIENCE
+    for name, value in method.state_dict().items():
+        torch.testing.assert_close(value, seen[2][name], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 50])

@@ -4,6 +4,7 @@
 - Started again, after an end or a kill, it repeats no finished cell; other settings do not mix with old cells.
 - `--report` writes tables and pages again, byte for byte, from results.json.
 - A failed audit leaves no table; a usage error is one line and exit code 2.
+- The matched-pair protocol leaves the honest comparison as it is; its own is LEAKY, with the honest rows beside.
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ def test_results_keep_their_contract(finished: Path) -> None:
         assert row["parameters"] > 0
         assert (row["pairs_per_second"] is None) == (stage == "first")
         assert len(row["search"]) == 2
+    assert rows["cmfg", "first"]["attention"] is rows["cca", "first"]["attention"] is None
+    attention = rows["cmfg", "two"]["attention"]
+    assert set(attention) >= {"grounds.1", "describes.1", "spatial.0", "context.0"}
+    assert attention["context.1"]["mass"] + attention["grounds.1"]["mass"] == pytest.approx(1)
     difference = rows["cca", "first"]["rsum"]["mean"] - rows["cmfg", "first"]["rsum"]["mean"]
     assert rows["cca", "first"]["tests"]["difference"] == pytest.approx(difference)
     assert results["label_relevance"]["labels"] == 10
@@ -185,3 +190,28 @@ def test_usage_errors_are_one_line(given: list[str], told: str) -> None:
     assert result.code == 2
     assert told in result.err
     assert result.err.count("\n") == 1
+
+
+def test_the_matched_pair_protocol_stands_beside_the_honest_one(comparison: Path, labelled: Path) -> None:
+    honest = read_json(comparison / "results.json")
+    before = {path: path.stat().st_mtime_ns for path in (comparison / "cells").rglob("*.json")}
+    result = cmfg(*arguments(labelled, comparison, "--protocol", "matched-pair"), "--json")
+    assert result.code == 0, result.err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert read_json(comparison / "results.json") == honest
+    leaky = read_json(comparison / "matched-pair" / "results.json")
+    assert result.json == leaky
+    assert leaky["leaky"] and leaky["protocol"] == f"LEAKY matched-pair: {honest['protocol']}"
+    assert [(row["method"], row["stage"]) for row in leaky["rows"]] == [("cmfg", "first")]
+    assert leaky["honest"] == honest["rows"]
+    assert not leaky["audits"]["cmfg"]["passed"]
+    written = contents(comparison / "matched-pair")
+    assert cmfg("bench", "--report", str(comparison / "matched-pair")).code == 0
+    assert contents(comparison / "matched-pair") == written
+
+
+def test_the_leak_needs_cmfg(labelled: Path, tmp_path: Path) -> None:
+    result = cmfg(*arguments(labelled, tmp_path / "none", "methods=[cca]", "--protocol", "matched-pair"))
+    assert result.code == 2
+    assert len(result.err.splitlines()) == 1 and "cmfg" in result.err and "add it" in result.err
+    assert not (tmp_path / "none").exists()
