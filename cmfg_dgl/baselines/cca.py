@@ -17,7 +17,7 @@ from cmfg_dgl.baselines.method import (
     Validate,
     random_projections,
 )
-from cmfg_dgl.features.collection import Collection, Side, mean_vectors
+from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.nn.canonical import canonical_maps
 
 __all__ = ["CCA"]
@@ -56,8 +56,8 @@ class CCA(Method):
     def fit(self, training: TrainingSet, validate: Validate) -> None:
         """Solve for all directions, then keep as many as validation likes best."""
         collection = training.collection
-        x = mean_vectors(collection.images)[collection.caption_image]
-        y = mean_vectors(collection.captions)
+        x = collection.images.means[collection.caption_image]
+        y = collection.captions.means
         a, b, correlations = canonical_maps(x.double().numpy(), y.double().numpy(), self.ridge)
         found = []
         for size in sorted({min(d, len(correlations)) for d in DIMENSIONS}):
@@ -85,4 +85,4 @@ class CCA(Method):
 
     def _embed(self, side: Side) -> Tensor:
         mean, projection = self.get_buffer(f"mean_{side.kind}"), self.get_buffer(f"map_{side.kind}")
-        return torch.nn.functional.normalize((mean_vectors(side) - mean) @ projection, dim=1)
+        return torch.nn.functional.normalize((side.means - mean) @ projection, dim=1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cmfg_dgl.baselines.descent import descend
 from cmfg_dgl.baselines.method import Method, TrainingSet, Validate
-from cmfg_dgl.features.collection import Collection, mean_vectors
+from cmfg_dgl.features.collection import Collection
 from cmfg_dgl.nn.heads import Heads
 from cmfg_dgl.nn.model import MAX_SCALE
 from cmfg_dgl.training.negatives import same_pairs
@@ -112,7 +112,7 @@ class DualEncoder(Method):
         self.eval()
         root = self.scale.sqrt()
         images, captions = (
-            self.heads.embed(side.kind, self.heads.whiten(side.kind, mean_vectors(side))) * root
+            self.heads.embed(side.kind, self.heads.whiten(side.kind, side.means)) * root
             for side in (collection.images, collection.captions)
         )
         return images, captions

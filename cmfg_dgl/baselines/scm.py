@@ -19,7 +19,7 @@ from cmfg_dgl.baselines.method import (
     standardised,
 )
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.features.collection import Collection, Side, mean_vectors
+from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.nn.canonical import inverse_root
 
 __all__ = ["SCM", "LinearHash", "semantic_correlations", "signs", "unit_rows"]
@@ -72,8 +72,8 @@ class LinearHash(Method):
             )
         collection, labels = training.collection, training.labels[training.collection.caption_image]
         kept = labels.any(1)
-        x = self._rows("patch", mean_vectors(collection.images)[collection.caption_image][kept])
-        y = self._rows("token", mean_vectors(collection.captions)[kept])
+        x = self._rows("patch", collection.images.means[collection.caption_image][kept])
+        y = self._rows("token", collection.captions.means[kept])
         return x, y, labels[kept].double().numpy()
 
     def _rows(self, kind: str, features: Tensor) -> Floats:
@@ -99,7 +99,7 @@ class LinearHash(Method):
         return self._codes(collection.images), self._codes(collection.captions)
 
     def _codes(self, side: Side) -> Tensor:
-        values = self.represent(side.kind, mean_vectors(side)) @ self.get_buffer(f"map_{side.kind}")
+        values = self.represent(side.kind, side.means) @ self.get_buffer(f"map_{side.kind}")
         return torch.where(values >= 0, 1.0, -1.0)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from cmfg_dgl.features.nodes import Nodes
 
-__all__ = ["Collection", "Side", "mean_nodes", "mean_vectors"]
+__all__ = ["Collection", "Side", "mean_nodes"]
 
 ITEMS_AT_A_TIME = 256
 
@@ -23,6 +24,14 @@ class Side:
     count: int
     read: Callable[[Tensor], Nodes]
 
+    @cached_property
+    def means(self) -> Tensor:
+        """Mean of each item's nodes, float32 (count, width), read a piece at a time and then kept."""
+        pieces = torch.arange(self.count).split(ITEMS_AT_A_TIME)
+        # What is kept outlives the inference mode that may be on, and may be trained on later.
+        with torch.inference_mode(False):
+            return torch.cat([mean_nodes(self.read(piece)) for piece in pieces])
+
 
 @dataclass(frozen=True)
 class Collection:
@@ -31,12 +40,6 @@ class Collection:
     images: Side
     captions: Side
     caption_image: Tensor
-
-
-def mean_vectors(side: Side) -> Tensor:
-    """Mean of each item's nodes, float32 (items, width), read a piece at a time."""
-    pieces = torch.arange(side.count).split(ITEMS_AT_A_TIME)
-    return torch.cat([mean_nodes(side.read(piece)) for piece in pieces])
 
 
 def mean_nodes(nodes: Nodes) -> Tensor:

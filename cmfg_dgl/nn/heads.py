@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.features.collection import Collection, mean_vectors
+from cmfg_dgl.features.collection import Collection
 from cmfg_dgl.nn.canonical import inverse_root
 
 __all__ = ["Heads"]
@@ -56,7 +56,7 @@ class Heads(nn.Module):
         """
         white = {}
         for side in (collection.images, collection.captions):
-            vectors = mean_vectors(side)
+            vectors = side.means
             mean = vectors.mean(0)
             root = torch.from_numpy(inverse_root((vectors - mean).double().numpy(), ridge)).float()
             # One unit of length on average, so that learning rates mean the same for every modality and ridge.

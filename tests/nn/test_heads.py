@@ -12,7 +12,7 @@ from planted import WIDTHS, planted, tiny_model
 from torch.nn import functional as F
 
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.features.collection import Collection, Side, mean_vectors
+from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.nn.heads import Heads
 
@@ -23,7 +23,7 @@ def test_started_heads_score_as_cca_does():
     collection = planted([2, 1, 3] * 20, seed=3, noise=0.5)
     heads = Heads(WIDTHS, size=SIZE, dropout=0.5).eval()
     white = heads.start(collection, 0.3)
-    sides = {side.kind: mean_vectors(side) for side in (collection.images, collection.captions)}
+    sides = {side.kind: side.means for side in (collection.images, collection.captions)}
     got = heads.embed("patch", white["patch"]) @ heads.embed("token", white["token"]).T
 
     # The images' mean and covariance are taken once an image, and not once a caption.
