@@ -9,13 +9,14 @@ from typing import Any
 
 from cmfg_dgl.bench.cells import chance_rsum, run_cell
 from cmfg_dgl.bench.data import BenchData
+from cmfg_dgl.bench.kept import digest_of, kept_cell
 from cmfg_dgl.bench.methods import method_class
 from cmfg_dgl.bench.pages import write_outputs
 from cmfg_dgl.bench.results import OURS, collect
-from cmfg_dgl.config import BenchConfig, Config, load_config, to_yaml
-from cmfg_dgl.errors import CheckpointError, ConfigError
+from cmfg_dgl.config import BenchConfig, load_config, to_yaml
+from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.evaluation.evaluate import label_chance
-from cmfg_dgl.files import canonical_json, read_json, sha256_bytes, write_atomic, write_json
+from cmfg_dgl.files import write_atomic, write_json
 
 __all__ = ["bench"]
 
@@ -167,16 +168,10 @@ class _Runner:
     def _cell(self, name: str, seed: int, setting: Record) -> Record:
         path = self.folder / f"{name}.json"
         audited = seed == self.config.seeds[-1]
-        made_from = sha256_bytes(canonical_json(self._made_from(seed, setting)))
-        if path.is_file() and not self.force:
-            record = _read_cell(path)
-            if record.get("made_from") != made_from:
-                raise ConfigError(
-                    f"{path}: made from other data or settings; add --force to run every cell again, or choose "
-                    "another -o"
-                )
-            if not audited or "audit" in record:
-                return record
+        made_from = digest_of(self._made_from(seed, setting))
+        kept = None if self.force else kept_cell(path, made_from)
+        if kept is not None and (not audited or "audit" in kept):
+            return kept
         record = run_cell(
             self.data,
             self.method,
@@ -191,27 +186,12 @@ class _Runner:
 
     def _made_from(self, seed: int, setting: Record) -> Record:
         """Everything that a cell depends on."""
-        data: Config = self.data.config
-        stores = self.data.experiment.images, self.data.experiment.captions
         dataset = self.data.experiment.dataset
         return {
             "method": self.method,
             "seed": seed,
             "setting": dict(setting),
             "minutes": self.config.minutes,
-            "protocols": [
-                dataset.protocol(split) for split in dict.fromkeys(("train", "val", "test", *dataset.database))
-            ],
-            "features": [store.folder.name for store in stores],
-            "recipe": to_yaml(data),
+            **self.data.identity(dict.fromkeys(("train", "val", "test", *dataset.database))),
+            "recipe": to_yaml(self.data.config),
         }
-
-
-def _read_cell(path: Path) -> Record:
-    try:
-        record = read_json(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); delete it, and the same command runs it again") from None
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{path}: holds no cell; delete it, and the same command runs it again")
-    return record

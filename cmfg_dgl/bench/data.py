@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
@@ -66,6 +66,14 @@ class BenchData:
         """What the test split's queries search under label relevance: its database, or the test split itself."""
         split, queries = self.experiment.searched("test")
         return self.test if queries is None else replace(self._part(split), queries=queries)
+
+    def identity(self, splits: Iterable[str]) -> dict[str, list[str]]:
+        """What says which items and which features these are: protocol ids of splits, names of the stores."""
+        experiment = self.experiment
+        return {
+            "protocols": [experiment.dataset.protocol(split) for split in splits],
+            "features": [store.folder.name for store in (experiment.images, experiment.captions)],
+        }
 
     def _part(self, split: Split) -> Part:
         return Part(split, self.experiment.collection(split), self.experiment.labels(split))

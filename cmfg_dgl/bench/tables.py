@@ -28,7 +28,9 @@ __all__ = [
     "label_mean",
     "latex_tables",
     "leading",
+    "markdown_table",
     "markdown_tables",
+    "markdown_text",
     "mean_of",
     "ranked",
     "shown",
@@ -199,9 +201,9 @@ def markdown_tables(results: Row) -> str:
     """
     tables = comparison_tables(results)
     title = f"{leading(results)}Comparison of retrieval methods on {results['dataset']}, {results['split']} split"
-    parts = [f"# {_markdown(title)}", *map(_markdown, introduction(results))]
+    parts = [f"# {markdown_text(title)}", *map(markdown_text, introduction(results))]
     for table in tables:
-        parts += [f"## {_markdown(table.title)}", _markdown(table.caption), _markdown_table(table)]
+        parts += [f"## {markdown_text(table.title)}", markdown_text(table.caption), markdown_table(table)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -505,22 +507,23 @@ def _beside_honest(results: Row) -> Table:
     return Table("honest", "leaky and HONEST side by side", note, head, cells, 2, groups, tests=INTERVALS)
 
 
-def _markdown(value: str) -> str:
+def markdown_text(value: str) -> str:
     """Text that Markdown and its tables show letter for letter."""
     return re.sub(r"([\\`*_\[\]<>|&~#$])", r"\\\1", " ".join(value.split()))
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """A table in Markdown, without its caption."""
     groups = [""] * table.names + [f"{group}, " for group, span in table.groups for _ in range(span)]
     groups += [""] * (len(table.head) - len(groups))
-    head = [_markdown(group + title) for group, title in zip(groups, table.head, strict=True)]
+    head = [markdown_text(group + title) for group, title in zip(groups, table.head, strict=True)]
     rule = [":--"] * table.names + ["--:"] * (len(head) - table.names)
     lines = [head, rule, *([_markdown_cell(cell) for cell in row] for row in table.rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = _markdown(cell.text)
+    text = markdown_text(cell.text)
     # An interval stays as it is: all names are escaped, so that no link can be meant by its brackets.
     return " ".join(part for part in (f"**{text}**" if cell.best else text, cell.interval) if part)
 

@@ -26,6 +26,7 @@ __all__ = [
     "alpha_figure",
     "cmc_figure",
     "curve_panels",
+    "delta_figure",
     "interval_figure",
     "png_bytes",
     "precision_recall_figure",
@@ -221,22 +222,50 @@ def interval_figure(
         axes = figure.add_subplot(xlabel=label, ylim=(-0.7, max(len(names), 1) - 0.3))
         if chance is not None:
             axes.axvline(chance, color=GREY, linestyle="--", marker="", label=f"chance: {chance:.1f}", gid="chance")
-        # A method of several groups has its dots apart, so that none hides another.
-        shared = {name for name in names if sum(name in entries for entries in groups.values()) > 1}
-        lift = np.linspace(0.15, -0.15, len(groups))
-        for shift, look, (group, entries) in zip(lift, STYLE["axes.prop_cycle"], groups.items(), strict=False):
-            look = {"color": look["color"], "zorder": 3, "marker": look["marker"], "linestyle": ""}
-            places = [names.index(name) + shift * (name in shared) for name in entries]
-            axes.plot([mean for mean, _, _ in entries.values()], places, label=group, gid=group, **look)
-            for place, (_, low, high) in zip(places, entries.values(), strict=True):
-                if low is not None and high is not None:
-                    axes.plot([low, high], [place, place], color=look["color"], marker="", linewidth=1.5)
+        _draw_intervals(axes, groups, names)
         axes.set_yticks(range(len(names)), [wrap_text(name, 110, 1) for name in names])
         for name, tick in zip(names, axes.get_yticklabels(), strict=True):
             tick.set_fontweight("bold" if name == thick else "normal")
         axes.set_xlim(left=0)
         _warn(figure, title)
         if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=FONT)
+    return figure
+
+
+def _draw_intervals(axes: Axes, groups: Mapping[str, Mapping[str, Interval]], names: Sequence[str]) -> None:
+    """Dots and lines of each group, every name at the height of its place in `names`."""
+    # A name of several groups has its dots apart, so that none hides another.
+    shared = {name for name in names if sum(name in entries for entries in groups.values()) > 1}
+    lift = np.linspace(0.15, -0.15, len(groups))
+    for shift, look, (group, entries) in zip(lift, STYLE["axes.prop_cycle"], groups.items(), strict=False):
+        look = {"color": look["color"], "zorder": 3, "marker": look["marker"], "linestyle": ""}
+        places = [names.index(name) + shift * (name in shared) for name in entries]
+        axes.plot([mean for mean, _, _ in entries.values()], places, label=group, gid=group, **look)
+        for place, (_, low, high) in zip(places, entries.values(), strict=True):
+            if low is not None and high is not None:
+                axes.plot([low, high], [place, place], color=look["color"], marker="", linewidth=1.5)
+
+
+def delta_figure(groups: Mapping[str, Mapping[str, Interval]], label: str) -> Figure:
+    """Draw differences from a baseline as dots and their intervals as lines, a change a line, the first on top.
+
+    Parameters
+    ----------
+    groups
+        Name of a group, which has a mark of its own, to the (difference, low end, high end) of each change in it;
+        ends that are None draw no line.
+    label
+        Name of the axis; an upright line marks its zero.
+    """
+    names = list(dict.fromkeys(name for entries in groups.values() for name in entries))[::-1]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH / 72, (90 + 22 * len(names)) / 72), layout="constrained")
+        axes = figure.add_subplot(xlabel=label, ylim=(-0.7, max(len(names), 1) - 0.3))
+        axes.axvline(0, color=GREY, linestyle="--", marker="", gid="zero")
+        _draw_intervals(axes, groups, names)
+        axes.set_yticks(range(len(names)), [wrap_text(name, 220, 1) for name in names])
+        if len(groups) > 1:
             figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=FONT)
     return figure
 

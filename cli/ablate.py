@@ -1,0 +1,108 @@
+"""`cmfg ablate`: what a relation or a setting is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import Verbosity, force_option, json_option, verbosity_options
+from .output import Bars, print_json, print_table
+
+__all__ = ["command"]
+
+
+class _Seeds(click.ParamType[list[int]]):
+    """Comma-separated whole numbers from 0, none twice."""
+
+    name = "seeds"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        seeds = [int(part) if part.strip().isdecimal() else -1 for part in str(value).split(",")]
+        if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            self.fail(f"{value!r} are no seeds; write whole numbers from 0, none twice, as in 0,1,2", param, ctx)
+        return seeds
+
+
+@click.command("ablate")
+@click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
+@click.option("-c", "--config", metavar="FILE|NAME", help="The baseline: a YAML file or a shipped recipe.")
+@click.option(
+    "--mode",
+    "modes",
+    type=click.Choice(["drop", "retrain"]),
+    multiple=True,
+    help="Take relations from the trained baseline, or train without them; may be given twice.  [default: retrain]",
+)
+@click.option(
+    "--relations",
+    metavar="out|kept|NAMES",
+    help="Each relation alone left out, each alone kept, or names: grounds,grounds+describes.  [default: out, or "
+    "none beside --sweep]",
+)
+@click.option(
+    "--sweep", "sweeps", multiple=True, metavar="KEY=VALUES", help="Values of a key; several make a grid."
+)
+@click.option("--seeds", type=_Seeds(), default="0,1,2", show_default=True, help="Each cell is run once a seed.")
+@click.option("--metric", type=click.Choice(["rsum", "R@1"]), default="rsum", show_default=True)
+@click.option("--stage", type=click.Choice(["first", "two"]), default="two", show_default=True)
+@click.option("--split", type=click.Choice(["val", "test"]), default="test", show_default=True)
+@click.option("-o", "--output-dir", type=click.Path(), default="runs/ablation", show_default=True)
+@click.option("--dry-run", is_flag=True, help="List the cells and write nothing.")
+@force_option("Run every cell again.")
+@json_option
+@verbosity_options
+@click.pass_obj
+def command(
+    verbosity: Verbosity,
+    overrides: tuple[str, ...],
+    config: str | None,
+    modes: tuple[str, ...],
+    relations: str | None,
+    sweeps: tuple[str, ...],
+    seeds: list[int],
+    metric: str,
+    stage: str,
+    split: str,
+    output_dir: str,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Ask what a relation or a setting is worth: differences from the baseline, with intervals over the seeds.
+
+    Stopped and started again, it repeats no finished cell.
+
+    \b
+    cmfg ablate -c openmoji -o runs/ablation
+    cmfg ablate -c openmoji --mode drop --relations grounds,describes,grounds+describes
+    cmfg ablate -c openmoji --sweep model.softmax=relation,joint --seeds 0,1,2,3,4
+    """
+    from cmfg_dgl.ablation.pages import ablation_table
+    from cmfg_dgl.ablation.run import Plan, ablate
+    from cmfg_dgl.ablation.variants import Recipe, relation_variants, sweep_variants
+
+    recipe = Recipe(config, overrides)
+    variants = []
+    if relations is not None or not sweeps:
+        variants += relation_variants(recipe, relations or "out", list(dict.fromkeys(modes)) or ["retrain"])
+    if sweeps:
+        variants += sweep_variants(recipe, sweeps)
+    plan = Plan(recipe, variants, seeds, metric, stage, split)
+    if dry_run:
+        cells = [[variant.change, variant.mode, str(seed)] for variant, seed in plan.cells()]
+        if as_json:
+            print_json([{"change": change, "mode": mode, "seed": int(seed)} for change, mode, seed in cells])
+        else:
+            print_table("dry run: nothing was written", ["change", "mode", "seed"], cells)
+        return
+    folder = Path(output_dir)
+    with Bars(verbosity.quiet) as bars:
+        results = ablate(plan, folder, force=force, progress=bars)
+    if as_json:
+        print_json(results)
+        return
+    table = ablation_table(results)
+    rows = [[" ".join(part for part in (cell.text, cell.interval) if part) for cell in row] for row in table.rows]
+    print_table(table.title, table.head, rows)
+    click.echo(f"{table.note}\npage: {folder / 'ablation.html'}")
