@@ -80,7 +80,7 @@ def command(
     """
     from cmfg_dgl.ablation.pages import ablation_table
     from cmfg_dgl.ablation.run import Plan, ablate
-    from cmfg_dgl.ablation.variants import Recipe, relation_variants, sweep_variants
+    from cmfg_dgl.ablation.variants import Recipe, baseline, relation_variants, sweep_variants
 
     recipe = Recipe(config, overrides)
     variants = []
@@ -88,7 +88,7 @@ def command(
         variants += relation_variants(recipe, relations or "out", list(dict.fromkeys(modes)) or ["retrain"])
     if sweeps:
         variants += sweep_variants(recipe, sweeps)
-    plan = Plan(recipe, variants, seeds, metric, stage, split)
+    plan = Plan(baseline(recipe), variants, seeds, metric, stage, split)
     if dry_run:
         cells = [[variant.change, variant.mode, str(seed)] for variant, seed in plan.cells()]
         if as_json:

@@ -11,7 +11,7 @@ from typing import Any
 from cmfg_dgl.ablation.cells import cut_down, evaluated, trained
 from cmfg_dgl.ablation.pages import write_outputs
 from cmfg_dgl.ablation.results import collect
-from cmfg_dgl.ablation.variants import Recipe, Variant
+from cmfg_dgl.ablation.variants import Variant
 from cmfg_dgl.bench.data import BenchData
 from cmfg_dgl.bench.kept import digest_of, kept_cell
 from cmfg_dgl.config import Config, to_yaml
@@ -22,7 +22,6 @@ __all__ = ["Plan", "ablate", "identity_of"]
 
 Record = dict[str, Any]
 Progress = Callable[..., None]
-BASELINE = Variant("baseline", "retrain", ())
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,15 @@ class Plan:
 
     Parameters
     ----------
-    recipe
-        The baseline.
-    variants
-        What is compared with it.
+    baseline, variants
+        What is compared with what.
     seeds
         Each variant has a cell for each.
     metric, stage, split
         `rsum` or `R@1`; `first` or `two`; `val` or `test`.
     """
 
-    recipe: Recipe
+    baseline: Variant
     variants: Sequence[Variant]
     seeds: Sequence[int]
     metric: str
@@ -51,11 +48,11 @@ class Plan:
     def cells(self) -> list[tuple[Variant, int]]:
         """Every cell, the baseline's first; a change that leaves the configuration as it is has none of its own."""
         changing = [variant for variant in self.variants if not self.changes_nothing(variant)]
-        return [(variant, seed) for variant in (BASELINE, *changing) for seed in self.seeds]
+        return [(variant, seed) for variant in (self.baseline, *changing) for seed in self.seeds]
 
     def changes_nothing(self, variant: Variant) -> bool:
         """Whether a variant is the baseline itself, as when a sweep holds the value that the recipe has."""
-        return self.recipe.config(*variant.overrides) == self.recipe.config()
+        return not variant.dropped and variant.config == self.baseline.config
 
 
 def ablate(plan: Plan, folder: Path, *, force: bool, progress: Progress) -> Record:
@@ -91,9 +88,9 @@ def ablate(plan: Plan, folder: Path, *, force: bool, progress: Progress) -> Reco
         cells.setdefault(variant, []).append(record)
         message = f"{variant.change} seed {seed}: {record['val_rsum']:.1f} on validation"
         progress("ablation", done + 1, len(planned), message)
-    data = runner.data(plan.recipe.config())
+    data = runner.data(plan.baseline.config)
     split = (data.val if plan.split == "val" else data.test).split
-    baseline = cells[BASELINE]
+    baseline = cells[plan.baseline]
     results = {
         "dataset": data.experiment.dataset.name,
         "split": plan.split,
@@ -111,7 +108,7 @@ def ablate(plan: Plan, folder: Path, *, force: bool, progress: Progress) -> Reco
             caption_image=split.caption_image,
         ),
     }
-    text = to_yaml(plan.recipe.config())
+    text = to_yaml(plan.baseline.config)
     write_atomic(folder / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
     write_json(folder / "ablation.json", results)
     write_outputs(results, folder)
@@ -137,10 +134,9 @@ class _Runner:
 
     def cell(self, variant: Variant, seed: int) -> Record:
         """A cell from its file, or run now."""
-        base = variant.mode == "drop"
-        config = self.plan.recipe.config(*([] if base else variant.overrides))
+        config, base = variant.config, variant is self.plan.baseline
         data = self.data(config)
-        kind = variant.mode if variant is not BASELINE else ""
+        kind = "" if base else variant.mode
         path = self.folder / "cells" / kind / _file_name(variant.change) / f"seed-{seed}.json"
         weights = self.folder / "weights" / f"seed-{seed}.safetensors"
         digest = digest_of(
@@ -152,7 +148,7 @@ class _Runner:
             }
         )
         kept = None if self.force else kept_cell(path, digest)
-        if kept is not None and (variant is not BASELINE or weights.is_file()):
+        if kept is not None and (not base or weights.is_file()):
             return kept
         if variant.mode == "drop":
             model = cut_down(data, config, seed, weights, variant.dropped)
@@ -160,7 +156,7 @@ class _Runner:
             model = trained(data, config, seed)
         record = {"change": variant.change, "mode": variant.mode, "seed": seed, "made_from": digest}
         record |= evaluated(model, data, config, self.plan.split)
-        if variant is BASELINE:
+        if base:
             # Before the cell, which says that both are there.
             save_checkpoint(weights, model.state_dict(), {"seed": seed, "made_from": digest})
         write_json(path, record)
@@ -171,7 +167,7 @@ def identity_of(data: BenchData, config: Config, splits: Sequence[str]) -> Mappi
     """Everything that a cell depends on, beside its seed: items, features and settings, less where it runs."""
     here = replace(config, run=replace(config.run, seed=0, output_dir="", threads=0))
     here = replace(here, features=replace(config.features, dir=None))
-    return {**data.identity(dict.fromkeys(splits)), "recipe": to_yaml(here)}
+    return {**data.identity(dict.fromkeys(splits)), "recipe": asdict(here)}
 
 
 def _file_name(change: str) -> str:

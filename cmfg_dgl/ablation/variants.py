@@ -11,7 +11,7 @@ from cmfg_dgl.config import Config, load_config
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.graph.relations import make_relations
 
-__all__ = ["Recipe", "Variant", "parse_sweep", "relation_variants", "sweep_variants"]
+__all__ = ["Recipe", "Variant", "baseline", "parse_sweep", "relation_variants", "sweep_variants"]
 
 OUT, KEPT = "out", "kept"
 FIXED = ("data.", "run.")
@@ -29,26 +29,34 @@ class Recipe:
         return load_config(self.source, [*self.overrides, *changes])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Variant:
-    """One change of the baseline.
+    """The baseline, or one change of it.
 
     Parameters
     ----------
     change
         Its name in tables: `without grounds`, `only grounds`, `model.softmax=joint`.
     mode
-        `retrain`: trained from the start with `overrides`. `drop`: the trained baseline without `dropped`.
+        `retrain`: trained from the start. `drop`: the trained baseline without `dropped`.
+    config
+        What its model is trained with; in mode `drop` the baseline's.
     overrides
-        What the change says as overrides of the recipe.
+        The change as overrides of the recipe.
     dropped
-        Names of the model's relations that it lacks, in mode `drop`.
+        Names of the model's relations that are taken from it, in mode `drop`.
     """
 
     change: str
     mode: str
-    overrides: tuple[str, ...]
+    config: Config
+    overrides: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+
+
+def baseline(recipe: Recipe) -> Variant:
+    """The recipe itself."""
+    return Variant("baseline", "retrain", recipe.config())
 
 
 def relation_variants(recipe: Recipe, given: str, modes: Sequence[str]) -> list[Variant]:
@@ -65,7 +73,8 @@ def relation_variants(recipe: Recipe, given: str, modes: Sequence[str]) -> list[
     ConfigError
         If a name is none of the recipe's relations, or nothing would be left.
     """
-    settings = recipe.config().graph.relations
+    base = recipe.config()
+    settings = base.graph.relations
     names = [name for name, relation in settings.items() if relation.topology != "none"]
     if given == OUT:
         crossing = tuple(name for name in names if settings[name].source != settings[name].target)
@@ -77,13 +86,14 @@ def relation_variants(recipe: Recipe, given: str, modes: Sequence[str]) -> list[
         entries = [tuple(dict.fromkeys(entry.strip().split("+"))) for entry in given.split(",")]
         _check_names([name for entry in entries for name in entry], names)
         changes = {_without(gone): gone for gone in entries}
-    variants = []
-    for mode, (change, gone) in itertools.product(modes, changes.items()):
+    variants: dict[str, list[Variant]] = {"retrain": [], "drop": []}
+    for change, gone in changes.items():
         overrides = tuple(f"graph.relations.{name}.topology=none" for name in gone)
-        recipe.config(*overrides)  # refuses to leave nothing
-        dropped = make_relations({name: settings[name] for name in gone}) if mode == "drop" else ()
-        variants.append(Variant(change, mode, overrides, tuple(relation.name for relation in dropped)))
-    return variants
+        without = recipe.config(*overrides)  # refuses to leave nothing, in both modes
+        dropped = tuple(relation.name for relation in make_relations({name: settings[name] for name in gone}))
+        variants["retrain"].append(Variant(change, "retrain", without, overrides))
+        variants["drop"].append(Variant(change, "drop", base, overrides, dropped))
+    return [variant for mode in modes for variant in variants[mode]]
 
 
 def _without(names: Sequence[str]) -> str:
@@ -135,12 +145,10 @@ def sweep_variants(recipe: Recipe, sweeps: Sequence[str]) -> list[Variant]:
             raise ConfigError(f"--sweep {key}={values}: a range needs --search N; give single values")
         if not all(_values(values)):
             raise ConfigError(f"--sweep {key}={values}: an empty value; write {key}=VALUE,VALUE")
-    variants = []
     choices = [[f"{key}={value}" for value in dict.fromkeys(_values(values))] for key, values in axes]
-    for point in itertools.product(*choices):
-        recipe.config(*point)  # refuses what cannot be used before anything is trained
-        variants.append(Variant(" ".join(point), "retrain", point))
-    return variants
+    return [
+        Variant(" ".join(point), "retrain", recipe.config(*point), point) for point in itertools.product(*choices)
+    ]
 
 
 def _values(values: str) -> list[str]:
