@@ -76,7 +76,7 @@ def info(
         "captions": len(dataset.captions),
         "near_duplicates": dataset.near_duplicates,
         "database": list(dataset.database),
-        "notes": list(dataset.notes),
+        "notes": [*dataset.miscounts, *dataset.notes],
         "bad": {item.id: item.reason for item in dataset.bad},
         "splits": splits,
     }
@@ -92,7 +92,7 @@ def info(
     click.echo(f"captions with a near-duplicate, kept in one split: {dataset.near_duplicates}")
     if dataset.database:
         click.echo(f"gallery of the test split under label relevance: {'+'.join(dataset.database)}")
-    for note in dataset.notes:
+    for note in (*dataset.miscounts, *dataset.notes):
         click.echo(f"note: {note}")
     for item in dataset.bad:
         click.echo(f"left out: {item.reason}")
@@ -108,7 +108,10 @@ def check(
     settings: Config,
     as_json: bool,
 ) -> None:
-    """Decode every image and look for what would spoil a result; exit code 3 on errors.
+    """Decode every image and look for what would spoil a result; exit code 3 on errors, 0 with warnings alone.
+
+    Missing and broken files, faulty captions and labels, splits that overlap, and pictures or captions that two
+    splits share: the same ones, and pictures that look the same.
 
     \b
     cmfg data check -c openmoji
@@ -121,13 +124,20 @@ def check(
     with Bars(verbosity.quiet) as bars:
         dataset = open_dataset(settings)
         findings = check_dataset(dataset, lambda done, total: bars("images", done, total))
-    errors = sum(finding.severity == "error" for finding in findings)
+    errors, warnings = (sum(f.severity == kind for f in findings) for kind in ("error", "warning"))
     if as_json:
         print_json(
-            {"dataset": dataset.name, "errors": errors, "findings": [asdict(finding) for finding in findings]}
+            {
+                "dataset": dataset.name,
+                "errors": errors,
+                "warnings": warnings,
+                "findings": [asdict(finding) for finding in findings],
+            }
         )
     else:
         rows = [[finding.severity, finding.code, finding.item, finding.message] for finding in findings]
-        print_table(f"{dataset.name}: {errors} errors", ["severity", "code", "item", "message"], rows)
+        print_table(
+            f"{dataset.name}: {errors} errors, {warnings} warnings", ["severity", "code", "item", "message"], rows
+        )
     if errors:
         sys.exit(DataError.exit_code)

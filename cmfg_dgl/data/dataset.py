@@ -104,8 +104,10 @@ class Dataset:
     database
         The splits that together are the gallery for the queries of `test` under label relevance; none where the
         gallery is `test` itself.
+    miscounts
+        Where the data are more or fewer than published, a line each.
     notes
-        What to know about how the data were read, a line each.
+        What else to know about how the data were read, a line each.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Dataset:
     near_duplicates: int = 0
     published: bool = False
     database: tuple[str, ...] = ()
+    miscounts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     _captions_of: list[list[int]] = field(init=False, repr=False, compare=False)
 

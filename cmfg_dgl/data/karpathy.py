@@ -82,7 +82,8 @@ def karpathy(root: str | os.PathLike[str] | None, *, name: str, max_pixels: int,
         load=partial(_load, max_pixels=max_pixels, max_bytes=max_bytes),
         bad=tuple(bad),
         published=True,
-        notes=tuple(_notes(name, entries, len(taken))),
+        miscounts=tuple(_miscounts(name, entries)),
+        notes=tuple(_notes(entries, len(taken))),
     )
 
 
@@ -167,12 +168,16 @@ def _positions(entries: list[_Entry], path: Path, bad: list[BadItem]) -> dict[st
     return splits
 
 
-def _notes(name: str, entries: list[_Entry], taken: int) -> Iterator[str]:
-    """What differs from the published counts, and what of the file is not used."""
+def _miscounts(name: str, entries: list[_Entry]) -> Iterator[str]:
+    """What differs from the published counts."""
     counts = Counter(entry.split for entry in entries)
     for split, count in PUBLISHED[name].items():
         if counts[split] != count:
             yield f"the split {split} has {counts[split]:,} images, and {count:,} as published"
+
+
+def _notes(entries: list[_Entry], taken: int) -> Iterator[str]:
+    """What of the file is not used."""
     if unused := sum(entry.unused for entry in entries):
         yield f"{unused:,} captions are not used: the first {CAPTIONS} of an image are"
     if taken:

@@ -44,7 +44,7 @@ class Protocol:
     Parameters
     ----------
     items
-        As published; other counts are told in `Dataset.notes`.
+        As published; other counts are told in `Dataset.miscounts`.
     queries, training, validation
         Images of `test`, `train` and `val`. The papers name no validation images: here they follow those of
         `train`.
@@ -142,7 +142,8 @@ def mirflickr25k(
         bad=tuple(bad),
         published=True,
         database=rules.database,
-        notes=(*_notes(protocol, [text for _, text in items], len(twins)), *_strays(base, labels)),
+        miscounts=tuple(_miscounts(protocol, len(items))),
+        notes=(*_notes(rules, [text for _, text in items], len(twins)), *_strays(base, labels)),
     )
 
 
@@ -250,11 +251,15 @@ def _splits(
     return parts if rules.database else {name: parts[name] for name in sizes}
 
 
-def _notes(protocol: str, texts: list[str], twins: int) -> Iterator[str]:
-    """What differs from the published counts, and what is not as one may think."""
-    rules = PROTOCOLS[protocol]
-    if len(texts) != rules.items:
-        yield f"protocol {protocol} has {len(texts):,} items here, and {rules.items:,} as published"
+def _miscounts(protocol: str, items: int) -> Iterator[str]:
+    """What differs from the published count."""
+    published = PROTOCOLS[protocol].items
+    if items != published:
+        yield f"protocol {protocol} has {items:,} items here, and {published:,} as published"
+
+
+def _notes(rules: Protocol, texts: list[str], twins: int) -> Iterator[str]:
+    """What is not as one may think."""
     if untagged := texts.count(UNTAGGED):
         yield f"{untagged:,} images have no tag, and their text is the word {UNTAGGED!r}"
     if twins:

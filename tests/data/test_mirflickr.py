@@ -170,7 +170,7 @@ def test_relevant_labels_add_nothing_and_strays_are_told(root: Path) -> None:
 
 
 def test_counts_other_than_published_are_told(root: Path) -> None:
-    assert f"protocol B has {len(NAMES)} items here, and 24,581 as published" in read(root, "B").notes
+    assert f"protocol B has {len(NAMES)} items here, and 24,581 as published" in read(root, "B").miscounts
 
 
 def test_damaged_and_missing_files_are_bad_items(root: Path) -> None:
