@@ -13,6 +13,7 @@ TEST = [
     "scikit-learn>=1.5",
     "tomli>=2; python_version < '3.11'",
 ]
+HUB = ["datasets>=4", "pyarrow>=21"]
 BENCH = ["torch-geometric>=2.6"]
 LINT = ["mypy>=1.15", "ruff>=0.9", "types-PyYAML"]
 
@@ -58,5 +59,5 @@ setup(
         "torch==2.13.0",
         "transformers>=5",
     ],
-    extras_require={"test": TEST, "lint": LINT, "bench": BENCH, "dev": TEST + LINT + BENCH},
+    extras_require={"hub": HUB, "test": TEST + HUB, "lint": LINT, "bench": BENCH, "dev": TEST + HUB + LINT + BENCH},
 )

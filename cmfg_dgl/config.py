@@ -73,7 +73,13 @@ class DataConfig:
     """Which pairs, and how they are split."""
 
     name: str = option("openmoji", "data set; `cmfg data ls` lists them")
-    root: str | None = option(None, "folder of the data set, where it is not a package")
+    root: str | None = option(
+        None, "folder of the data set, where it is not a package; huggingface: also a file or a name on the hub"
+    )
+    image_column: str | None = option(None, "huggingface: column of the images, where the schema leaves a choice")
+    caption_column: str | None = option(
+        None, "huggingface: column of the captions, where the schema leaves a choice"
+    )
     protocol: str = option(
         "A", "mirflickr25k: which items are trained on, searched and searched for", choices=("A", "B", "paper")
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.folder import folder
+from cmfg_dgl.data.huggingface import THEOJIANG, huggingface
 from cmfg_dgl.data.karpathy import karpathy
 from cmfg_dgl.data.mirflickr import mirflickr25k
 from cmfg_dgl.data.openmoji import openmoji
@@ -22,6 +23,8 @@ DATASETS: dict[str, str] = {
     "mirflickr25k": "25,000 Flickr images with tags and 24 labels, under data.root; Creative Commons, by image",
     "flickr30k": "31,014 Flickr images with five captions each, under data.root; for non-commercial research",
     "coco": "123,287 images of COCO 2014 with five captions each, under data.root; captions CC BY 4.0",
+    "huggingface": "images and captions that datasets reads, in data.root; the licence is told there",
+    "theojiang300k": "381,000 images with captions, on Hugging Face's hub or in data.root; licence told there",
 }
 
 
@@ -30,6 +33,8 @@ def load_dataset(
     *,
     root: str | None,
     protocol: str,
+    image_column: str | None,
+    caption_column: str | None,
     fractions: dict[str, float],
     seed: int,
     near_duplicate: float,
@@ -48,6 +53,8 @@ def load_dataset(
         Folder of the data; `openmoji` is a package and needs none.
     protocol
         Which protocol of `mirflickr25k`.
+    image_column, caption_column
+        Columns of `huggingface` and `theojiang300k`, where the schema leaves a choice.
     fractions, seed, near_duplicate
         How to split, see `hash_split` and `near_duplicate_groups`, where the data set brings no splits.
     max_pixels, max_bytes
@@ -80,6 +87,18 @@ def load_dataset(
             return mirflickr25k(root, protocol=protocol, seed=seed, max_pixels=max_pixels, max_bytes=max_bytes)
         case "flickr30k" | "coco":
             return karpathy(root, name=name, max_pixels=max_pixels, max_bytes=max_bytes)
+        case "huggingface" | "theojiang300k":
+            return huggingface(
+                THEOJIANG if root is None and name == "theojiang300k" else root,
+                name=name,
+                image_column=image_column,
+                caption_column=caption_column,
+                fractions=fractions,
+                seed=seed,
+                near_duplicate=near_duplicate,
+                max_pixels=max_pixels,
+                max_bytes=max_bytes,
+            )
         case _:
             near = difflib.get_close_matches(name, DATASETS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""

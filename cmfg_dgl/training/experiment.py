@@ -50,6 +50,8 @@ def open_dataset(config: Config) -> Dataset:
         data.name,
         root=data.root,
         protocol=data.protocol,
+        image_column=data.image_column,
+        caption_column=data.caption_column,
         fractions=data.fractions,
         seed=data.seed,
         near_duplicate=data.near_duplicate,

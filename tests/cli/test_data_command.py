@@ -31,7 +31,8 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ls_lists_the_data_sets() -> None:
     result = cmfg("data", "ls", "--json")
     assert (result.code, result.err) == (0, "")
-    assert set(result.json) == {"openmoji", "scenes", "folder", "mirflickr25k", "flickr30k", "coco"}
+    named = {"openmoji", "scenes", "folder", "mirflickr25k", "flickr30k", "coco", "huggingface", "theojiang300k"}
+    assert set(result.json) == named
     assert all(name in cmfg("data", "ls").out for name in result.json)
     for name in result.json:
         assert cmfg("config", "validate", f"data.name={name}").code == 0

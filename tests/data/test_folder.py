@@ -369,7 +369,8 @@ def test_reading_twice_gives_the_same_protocol(root: Path) -> None:
 def test_load_dataset_dispatches_by_name(root: Path) -> None:
     (root / "captions.csv").write_text(as_csv(ROWS), encoding="utf-8")
     options = {
-        "root": str(root), "protocol": "A", "fractions": FRACTIONS, "seed": 0, "near_duplicate": 0.75,
+        "root": str(root), "protocol": "A", "image_column": None, "caption_column": None,
+        "fractions": FRACTIONS, "seed": 0, "near_duplicate": 0.75,
         "max_pixels": 63, "max_bytes": 1 << 20,
         "scene_counts": {"train": 3, "val": 2, "test": 1}, "scene_objects": [1, 4],
     }  # fmt: skip
@@ -381,7 +382,7 @@ def test_load_dataset_dispatches_by_name(root: Path) -> None:
     assert without_files == {"openmoji": "openmoji", "scenes": "scenes", "folder": root.name}
     for name in DATASETS.keys() - without_files.keys():
         # Each asks for its own files, so that none is read as another.
-        with pytest.raises(DataError, match=rf"dataset_{name}\.json|mirflickr"):
+        with pytest.raises(DataError, match=rf"dataset_{name}\.json|mirflickr|Parquet"):
             load_dataset(name, **options)
     with pytest.raises(ConfigError, match="did you mean 'openmoji'"):
         load_dataset("openmoij", **options)
