@@ -1,9 +1,11 @@
-"""`cmfg data`: list, describe and check data sets."""
+"""`cmfg data`: list, get, describe and check data sets."""
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -17,7 +19,7 @@ __all__ = ["command"]
 
 @click.group("data")
 def command() -> None:
-    """List, describe and check data sets.
+    """List, get, describe and check data sets.
 
     \b
     cmfg data info -c openmoji
@@ -39,6 +41,31 @@ def ls(as_json: bool) -> None:
         print_json(DATASETS)
     else:
         print_table("data sets (data.name)", ["name", "what it is"], list(DATASETS.items()))
+
+
+@command.command("get")
+@click.argument("name", type=click.Choice(["tuxpaint"]))
+@click.option("--to", "target", type=click.Path(path_type=Path), required=True, help="Folder to make: data.root.")
+@click.option("--deb", type=click.Path(path_type=Path), help="The package, where apt-get cannot download it.")
+@json_option
+@verbosity_options
+def get(name: str, target: Path, deb: Path | None, as_json: bool) -> None:
+    """Unpack a data set of a Debian package into a folder, without root.
+
+    \b
+    cmfg data get tuxpaint --to stamps
+    cmfg data get tuxpaint --to stamps --deb tuxpaint-stamps-default_2022.06.04-1_all.deb
+
+    The other data sets are in installed packages, or downloaded as docs/data.md tells.
+    """
+    from cmfg_dgl.data.debian import download_package, unpack_stamps
+
+    with tempfile.TemporaryDirectory() as folder:
+        count = unpack_stamps(deb or download_package(Path(folder)), target)
+    if as_json:
+        print_json({"dataset": name, "root": str(target), "files": count})
+    else:
+        click.echo(f"{count:,} files in {target}; use it: cmfg train -c {name} data.root={target}")
 
 
 @command.command("info")

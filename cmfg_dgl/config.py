@@ -80,6 +80,7 @@ class DataConfig:
     caption_column: str | None = option(
         None, "huggingface: column of the captions, where the schema leaves a choice"
     )
+    language: str = option("en", "openmoji, tuxpaint: language of the captions, such as fr or ja")
     protocol: str = option(
         "A", "mirflickr25k: which items are trained on, searched and searched for", choices=("A", "B", "paper")
     )

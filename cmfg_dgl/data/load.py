@@ -12,12 +12,14 @@ from cmfg_dgl.data.karpathy import karpathy
 from cmfg_dgl.data.mirflickr import mirflickr25k
 from cmfg_dgl.data.openmoji import openmoji
 from cmfg_dgl.data.scenes import scenes
+from cmfg_dgl.data.tuxpaint import tuxpaint
 from cmfg_dgl.errors import ConfigError
 
 __all__ = ["DATASETS", "load_dataset"]
 
 DATASETS: dict[str, str] = {
-    "openmoji": "about 1,900 emoji with their English names, from installed packages; OpenMoji, CC BY-SA 4.0",
+    "openmoji": "about 1,900 emoji with names in 14 languages, from installed packages; OpenMoji, CC BY-SA 4.0",
+    "tuxpaint": "about 950 stamps of Tux Paint with captions in 76 languages, from a Debian package; GPL 2",
     "scenes": "rendered scenes of 1 to 4 objects, told apart by what is where; made here, no licence needed",
     "folder": "images and captions of your own under data.root; the licence is yours to know",
     "mirflickr25k": "25,000 Flickr images with tags and 24 labels, under data.root; Creative Commons, by image",
@@ -27,11 +29,14 @@ DATASETS: dict[str, str] = {
     "theojiang300k": "381,000 images with captions, on Hugging Face's hub or in data.root; licence told there",
 }
 
+LANGUAGES = ("openmoji", "tuxpaint")
+
 
 def load_dataset(
     name: str,
     *,
     root: str | None,
+    language: str,
     protocol: str,
     image_column: str | None,
     caption_column: str | None,
@@ -51,6 +56,8 @@ def load_dataset(
         A key of `DATASETS`.
     root
         Folder of the data; `openmoji` is a package and needs none.
+    language
+        Of the captions of `openmoji` and `tuxpaint`; the others have one language and no choice.
     protocol
         Which protocol of `mirflickr25k`.
     image_column, caption_column
@@ -65,13 +72,28 @@ def load_dataset(
     Raises
     ------
     ConfigError
-        If there is no such data set, or the split cannot be made so.
+        If there is no such data set or language, or the split cannot be made so.
     DataError
         If the data cannot be read.
     """
+    if language != "en" and name not in LANGUAGES:
+        raise ConfigError(
+            f"data.language={language!r}: only {' and '.join(LANGUAGES)} have captions in several languages; leave "
+            f"it out for data.name={name}, whose captions are read as they are"
+        )
     match name:
         case "openmoji":
-            return openmoji(fractions=fractions, seed=seed, near_duplicate=near_duplicate)
+            return openmoji(language=language, fractions=fractions, seed=seed, near_duplicate=near_duplicate)
+        case "tuxpaint":
+            return tuxpaint(
+                root,
+                language=language,
+                fractions=fractions,
+                seed=seed,
+                near_duplicate=near_duplicate,
+                max_pixels=max_pixels,
+                max_bytes=max_bytes,
+            )
         case "scenes":
             return scenes(counts=scene_counts, objects=scene_objects, seed=seed)
         case "folder":

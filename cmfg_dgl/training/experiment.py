@@ -49,6 +49,7 @@ def open_dataset(config: Config) -> Dataset:
     return load_dataset(
         data.name,
         root=data.root,
+        language=data.language,
         protocol=data.protocol,
         image_column=data.image_column,
         caption_column=data.caption_column,

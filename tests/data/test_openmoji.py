@@ -23,7 +23,9 @@ from cmfg_dgl.errors import DataError
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return openmoji(fractions={"train": 0.6, "val": 0.1, "test": 0.3}, seed=0, near_duplicate=0.75, size=48)
+    return openmoji(
+        language="en", fractions={"train": 0.6, "val": 0.1, "test": 0.3}, seed=0, near_duplicate=0.75, size=48
+    )
 
 
 def text_of(item: ImageItem) -> str:
@@ -64,7 +66,7 @@ def test_labels_are_the_unicode_group_and_subgroup(dataset: Dataset) -> None:
 def test_splits_share_no_name_and_no_drawing(dataset: Dataset) -> None:
     assert sorted(np.concatenate(list(dataset.splits.values())).tolist()) == list(range(len(dataset.images)))
     texts = [normalise_caption(c.text) for c in dataset.captions]
-    tiny = openmoji(fractions={"all": 1.0}, seed=0, near_duplicate=0.75, size=24)
+    tiny = openmoji(language="en", fractions={"all": 1.0}, seed=0, near_duplicate=0.75, size=24)
     pixels = [tiny.load(image).tobytes() for image in tiny.images]
     assert len(set(pixels)) < len(pixels), "some drawings have two names, or this test shows nothing"
     for one, other in combinations(dataset.splits.values(), 2):
@@ -80,7 +82,7 @@ def test_the_same_drawing_is_in_one_split_whatever_the_seed() -> None:
         ("couple with heart", "couple with heart woman man"),  # the same but for a hair's breadth
     ]
     for seed in range(4):
-        halves = openmoji(fractions={"a": 0.5, "b": 0.5}, seed=seed, near_duplicate=1.0)
+        halves = openmoji(language="en", fractions={"a": 0.5, "b": 0.5}, seed=seed, near_duplicate=1.0)
         position = {c.text: c.image for c in halves.captions}
         first = set(halves.splits["a"].tolist())
         for one, other in pairs:
