@@ -74,7 +74,8 @@ class DataConfig:
 
     name: str = option("openmoji", "data set; `cmfg data ls` lists them")
     root: str | None = option(
-        None, "folder of the data set, where it is not a package; huggingface: also a file or a name on the hub"
+        None,
+        "folder or file of the data set, where it is not a package; huggingface: also a name on the hub",
     )
     image_column: str | None = option(None, "huggingface: column of the images, where the schema leaves a choice")
     caption_column: str | None = option(

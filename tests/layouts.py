@@ -1,8 +1,10 @@
-"""Small files in the layouts of MIRFLICKR-25K and of Karpathy's JSON, for tests."""
+"""Small files in the layouts of MIRFLICKR-25K, Karpathy's JSON, Tux Paint's stamps and WebDataset, for tests."""
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,3 +97,41 @@ def karpathy_layout(
         )
     (root / f"dataset_{name}.json").write_text(json.dumps({"images": entries, "dataset": name}))
     return entries
+
+
+def stamp(
+    root: Path, name: str, captions: Mapping[str, str], number: int, suffix: str = ".png", newline: str = "\n"
+) -> None:
+    """Write a stamp of Tux Paint: its picture and its text, with the English caption on the first line."""
+    draw = picture if suffix == ".png" else drawing
+    draw(root / f"{name}{suffix}", number)
+    others = [f"{code}.utf8={caption}" for code, caption in captions.items() if code != "en"]
+    (root / f"{name}.txt").write_bytes((newline.join([captions["en"], *others]) + newline).encode())
+
+
+def drawing(path: Path, number: int) -> None:
+    """An SVG without viewBox, in points, of one colour that no other number below 4,096 has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" width="24pt" height="12pt">'
+        f'<rect width="24pt" height="12pt" fill="#{number:03x}"/></svg>'
+    )
+
+
+def tar_bytes(files: Sequence[tuple[str, bytes]], mode: str = "w") -> bytes:
+    """A tar of plain files, in this order."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def jpeg(number: int) -> bytes:
+    """The bytes of `picture`."""
+    buffer = io.BytesIO()
+    colour = (8 * (number % 32), 8 * (number // 32 % 32), 8 * (number // 1024))
+    Image.new("RGB", (24, 16), colour).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
+from cmfg_dgl.data.blip import blip
+from cmfg_dgl.data.clip_benchmark import clip_benchmark
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.folder import folder
 from cmfg_dgl.data.huggingface import THEOJIANG, huggingface
@@ -13,6 +16,7 @@ from cmfg_dgl.data.mirflickr import mirflickr25k
 from cmfg_dgl.data.openmoji import openmoji
 from cmfg_dgl.data.scenes import scenes
 from cmfg_dgl.data.tuxpaint import tuxpaint
+from cmfg_dgl.data.webdataset import webdataset
 from cmfg_dgl.errors import ConfigError
 
 __all__ = ["DATASETS", "load_dataset"]
@@ -22,6 +26,9 @@ DATASETS: dict[str, str] = {
     "tuxpaint": "about 950 stamps of Tux Paint with captions in 76 languages, from a Debian package; GPL 2",
     "scenes": "rendered scenes of 1 to 4 objects, told apart by what is where; made here, no licence needed",
     "folder": "images and captions of your own under data.root; the licence is yours to know",
+    "blip": "images and the JSON files of BLIP under data.root; the licence is yours to know",
+    "clip_benchmark": "images and the files image,caption of CLIP_benchmark under data.root; as above",
+    "webdataset": "tar shards of WebDataset under data.root, read without extracting; as above",
     "mirflickr25k": "25,000 Flickr images with tags and 24 labels, under data.root; Creative Commons, by image",
     "flickr30k": "31,014 Flickr images with five captions each, under data.root; for non-commercial research",
     "coco": "123,287 images of COCO 2014 with five captions each, under data.root; captions CC BY 4.0",
@@ -30,6 +37,21 @@ DATASETS: dict[str, str] = {
 }
 
 LANGUAGES = ("openmoji", "tuxpaint")
+
+
+class _ByHash(TypedDict):
+    """How to split by hash."""
+
+    fractions: dict[str, float]
+    seed: int
+    near_duplicate: float
+
+
+class _Bounds(TypedDict):
+    """Bounds on images from outside."""
+
+    max_pixels: int
+    max_bytes: int
 
 
 def load_dataset(
@@ -55,7 +77,7 @@ def load_dataset(
     name
         A key of `DATASETS`.
     root
-        Folder of the data; `openmoji` is a package and needs none.
+        Folder of the data, or file; `openmoji` is a package and needs none.
     language
         Of the captions of `openmoji` and `tuxpaint`; the others have one language and no choice.
     protocol
@@ -81,45 +103,35 @@ def load_dataset(
             f"data.language={language!r}: only {' and '.join(LANGUAGES)} have captions in several languages; leave "
             f"it out for data.name={name}, whose captions are read as they are"
         )
+    split: _ByHash = {"fractions": fractions, "seed": seed, "near_duplicate": near_duplicate}
+    bounds: _Bounds = {"max_pixels": max_pixels, "max_bytes": max_bytes}
     match name:
         case "openmoji":
-            return openmoji(language=language, fractions=fractions, seed=seed, near_duplicate=near_duplicate)
+            return openmoji(language=language, **split)
         case "tuxpaint":
-            return tuxpaint(
-                root,
-                language=language,
-                fractions=fractions,
-                seed=seed,
-                near_duplicate=near_duplicate,
-                max_pixels=max_pixels,
-                max_bytes=max_bytes,
-            )
+            return tuxpaint(root, language=language, **split, **bounds)
         case "scenes":
             return scenes(counts=scene_counts, objects=scene_objects, seed=seed)
         case "folder":
-            return folder(
-                root,
-                fractions=fractions,
-                seed=seed,
-                near_duplicate=near_duplicate,
-                max_pixels=max_pixels,
-                max_bytes=max_bytes,
-            )
+            return folder(root, **split, **bounds)
+        case "blip":
+            return blip(root, **split, **bounds)
+        case "clip_benchmark":
+            return clip_benchmark(root, **split, **bounds)
+        case "webdataset":
+            return webdataset(root, **split, **bounds)
         case "mirflickr25k":
-            return mirflickr25k(root, protocol=protocol, seed=seed, max_pixels=max_pixels, max_bytes=max_bytes)
+            return mirflickr25k(root, protocol=protocol, seed=seed, **bounds)
         case "flickr30k" | "coco":
-            return karpathy(root, name=name, max_pixels=max_pixels, max_bytes=max_bytes)
+            return karpathy(root, name=name, **bounds)
         case "huggingface" | "theojiang300k":
             return huggingface(
                 THEOJIANG if root is None and name == "theojiang300k" else root,
                 name=name,
                 image_column=image_column,
                 caption_column=caption_column,
-                fractions=fractions,
-                seed=seed,
-                near_duplicate=near_duplicate,
-                max_pixels=max_pixels,
-                max_bytes=max_bytes,
+                **split,
+                **bounds,
             )
         case _:
             near = difflib.get_close_matches(name, DATASETS, n=1)

@@ -45,9 +45,9 @@ def tuxpaint(
     each further line `LANGUAGE.utf8=CAPTION`. Where there are both pictures the PNG is taken: an SVG is rendered
     without fonts, and some currency signs would come out empty. Mirrored pictures and sounds are not read.
 
-    The labels of a stamp are its folders, each with those above it ("animals", "animals/birds"). Splits are by hash,
-    with equal pictures and near-duplicate captions in one split. Unlike in `openmoji`, pictures are not compared by
-    their looks: of all pairs with different captions, only a filled l and a filled I look alike.
+    The labels of a stamp are its folders, each with those above it ("animals", "animals/birds"). Splits are by
+    hash, with equal pictures and near-duplicate captions in one split. Unlike in `openmoji`, pictures are not
+    compared by their looks: of all pairs with different captions, only a filled l and a filled I look alike.
 
     Parameters
     ----------
