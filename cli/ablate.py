@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .options import Verbosity, force_option, json_option, verbosity_options
 from .output import Bars, print_json, print_table
 
 __all__ = ["command"]
+
+SHOWN = 10
+UNSEARCHED = {
+    **{name: f"--{name}" for name in ("relations", "metric", "stage", "split", "force")},
+    "modes": "--mode",
+    "dry_run": "--dry-run",
+}
 
 
 class _Seeds(click.ParamType[list[int]]):
@@ -47,6 +56,13 @@ class _Seeds(click.ParamType[list[int]]):
 @click.option("--metric", type=click.Choice(["rsum", "R@1"]), default="rsum", show_default=True)
 @click.option("--stage", type=click.Choice(["first", "two"]), default="two", show_default=True)
 @click.option("--split", type=click.Choice(["val", "test"]), default="test", show_default=True)
+@click.option(
+    "--search",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Instead search --sweep KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=VALUES for the best rsum on validation, "
+    "in N trials; one seed, 0, unless --seeds says others.",
+)
 @click.option("-o", "--output-dir", type=click.Path(), default="runs/ablation", show_default=True)
 @click.option("--dry-run", is_flag=True, help="List the cells and write nothing.")
 @force_option("Run every cell again.")
@@ -64,6 +80,7 @@ def command(
     metric: str,
     stage: str,
     split: str,
+    search: int | None,
     output_dir: str,
     dry_run: bool,
     force: bool,
@@ -77,7 +94,11 @@ def command(
     cmfg ablate -c openmoji -o runs/ablation
     cmfg ablate -c openmoji --mode drop --relations grounds,describes,grounds+describes
     cmfg ablate -c openmoji --sweep model.softmax=relation,joint --seeds 0,1,2,3,4
+    cmfg ablate -c openmoji --search 30 --sweep training.learning_rate=1e-4..1e-2:log --sweep model.layers=1..3
     """
+    if search is not None:
+        _search(verbosity, config, overrides, sweeps, search, seeds, Path(output_dir), as_json)
+        return
     from cmfg_dgl.ablation.pages import ablation_table
     from cmfg_dgl.ablation.run import Plan, ablate
     from cmfg_dgl.ablation.variants import Recipe, baseline, relation_variants, sweep_variants
@@ -106,3 +127,38 @@ def command(
     rows = [[" ".join(part for part in (cell.text, cell.interval) if part) for cell in row] for row in table.rows]
     print_table(table.title, table.head, rows)
     click.echo(f"{table.note}\npage: {folder / 'ablation.html'}")
+
+
+def _search(
+    verbosity: Verbosity,
+    config: str | None,
+    overrides: tuple[str, ...],
+    sweeps: tuple[str, ...],
+    trials: int,
+    seeds: list[int],
+    folder: Path,
+    as_json: bool,
+) -> None:
+    """Search, and print the best trials and the command that trains with the best."""
+    context = click.get_current_context()
+    given = {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    for name, flag in UNSEARCHED.items():
+        if name in given:
+            raise click.UsageError(f"--search judges by the two-stage rsum on validation alone; leave {flag} out")
+    from cmfg_dgl.ablation.search import parse_space, search
+    from cmfg_dgl.ablation.variants import Recipe
+
+    recipe = Recipe(config, overrides)
+    axes = parse_space(recipe, sweeps)
+    with Bars(verbosity.quiet) as bars:
+        record = search(recipe, axes, trials, seeds if "seeds" in given else [0], folder, progress=bars)
+    if as_json:
+        print_json(record)
+        return
+    able = [trial for trial in record["trials"] if trial["value"] is not None]
+    rows: list[list[Any]] = [
+        [str(trial["number"]), trial["value"], " ".join(trial["overrides"])]
+        for trial in sorted(able, key=lambda trial: -float(trial["value"]))[:SHOWN]
+    ]
+    print_table(f"the best of {len(record['trials'])} trials, validation", ["trial", "rsum", "overrides"], rows)
+    click.echo(f"the best: {record['command']}\nall: {folder / 'search.json'}")

@@ -7,11 +7,13 @@
 - Started again, after an end or a kill, it repeats no finished cell; new changes are added; another metric or
   stage needs no new cell; other settings do not mix with old cells; lost weights are trained again, to the bit.
 - A sweep over the recipe's own value is the baseline: difference 0, p = 1, no cell of its own.
+- A search goes on where it was, and its command trains a run with the value that it found.
 - Errors are one line with their exit code; --dry-run writes nothing.
 """
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import signal
 import time
@@ -226,9 +228,31 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(pictures: Path, tmp_path: 
     assert not folder.exists()
 
 
+def test_a_search_is_resumed_and_tells_the_command_of_the_best(pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    space = ("--sweep", "training.learning_rate=1e-3..1e-2:log", "--sweep", "model.softmax=relation,joint")
+    first = cmfg(*arguments(pictures, folder, *space, "--search", "1", "--json"))
+    assert first.code == 0, first.err
+    printed = cmfg(*arguments(pictures, folder, *space, "--search", "2"))
+    record = read_json(folder / "search.json")
+    assert record["trials"][:1] == first.json["trials"]
+    assert record["seeds"] == [0]
+    assert record["command"] in printed.out
+    best = max(record["trials"], key=lambda trial: float(trial["value"]))
+    assert best["value"] == record["best"]["value"]
+    words = shlex.split(record["command"])
+    trained = cmfg(*words[1:], "--json", "-o", tmp_path / "run")
+    assert trained.json["two_stage_rsum"] == pytest.approx(best["value"])
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
+        (["--search", "3"], "--sweep"),
+        (["--search", "3", "--sweep", "model.dropout=0..0.5", "--split", "test"], "leave --split out"),
+        (["--search", "3", "--sweep", "model.dropout=0..0.5", "--mode", "drop"], "leave --mode out"),
+        (["--search", "3", "--sweep", "model.dropout=0.5..0"], "LOW must be below HIGH"),
+        (["--sweep", "model.dropout=0..0.5"], "--search"),
         (["--relations", "ground"], "did you mean grounds"),
         (["--sweep", "model.softmx=joint"], "did you mean model.softmax"),
         (["--seeds", "1,1"], "none twice"),
