@@ -53,7 +53,7 @@ def split_files(
         raise DataError(f"data.root={os.fspath(root)}: there is no such file or folder")
     files = sorted(_files(place, suffixes, folders))
     if not files:
-        raise DataError(f"{place}: no {what}; set data.root to it, or to its folder")
+        raise DataError(f"{place}: nothing to read here; set data.root to {what}, or to the folder of several")
     named = [(file, _words(file.relative_to(place))) for file in files]
     _refuse_doubt(named, place)
     return place, [(file, "".join(words)) for file, words in named]

@@ -36,10 +36,12 @@ def members(path: Path) -> Iterator[Member]:
         zeros (POSIX.1-2001, pax): where the last member is not followed by one, something is missing.
     """
     try:
+        length = path.stat().st_size
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                if member.size < 0:  # tarfile would go back by that much, and never end
-                    raise tarfile.TarError(f"{member.name} has a negative size")
+                # By a negative size, tarfile would go back and never end.
+                if not 0 <= member.size <= length:
+                    raise tarfile.TarError(f"{member.name} is said to have {member.size:,} bytes")
                 if not member.isdir():
                     name = printable(str(PurePosixPath(member.name)))
                     yield Member(name, member.offset_data, member.size, _fault(member))

@@ -31,8 +31,9 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ls_lists_the_data_sets() -> None:
     result = cmfg("data", "ls", "--json")
     assert (result.code, result.err) == (0, "")
-    named = {"openmoji", "scenes", "folder", "mirflickr25k", "flickr30k", "coco", "huggingface", "theojiang300k"}
-    assert set(result.json) == named
+    published = {"mirflickr25k", "flickr30k", "coco", "theojiang300k"}
+    formats = {"folder", "blip", "clip_benchmark", "webdataset", "huggingface"}
+    assert set(result.json) == published | formats | {"openmoji", "tuxpaint", "scenes"}
     assert all(name in cmfg("data", "ls").out for name in result.json)
     for name in result.json:
         assert cmfg("config", "validate", f"data.name={name}").code == 0

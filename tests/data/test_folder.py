@@ -369,7 +369,7 @@ def test_reading_twice_gives_the_same_protocol(root: Path) -> None:
 def test_load_dataset_dispatches_by_name(root: Path) -> None:
     (root / "captions.csv").write_text(as_csv(ROWS), encoding="utf-8")
     options = {
-        "root": str(root), "protocol": "A", "image_column": None, "caption_column": None,
+        "root": str(root), "language": "en", "protocol": "A", "image_column": None, "caption_column": None,
         "fractions": FRACTIONS, "seed": 0, "near_duplicate": 0.75,
         "max_pixels": 63, "max_bytes": 1 << 20,
         "scene_counts": {"train": 3, "val": 2, "test": 1}, "scene_objects": [1, 4],
@@ -380,9 +380,20 @@ def test_load_dataset_dispatches_by_name(root: Path) -> None:
         dataset.load(dataset.images[0])
     without_files = {name: load_dataset(name, **options).name for name in ("openmoji", "scenes", "folder")}
     assert without_files == {"openmoji": "openmoji", "scenes": "scenes", "folder": root.name}
+    (root / "captions.csv").rename(root / "captions.tsv")
     for name in DATASETS.keys() - without_files.keys():
         # Each asks for its own files, so that none is read as another.
-        with pytest.raises(DataError, match=rf"dataset_{name}\.json|mirflickr|Parquet"):
+        own = {
+            "tuxpaint": "cmfg data get tuxpaint", "blip": "a JSON file of BLIP", "webdataset": "a tar shard",
+            "clip_benchmark": r"a file of captions, \.txt or \.csv", "mirflickr25k": "mirflickr",
+            "huggingface": "Parquet", "theojiang300k": "Parquet",
+        }.get(name, rf"dataset_{name}\.json")  # fmt: skip
+        with pytest.raises(DataError, match=own):
             load_dataset(name, **options)
     with pytest.raises(ConfigError, match="did you mean 'openmoji'"):
         load_dataset("openmoij", **options)
+    for name in DATASETS.keys() - {"openmoji", "tuxpaint"}:
+        with pytest.raises(
+            ConfigError, match=rf"data\.language='fr': only openmoji and tuxpaint .*data\.name={name}"
+        ):
+            load_dataset(name, **{**options, "language": "fr"})

