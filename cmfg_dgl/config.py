@@ -20,6 +20,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from cmfg_dgl.errors import ConfigError
 
 __all__ = [
+    "PRECOMPUTED",
     "BenchConfig",
     "Config",
     "DataConfig",
@@ -37,6 +38,9 @@ __all__ = [
     "recipes",
     "to_yaml",
 ]
+
+PRECOMPUTED = "precomputed"
+"""Name of the data set whose images are region features, and of what stands for its image encoder."""
 
 MAX_YAML_BYTES = 1 << 20
 MAX_YAML_VALUES = 10_000
@@ -105,7 +109,9 @@ class FeaturesConfig:
     """Frozen backbones and the store of what they give."""
 
     dir: str | None = option(None, "folder of the feature stores; default $CMFG_CACHE or ~/.cache/cmfg")
-    vision: str = option("hybrid", "`hybrid` (EfficientNet-lite0 grid) or a transformers ViT by name or path")
+    vision: str = option(
+        "hybrid", "`hybrid` (EfficientNet-lite0 grid), a transformers ViT by name or path, or `precomputed`"
+    )
     image_size: int | None = option(
         None, "side of the square image in pixels; default what the encoder likes", least=32
     )
@@ -482,6 +488,8 @@ def _check(config: Config, where: str) -> None:
     _check_model(config, where)
     _check_relations(config.graph, where)
     _check_fractions(config.data.fractions, where)
+    if PRECOMPUTED in (config.data.name, config.features.vision):
+        _check_regions(config, where)
 
 
 def _check_values(config: Config | BenchConfig, where: str) -> None:
@@ -557,6 +565,24 @@ def _check_relations(graph: GraphConfig, where: str) -> None:
             raise ConfigError(f"{where}: {key}.directed needs patch to patch, and this is {kinds[0]} to {kinds[1]}")
     if all(relation.topology == "none" for relation in graph.relations.values()):
         raise ConfigError(f"{where}: graph.relations: every topology is none; leave one relation in")
+
+
+def _check_regions(config: Config, where: str) -> None:
+    """Regions need no image encoder and lie on no grid."""
+    if config.data.name != config.features.vision:
+        raise ConfigError(
+            f"{where}: data.name {config.data.name} and features.vision {config.features.vision}: {PRECOMPUTED} "
+            "features need both to be so; set both or neither"
+        )
+    if config.features.image_size is not None:
+        raise ConfigError(f"{where}: features.image_size has no say over {PRECOMPUTED} features; leave it out")
+    for name, relation in config.graph.relations.items():
+        if relation.source == relation.target == "patch" and relation.topology != "none":
+            key = f"graph.relations.{name}"
+            if relation.topology == "grid":
+                raise ConfigError(f"{where}: {key}.topology grid: regions lie on no grid; use complete or knn")
+            if relation.directed:
+                raise ConfigError(f"{where}: {key}.directed: where regions lie is not known; set it to false")
 
 
 def _check_fractions(fractions: dict[str, float], where: str) -> None:

@@ -171,8 +171,11 @@ class _Source:
     @classmethod
     def open(cls, run: Run, faithfulness: bool, progress: Progress) -> _Source:
         experiment = Experiment.prepare(run.config, progress)
+        vision, words = encoders(run.config)
+        # Before any work: where patches lie is not known of every encoder.
+        vision.view(1, 1)
         widths = {"patch": experiment.images.width, "token": experiment.captions.width}
-        return cls(experiment, _models(run, widths, faithfulness), *encoders(run.config))
+        return cls(experiment, _models(run, widths, faithfulness), vision, words)
 
     @property
     def _dataset(self) -> Dataset:

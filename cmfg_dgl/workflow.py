@@ -379,7 +379,7 @@ def _first_batch(
     pixels, tokenised = [], []
     for caption, image in zip(split.captions, split.images[split.caption_image], strict=True):
         try:
-            picture = vision.prepare(dataset.load(dataset.images[image]))
+            picture = vision.read(dataset, dataset.images[image])
             words = text.prepare(dataset.captions[caption].text)
         except DataError as error:
             _log.warning("left out: %s", error)

@@ -1,4 +1,4 @@
-"""Small files in the layouts of MIRFLICKR-25K, Karpathy's JSON, Tux Paint's stamps and WebDataset, for tests."""
+"""Small files in the layouts of MIRFLICKR-25K, Karpathy's JSON, Tux Paint's stamps, WebDataset and SCAN, for tests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from cmfg_dgl.data.mirflickr import LABELS
@@ -135,3 +137,34 @@ def jpeg(number: int) -> bytes:
     colour = (8 * (number % 32), 8 * (number // 32 % 32), 8 * (number // 1024))
     Image.new("RGB", (24, 16), colour).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
+
+
+def scan_layout(
+    root: Path, sizes: Mapping[str, int], *, regions: int, width: int, repeat: int = 1
+) -> dict[str, NDArray[np.float32]]:
+    """Write SPLIT_ims.npy and SPLIT_caps.txt; the features by split, one row an image.
+
+    The regions of image n say in which of `width` places n's words are: each caption names two of them.
+
+    Parameters
+    ----------
+    sizes
+        Images of each split.
+    repeat
+        Rows of an image: 1, or 5 as in some of the released files.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    random, features = np.random.default_rng(0), {}
+    for split, size in sizes.items():
+        marks = [random.choice(width, 2, replace=False) for _ in range(size)]
+        rows = np.abs(random.normal(0, 0.1, (size, regions, width))).astype(np.float32)
+        for n, (first, second) in enumerate(marks):
+            rows[n, 0, first] += 3
+            rows[n, 1, second] += 3
+        np.save(root / f"{split}_ims.npy", rows.repeat(repeat, 0))
+        lines = [
+            f"{split} {n} caption {k} of thing{a} and thing{b}" for n, (a, b) in enumerate(marks) for k in range(5)
+        ]
+        (root / f"{split}_caps.txt").write_text("".join(f"{line}\n" for line in lines))
+        features[split] = rows
+    return features

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.likeness import SIGNATURE, alike, signature
@@ -63,7 +64,7 @@ def check_dataset(dataset: Dataset, progress: Callable[[int, int], None] | None 
     Parameters
     ----------
     dataset
-        The data set; each of its images is decoded once, and about 1 kB is kept of it.
+        The data set; each of its images is decoded, or its regions read, once, and about 1 kB is kept of it.
     progress
         Called with the number of images done and of all images.
     """
@@ -90,14 +91,16 @@ def _decode_all(dataset: Dataset, progress: Callable[[int, int], None] | None) -
     pictures = _Pictures([{item.sha256} for item in dataset.images], signatures, sizes)
     for position, item in enumerate(dataset.images):
         try:
-            image = dataset.load(item)
+            image = dataset.load(item) if dataset.regions is None else dataset.regions(item)
         except DataError as error:
             findings.append(Finding("error", "bad-image", item.id, str(error)))
-        else:
+            continue
+        finally:
+            if progress is not None:
+                progress(position + 1, count)
+        if isinstance(image, Image.Image):
             pictures.digests[position].add(sha256_bytes(f"{image.size}".encode() + image.tobytes()))
             signatures[position], sizes[position] = signature(image), image.size
-        if progress is not None:
-            progress(position + 1, count)
     return findings, pictures
 
 

@@ -93,7 +93,10 @@ class Dataset:
     rule
         How the splits came about, in a short string that goes into the protocol id.
     load
-        Decodes an image to RGB; raises `DataError` with the reason where it cannot.
+        Decodes an image to RGB; raises `DataError` with the reason where it cannot. With `regions` it draws a card.
+    regions
+        Reads the region features of an image, float32 (R, D), where there are those and no pictures; raises
+        `DataError` where they are not usable.
     bad
         What was left out while reading the listing (an empty caption, an image without captions, ...).
     near_duplicates
@@ -116,6 +119,7 @@ class Dataset:
     splits: Mapping[str, NDArray[np.int64]]
     rule: str
     load: Callable[[ImageItem], Image.Image]
+    regions: Callable[[ImageItem], NDArray[np.float32]] | None = None
     bad: tuple[BadItem, ...] = ()
     near_duplicates: int = 0
     published: bool = False

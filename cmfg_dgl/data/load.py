@@ -14,6 +14,7 @@ from cmfg_dgl.data.huggingface import THEOJIANG, huggingface
 from cmfg_dgl.data.karpathy import karpathy
 from cmfg_dgl.data.mirflickr import mirflickr25k
 from cmfg_dgl.data.openmoji import openmoji
+from cmfg_dgl.data.precomputed import precomputed
 from cmfg_dgl.data.scenes import scenes
 from cmfg_dgl.data.tuxpaint import tuxpaint
 from cmfg_dgl.data.webdataset import webdataset
@@ -34,6 +35,7 @@ DATASETS: dict[str, str] = {
     "coco": "123,287 images of COCO 2014 with five captions each, under data.root; captions CC BY 4.0",
     "huggingface": "images and captions that datasets reads, in data.root; the licence is told there",
     "theojiang300k": "381,000 images with captions, on Hugging Face's hub or in data.root; licence told there",
+    "precomputed": "region features and captions in the files of SCAN, under data.root, without pictures",
 }
 
 LANGUAGES = ("openmoji", "tuxpaint")
@@ -133,6 +135,8 @@ def load_dataset(
                 **split,
                 **bounds,
             )
+        case "precomputed":
+            return precomputed(root)
         case _:
             near = difflib.get_close_matches(name, DATASETS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""

@@ -73,7 +73,7 @@ def extract_images(
         good: list[int] = []
         quarantined: dict[str, str] = {}
         batches = [range(start, min(start + batch_size, last)) for start in range(first, last, batch_size)]
-        for prepared in _ahead(lambda i: encoder.prepare(dataset.load(images[i])), batches):
+        for prepared in _ahead(lambda i: encoder.read(dataset, images[i]), batches):
             usable, refused = _sort_out(prepared)
             quarantined.update({images[i].id: reason for i, reason in refused.items()})
             if usable:

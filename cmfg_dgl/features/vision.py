@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cmfg_dgl.data.dataset import Dataset, ImageItem
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.features.legacy_weights import load_legacy_weights
 from cmfg_dgl.features.nodes import Nodes
@@ -51,6 +52,10 @@ class VisionEncoder(ABC):
     @abstractmethod
     def prepare(self, image: Image.Image) -> Tensor:
         """Pixels of one RGB image as `forward` wants them; safe to call from several threads."""
+
+    def read(self, dataset: Dataset, item: ImageItem) -> Tensor:
+        """An image of a data set, read and prepared; DataError where it cannot be; safe to call from threads."""
+        return self.prepare(dataset.load(item))
 
     @abstractmethod
     def forward(self, pixels: list[Tensor]) -> Nodes:

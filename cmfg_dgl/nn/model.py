@@ -138,6 +138,8 @@ class CMFG(nn.Module):
         Starting temperature of both scores; their learnt inverses are at most 100.
     bf16
         Projections in bfloat16.
+    placed
+        Node types whose nodes have a place that is learnt from; the order of the others says nothing.
     """
 
     def __init__(
@@ -162,6 +164,7 @@ class CMFG(nn.Module):
         feature_dropout: float = 0.0,
         temperature: float = 0.07,
         bf16: bool = False,
+        placed: Sequence[str] = ("patch", "token"),
     ) -> None:
         super().__init__()
         _check_choice("stacking", stacking, "factorised", "interleaved")
@@ -208,7 +211,11 @@ class CMFG(nn.Module):
                 }
             )
         self.place = nn.ModuleDict(
-            {kind: nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Linear(64, width)) for kind in widths}
+            {
+                kind: nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Linear(64, width))
+                for kind in widths
+                if kind in placed
+            }
         )
         self.pool = nn.ModuleDict({kind: Pooling(pooling, width) for kind in widths})
         self.log_scales = nn.ParameterDict(
@@ -246,7 +253,9 @@ class CMFG(nn.Module):
 
         Without `joint` what only `match` needs is left out.
         """
-        initial = self._enter(kind, nodes) + self.place[kind](self._places(kind, nodes))
+        initial = self._enter(kind, nodes)
+        if kind in self.place:
+            initial = initial + self.place[kind](self._places(kind, nodes))
         full = NodeSet(nodes.offsets, nodes.grid, nodes.values, initial)
         inner = [r for r in self.relations if not r.cross and r.source == kind]
         graph = build_graph({kind: full}, inner) if inner else None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmfg_dgl.config import Config
+from cmfg_dgl.config import PRECOMPUTED, Config
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.load import load_dataset
 from cmfg_dgl.data.splits import normalise_caption
@@ -21,6 +21,7 @@ from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.extract import extract_captions, extract_images, find_captions, find_images
 from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.regions import Regions
 from cmfg_dgl.features.store import FeatureStore
 from cmfg_dgl.features.text import TextEncoder, load_text
 from cmfg_dgl.features.vision import VisionEncoder, load_vision
@@ -78,11 +79,11 @@ def features_directory(config: Config) -> Path:
 
 def encoders(config: Config) -> tuple[VisionEncoder, TextEncoder]:
     """The frozen backbones; their weights are read when they are first used."""
-    features = config.features
-    return (
-        load_vision(features.vision, image_size=features.image_size, device=config.run.device),
-        load_text(features.text, max_tokens=features.max_tokens, device=config.run.device),
-    )
+    features, device = config.features, config.run.device
+    text = load_text(features.text, max_tokens=features.max_tokens, device=device)
+    if features.vision == PRECOMPUTED:
+        return Regions(config.data.root), text
+    return load_vision(features.vision, image_size=features.image_size, device=device), text
 
 
 def select_device(config: Config) -> torch.device:
@@ -278,6 +279,7 @@ def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
             feature_dropout=model.feature_dropout,
             temperature=config.training.temperature,
             bf16=config.run.precision == "bf16",
+            placed=("token",) if config.features.vision == PRECOMPUTED else ("patch", "token"),
         ).to(device)
 
 

@@ -32,11 +32,12 @@ def test_ls_lists_the_data_sets() -> None:
     result = cmfg("data", "ls", "--json")
     assert (result.code, result.err) == (0, "")
     published = {"mirflickr25k", "flickr30k", "coco", "theojiang300k"}
-    formats = {"folder", "blip", "clip_benchmark", "webdataset", "huggingface"}
+    formats = {"folder", "blip", "clip_benchmark", "webdataset", "huggingface", "precomputed"}
     assert set(result.json) == published | formats | {"openmoji", "tuxpaint", "scenes"}
     assert all(name in cmfg("data", "ls").out for name in result.json)
     for name in result.json:
-        assert cmfg("config", "validate", f"data.name={name}").code == 0
+        recipe = ("-c", name) if name == "precomputed" else ()
+        assert cmfg("config", "validate", *recipe, f"data.name={name}").code == 0
 
 
 def test_info_counts(pictures: Path) -> None:

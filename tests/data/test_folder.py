@@ -386,7 +386,7 @@ def test_load_dataset_dispatches_by_name(root: Path) -> None:
         own = {
             "tuxpaint": "cmfg data get tuxpaint", "blip": "a JSON file of BLIP", "webdataset": "a tar shard",
             "clip_benchmark": r"a file of captions, \.txt or \.csv", "mirflickr25k": "mirflickr",
-            "huggingface": "Parquet", "theojiang300k": "Parquet",
+            "huggingface": "Parquet", "theojiang300k": "Parquet", "precomputed": "train_ims",
         }.get(name, rf"dataset_{name}\.json")  # fmt: skip
         with pytest.raises(DataError, match=own):
             load_dataset(name, **options)
