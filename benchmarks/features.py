@@ -16,8 +16,10 @@ from cases import random_items, square
 from measure import alternate, benchmark, tell
 from torch import Tensor
 
+from cmfg_dgl.features.build import build_store
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.store import FeatureStore, ShardContent, build_store
+from cmfg_dgl.features.shards import ShardContent, StoreSpec
+from cmfg_dgl.features.store import FeatureStore
 
 __all__ = ["measure_store"]
 
@@ -34,15 +36,13 @@ class Writers:
     def store(self) -> None:
         """Shards with offsets and digests, each synced to the disk."""
 
-        def make_shard(first: int, last: int) -> ShardContent:
-            return ShardContent(self.nodes.select(torch.arange(first, last)))
+        def make_shard(items: range, tell: Callable[[int], object]) -> ShardContent:
+            return ShardContent(self.nodes.select(torch.tensor(items)))
 
+        ids = tuple(str(i) for i in range(len(self.nodes)))
         build_store(
-            self.folder / "store",
-            {"kind": "images"},
-            [str(i) for i in range(len(self.nodes))],
+            StoreSpec(self.folder / "store", {"kind": "images"}, ids, SHARD),
             width=lambda: self.nodes.values.shape[1],
-            shard_items=SHARD,
             make_shard=make_shard,
             force=True,
         )

@@ -24,7 +24,7 @@ COMMANDS = {
     "inspect": "Show where a run's attention goes, for a picture and a caption.",
     "audit": "Prove that a run's numbers saw no answer.",
     "data": "List, describe and check data sets.",
-    "features": "Build and verify the feature store.",
+    "features": "Plan, build, merge and verify the feature store.",
     "config": "Show, validate and list configurations.",
     "env": "Print versions, kernels and devices.",
 }

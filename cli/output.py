@@ -17,7 +17,7 @@ from rich.table import Table
 
 from cmfg_dgl.files import to_json
 
-__all__ = ["Bars", "print_json", "print_retrieval", "print_table"]
+__all__ = ["Bars", "duration", "print_json", "print_retrieval", "print_table"]
 
 LINE_SECONDS = 15.0
 UNFOLDED = 10_000
@@ -37,6 +37,7 @@ class Bars:
         self.quiet, self.terminal = quiet, sys.stderr.isatty()
         self.tasks: dict[str, TaskID] = {}
         self.told: dict[str, tuple[float, int]] = {}
+        self.paced: dict[str, tuple[float, int]] = {}
         self.context = ExitStack()
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -70,9 +71,22 @@ class Bars:
             return
         now = time.monotonic()
         then, before = self.told.setdefault(what, (now, -1))
+        since, base = self.paced.setdefault(what, (now, done))
         if now - then >= LINE_SECONDS or (done == total and done != before):
-            self.told[what] = now, done
-            click.echo(f"{what}: {done}/{total} {message}".rstrip(), err=True)
+            self.told[what] = self.paced[what] = now, done
+            left = (
+                "" if done in (base, total) else duration((now - since) / (done - base) * (total - done)) + " left"
+            )
+            click.echo(" ".join(filter(None, (f"{what}: {done}/{total}", left, message))), err=True)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 8 s, 12 min 05 s, 3 h 20 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, rest_minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {rest_minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 class _Lines(logging.Handler):

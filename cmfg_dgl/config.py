@@ -115,10 +115,19 @@ class FeaturesConfig:
     image_size: int | None = option(
         None, "side of the square image in pixels; default what the encoder likes", least=32
     )
+    image_pool: int = option(
+        1, "patches are averaged in squares of this side before they are stored; 2: a quarter of the store", least=1
+    )
+    image_project: int | None = option(
+        None, "width of stored patches after a fixed random projection; default the encoder's own", least=1
+    )
     text: str = option("minilm", "`minilm` (384 wide) or a transformers BERT by name or path")
     max_tokens: int = option(64, "longer captions are cut, and counted", least=1, most=512)
     batch_size: int = option(32, "images or captions a forward pass of an encoder", least=1)
     shard_items: int = option(256, "images or captions a file of the store", least=1)
+    workers: int = option(
+        1, "processes that extract, each with its own encoder and its part of the threads", least=1
+    )
 
 
 @dataclass

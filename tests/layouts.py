@@ -1,4 +1,4 @@
-"""Small files in the layouts of MIRFLICKR-25K, Karpathy's JSON, Tux Paint's stamps, WebDataset and SCAN, for tests."""
+"""Small files in the layouts of MIRFLICKR-25K, Karpathy's JSON, Tux Paint, WebDataset and SCAN, for tests."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -11,13 +12,16 @@ import torch
 
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.errors import DataError
+from cmfg_dgl.features.build import Share, build_share, build_store, merge_store
 from cmfg_dgl.features.nodes import Nodes, concatenate
-from cmfg_dgl.features.store import FeatureStore, ShardContent, build_store, store_folder
+from cmfg_dgl.features.sealed import read_sealed
+from cmfg_dgl.features.shards import ShardContent, ShardMaker, StoreSpec
+from cmfg_dgl.features.store import FeatureStore, key_difference, store_folder
 from cmfg_dgl.features.text import TextEncoder
 from cmfg_dgl.features.vision import VisionEncoder
 from cmfg_dgl.files import canonical_json, sha256_bytes
 
-__all__ = ["extract_captions", "extract_images", "find_captions", "find_images", "to_half"]
+__all__ = ["CaptionShards", "Extraction", "ImageShards", "caption_extraction", "image_extraction", "to_half"]
 
 Progress: TypeAlias = Callable[[int, int], object]
 Item = TypeVar("Item")
@@ -26,23 +30,123 @@ Prepared = TypeVar("Prepared")
 _DECODERS = 4
 
 
-def extract_images(
-    dataset: Dataset,
-    encoder: VisionEncoder,
-    *,
-    directory: Path,
-    batch_size: int,
-    shard_items: int,
-    progress: Progress | None = None,
-    force: bool = False,
-) -> FeatureStore:
-    """Open the store of the patch nodes of all images; build or complete it first where it is not finished.
+@dataclass(frozen=True)
+class ImageShards(ShardMaker):
+    """Makes the shards of the patch nodes of a data set's images.
 
-    A finished store is opened without loading the encoder's weights. An image that cannot be decoded is
-    quarantined with its reason. Images are decoded in threads, one batch ahead of the encoder.
+    An image that cannot be decoded is quarantined with its reason. Images are decoded in threads, one batch ahead
+    of the encoder.
+    """
 
-    Batches do not cross shards, so on one CPU the bytes of the store depend on images, encoder, `batch_size`
-    and `shard_items` only, not on where an earlier build was stopped.
+    dataset: Dataset
+    encoder: VisionEncoder
+    batch_size: int
+
+    def __call__(self, items: Sequence[int], tell: Callable[[int], object]) -> ShardContent:
+        """Decode and encode the images at some positions."""
+        images, encoder = self.dataset.images, self.encoder
+        place = {i: n for n, i in enumerate(items)}
+        parts = [_no_nodes(encoder.width)]
+        good: list[int] = []
+        quarantined: dict[str, str] = {}
+        batches = [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
+        for prepared in _ahead(lambda i: encoder.read(self.dataset, images[i]), batches):
+            usable, refused = _sort_out(prepared)
+            quarantined.update({images[i].id: reason for i, reason in refused.items()})
+            if usable:
+                parts.append(to_half(encoder.forward(list(usable.values())), encoder.name))
+                good.extend(place[i] for i in usable)
+            tell(place[next(reversed(prepared))] + 1)
+        return ShardContent(_place(concatenate(parts), good, len(items)), quarantined=quarantined)
+
+
+@dataclass(frozen=True)
+class CaptionShards(ShardMaker):
+    """Makes the shards of the token nodes of a data set's captions.
+
+    A caption without a token is quarantined. Within a shard, captions of like length share a batch.
+    """
+
+    dataset: Dataset
+    encoder: TextEncoder
+    batch_size: int
+
+    def __call__(self, items: Sequence[int], tell: Callable[[int], object]) -> ShardContent:
+        """Tokenise and encode the captions at some positions."""
+        captions, encoder = self.dataset.captions, self.encoder
+        usable, refused = _sort_out({i: _attempt(encoder.prepare, captions[i].text) for i in items})
+        encoded = encoder.forward(list(usable.values()), batch_size=self.batch_size)
+        good = [n for n, i in enumerate(items) if i in usable]
+        return ShardContent(
+            _place(to_half(encoded.nodes, encoder.name), good, len(items)),
+            rows={"spans": encoded.spans, "token_ids": encoded.token_ids},
+            quarantined={captions[i].id: reason for i, reason in refused.items()},
+            truncated=encoded.truncated,
+        )
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A store that can be found or built, and how.
+
+    Parameters
+    ----------
+    spec
+        What it holds and where it lies.
+    maker
+        Runs the encoder.
+    """
+
+    spec: StoreSpec
+    maker: ImageShards | CaptionShards
+
+    @property
+    def kind(self) -> str:
+        """`images` or `captions`."""
+        return str(self.spec.key["kind"])
+
+    def width(self) -> int:
+        """Width of a node."""
+        return self.maker.encoder.width
+
+    def find(self) -> FeatureStore:
+        """Open the finished store; DataError where there is none."""
+        return FeatureStore.open(self.spec.folder, self.spec.key)
+
+    def build(self, *, workers: int = 1, progress: Progress | None = None, force: bool = False) -> FeatureStore:
+        """Open the store; build or complete it first where it is not finished. See `build_store`.
+
+        A finished store is opened without loading the encoder's weights. Batches do not cross shards, so on one
+        CPU with one number of threads the bytes of the store depend on items, encoder, `batch_size` and
+        `shard_items` only, not on where an earlier build was stopped or on who built which shard.
+        """
+        return build_store(
+            self.spec, width=self.width, make_shard=self.maker, workers=workers, progress=progress, force=force
+        )
+
+    def build_share(self, share: Share, *, workers: int = 1, progress: Progress | None = None) -> int:
+        """Build the shards of a share; gives its number of items. See `features.build.build_share`."""
+        return build_share(self.spec, share, make_shard=self.maker, workers=workers, progress=progress)
+
+    def merge(self, directories: Sequence[Path]) -> FeatureStore:
+        """Finish the store from shares; `directories` hold the stores of other machines.
+
+        Raises
+        ------
+        DataError
+            If a directory holds no such store, or a shard is nowhere.
+        """
+        sources = [directory / self.spec.folder.name for directory in directories]
+        for source in sources:
+            if not source.is_dir():
+                raise DataError(f"{source}: no such folder; {_why_missing(source, self.spec)}")
+        return merge_store(self.spec, sources, width=self.width)
+
+
+def image_extraction(
+    dataset: Dataset, encoder: VisionEncoder, *, directory: Path, batch_size: int, shard_items: int
+) -> Extraction:
+    """The extraction of the patch nodes of all images.
 
     Parameters
     ----------
@@ -56,108 +160,45 @@ def extract_images(
         Images a forward pass.
     shard_items
         Images a shard.
-    progress
-        Called with (images done, images of all).
-    force
-        Build anew.
-
-    Raises
-    ------
-    DataError
-        If the store is damaged or cannot be written, or a feature does not fit float16.
     """
     images = dataset.images
-
-    def make_shard(first: int, last: int) -> ShardContent:
-        parts = [_no_nodes(encoder.width)]
-        good: list[int] = []
-        quarantined: dict[str, str] = {}
-        batches = [range(start, min(start + batch_size, last)) for start in range(first, last, batch_size)]
-        for prepared in _ahead(lambda i: encoder.read(dataset, images[i]), batches):
-            usable, refused = _sort_out(prepared)
-            quarantined.update({images[i].id: reason for i, reason in refused.items()})
-            if usable:
-                parts.append(to_half(encoder.forward(list(usable.values())), encoder.name))
-                good.extend(i - first for i in usable)
-            if progress is not None:
-                progress(max(prepared) + 1, len(images))
-        return ShardContent(_place(concatenate(parts), good, last - first), quarantined=quarantined)
-
-    key = _images_key(dataset, encoder)
-    return build_store(
-        store_folder(directory, key, encoder.name),
-        key,
-        [image.id for image in images],
-        width=lambda: encoder.width,
-        shard_items=shard_items,
-        make_shard=make_shard,
-        progress=progress,
-        force=force,
-    )
+    ids = tuple(image.id for image in images)
+    key = _key("images", dataset.name, encoder.describe(), ids, [image.sha256 for image in images])
+    folder = store_folder(directory, key, encoder.name)
+    return Extraction(StoreSpec(folder, key, ids, shard_items), ImageShards(dataset, encoder, batch_size))
 
 
-def extract_captions(
-    dataset: Dataset,
-    encoder: TextEncoder,
-    *,
-    directory: Path,
-    batch_size: int,
-    shard_items: int,
-    progress: Progress | None = None,
-    force: bool = False,
-) -> FeatureStore:
-    """Open or build the store of the token nodes of all captions, as `extract_images` for images.
-
-    A caption without a token is quarantined. Within a shard, captions of like length share a batch.
-    """
+def caption_extraction(
+    dataset: Dataset, encoder: TextEncoder, *, directory: Path, batch_size: int, shard_items: int
+) -> Extraction:
+    """The extraction of the token nodes of all captions, as `image_extraction` for images."""
     captions = dataset.captions
-
-    def make_shard(first: int, last: int) -> ShardContent:
-        usable, refused = _sort_out({i: _attempt(encoder.prepare, captions[i].text) for i in range(first, last)})
-        encoded = encoder.forward(list(usable.values()), batch_size=batch_size)
-        return ShardContent(
-            _place(to_half(encoded.nodes, encoder.name), [i - first for i in usable], last - first),
-            rows={"spans": encoded.spans, "token_ids": encoded.token_ids},
-            quarantined={captions[i].id: reason for i, reason in refused.items()},
-            truncated=encoded.truncated,
-        )
-
-    key = _captions_key(dataset, encoder)
-    return build_store(
-        store_folder(directory, key, encoder.name),
-        key,
-        [caption.id for caption in captions],
-        width=lambda: encoder.width,
-        shard_items=shard_items,
-        make_shard=make_shard,
-        progress=progress,
-        force=force,
-    )
-
-
-def find_images(dataset: Dataset, encoder: VisionEncoder, directory: Path) -> FeatureStore:
-    """Open the finished store of a data set's images; DataError where there is none."""
-    return FeatureStore.open(store_folder(directory, _images_key(dataset, encoder), encoder.name))
-
-
-def find_captions(dataset: Dataset, encoder: TextEncoder, directory: Path) -> FeatureStore:
-    """Open the finished store of a data set's captions; DataError where there is none."""
-    return FeatureStore.open(store_folder(directory, _captions_key(dataset, encoder), encoder.name))
-
-
-def _images_key(dataset: Dataset, encoder: VisionEncoder) -> dict[str, Any]:
-    images = dataset.images
-    return _key("images", dataset.name, encoder.describe(), [i.id for i in images], [i.sha256 for i in images])
-
-
-def _captions_key(dataset: Dataset, encoder: TextEncoder) -> dict[str, Any]:
-    captions = dataset.captions
+    ids = tuple(caption.id for caption in captions)
     texts = [sha256_bytes(caption.text.encode()) for caption in captions]
-    return _key("captions", dataset.name, encoder.describe(), [c.id for c in captions], texts)
+    key = _key("captions", dataset.name, encoder.describe(), ids, texts)
+    folder = store_folder(directory, key, encoder.name)
+    return Extraction(StoreSpec(folder, key, ids, shard_items), CaptionShards(dataset, encoder, batch_size))
 
 
-def _key(kind: str, dataset: str, encoder: dict[str, Any], ids: list[str], digests: list[str]) -> dict[str, Any]:
-    items = sha256_bytes(canonical_json([ids, digests]))
+def _why_missing(source: Path, spec: StoreSpec) -> str:
+    """What stands beside a store that is missing: one of another key, told apart, or nothing of the kind."""
+    for record in sorted(source.parent.glob(f"{spec.key['kind']}-*/shard-*.json")):
+        try:
+            found = read_sealed(record)["key"]
+        except (DataError, KeyError):
+            continue
+        if difference := key_difference(spec.key, found):
+            return (
+                f"{record.parent} is of another encoder or data set ({difference}); build the shares with equal "
+                "configuration, data and versions"
+            )
+    return "give the features.dir in which a share was built"
+
+
+def _key(
+    kind: str, dataset: str, encoder: dict[str, Any], ids: Sequence[str], digests: Sequence[str]
+) -> dict[str, Any]:
+    items = sha256_bytes(canonical_json([list(ids), list(digests)]))
     return {"kind": kind, "dataset": dataset, "encoder": encoder, "items": items}
 
 
@@ -169,11 +210,13 @@ def _attempt(prepare: Callable[[Item], Prepared], item: Item) -> Prepared | Data
         return error
 
 
-def _ahead(prepare: Callable[[int], Prepared], batches: list[range]) -> Iterator[dict[int, Prepared | DataError]]:
+def _ahead(
+    prepare: Callable[[int], Prepared], batches: list[Sequence[int]]
+) -> Iterator[dict[int, Prepared | DataError]]:
     """Give the prepared items of each batch, while threads already prepare those of the next."""
     with ThreadPoolExecutor(_DECODERS) as pool:
         coming: dict[int, Future[Prepared | DataError]] = {}
-        for following in [*batches, range(0)]:
+        for following in [*batches, ()]:
             current, coming = coming, {i: pool.submit(_attempt, prepare, i) for i in following}
             if current:
                 yield {i: future.result() for i, future in current.items()}

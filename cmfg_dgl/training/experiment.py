@@ -19,8 +19,9 @@ from cmfg_dgl.data.load import load_dataset
 from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.collection import Collection, Side
-from cmfg_dgl.features.extract import extract_captions, extract_images, find_captions, find_images
+from cmfg_dgl.features.extract import Extraction, caption_extraction, image_extraction
 from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.reduce import ReducedVision
 from cmfg_dgl.features.regions import Regions
 from cmfg_dgl.features.store import FeatureStore
 from cmfg_dgl.features.text import TextEncoder, load_text
@@ -33,10 +34,12 @@ __all__ = [
     "Experiment",
     "build_model",
     "encoders",
+    "extractions",
     "features_directory",
     "find_stores",
     "open_dataset",
     "select_device",
+    "tell",
 ]
 
 _log = logging.getLogger(__name__)
@@ -64,11 +67,32 @@ def open_dataset(config: Config) -> Dataset:
     )
 
 
+def extractions(config: Config, dataset: Dataset | None = None) -> tuple[Extraction, Extraction]:
+    """Where the features of a configuration's images and captions lie, and how they are made."""
+    dataset, (vision, text) = dataset or open_dataset(config), encoders(config)
+    directory, features = features_directory(config), config.features
+    return (
+        image_extraction(
+            dataset,
+            vision,
+            directory=directory,
+            batch_size=features.batch_size,
+            shard_items=features.shard_items,
+        ),
+        caption_extraction(
+            dataset,
+            text,
+            directory=directory,
+            batch_size=features.batch_size,
+            shard_items=features.shard_items,
+        ),
+    )
+
+
 def find_stores(config: Config) -> tuple[FeatureStore, FeatureStore]:
     """The finished stores of a configuration's images and captions; DataError where one is missing."""
-    dataset, (vision, text) = open_dataset(config), encoders(config)
-    directory = features_directory(config)
-    return find_images(dataset, vision, directory), find_captions(dataset, text, directory)
+    images, captions = extractions(config)
+    return images.find(), captions.find()
 
 
 def features_directory(config: Config) -> Path:
@@ -80,10 +104,14 @@ def features_directory(config: Config) -> Path:
 def encoders(config: Config) -> tuple[VisionEncoder, TextEncoder]:
     """The frozen backbones; their weights are read when they are first used."""
     features, device = config.features, config.run.device
-    text = load_text(features.text, max_tokens=features.max_tokens, device=device)
+    vision: VisionEncoder
     if features.vision == PRECOMPUTED:
-        return Regions(config.data.root), text
-    return load_vision(features.vision, image_size=features.image_size, device=device), text
+        vision = Regions(config.data.root)
+    else:
+        vision = load_vision(features.vision, image_size=features.image_size, device=device)
+    if features.image_pool > 1 or features.image_project is not None:
+        vision = ReducedVision(vision, pool=features.image_pool, project=features.image_project)
+    return vision, load_text(features.text, max_tokens=features.max_tokens, device=device)
 
 
 def select_device(config: Config) -> torch.device:
@@ -112,6 +140,11 @@ def _warn_of_slow_products() -> None:
         _log.warning("run.precision bf16: this CPU has no bfloat16 products, and fp32 is faster; use fp32")
 
 
+def tell(progress: Progress | None, what: str) -> Callable[[int, int], object] | None:
+    """The progress of one kind of work."""
+    return None if progress is None else lambda done, total: progress(what, done, total)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What training, evaluation and the audit share."""
@@ -133,28 +166,9 @@ class Experiment:
             Extract anew.
         """
         dataset = open_dataset(config)
-        vision, text = encoders(config)
-
-        def report(what: str) -> Callable[[int, int], object] | None:
-            return None if progress is None else lambda done, total: progress(what, done, total)
-
-        images = extract_images(
-            dataset,
-            vision,
-            directory=features_directory(config),
-            batch_size=config.features.batch_size,
-            shard_items=config.features.shard_items,
-            progress=report("images"),
-            force=force,
-        )
-        captions = extract_captions(
-            dataset,
-            text,
-            directory=features_directory(config),
-            batch_size=config.features.batch_size,
-            shard_items=config.features.shard_items,
-            progress=report("captions"),
-            force=force,
+        images, captions = (
+            extraction.build(workers=config.features.workers, progress=tell(progress, extraction.kind), force=force)
+            for extraction in extractions(config, dataset)
         )
         return cls(config, dataset, images, captions)
 

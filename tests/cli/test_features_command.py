@@ -122,3 +122,86 @@ def test_what_cannot_be_is_exit_2(options: tuple[str, ...], override: str, messa
     assert (result.code, result.out) == (2, "")
     assert message in result.err
     assert len(result.err.splitlines()) == 1
+
+
+def test_shares_on_several_machines_are_merged_into_the_same_store(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    whole = {k: Path(v["folder"]) for k, v in cmfg("features", "build", *options, "--json").json.items()}
+    for number in range(3):
+        built = cmfg(
+            "features",
+            "build",
+            *options,
+            f"features.dir={tmp_path / f'machine{number % 2}'}",
+            *("--shards", 3, "--shard", number, "--json"),
+        )
+        assert built.code == 0
+        assert (built.json["shard"], built.json["shards"]) == (number, 3)
+    here = f"features.dir={tmp_path / 'machine1'}"
+    alone = cmfg("features", "merge", *options, here)
+    assert (alone.code, alone.out) == (3, "")
+    assert "shard 0 and" in alone.err and "--shards N --shard i" in alone.err
+    merged = cmfg("features", "merge", *options, here, "--from", tmp_path / "machine0", "--json")
+    assert merged.code == 0
+    assert merged.json["images"]["quarantined"].keys() == {"red-circle-left.png"}
+    for kind, folder in whole.items():
+        other = tmp_path / "machine1" / folder.name
+        assert merged.json[kind]["folder"] == str(other)
+        assert {p.name: p.read_bytes() for p in other.iterdir()} == {
+            p.name: p.read_bytes() for p in folder.iterdir()
+        }
+    assert cmfg("features", "verify", *options, here).code == 0
+
+
+def test_shares_of_another_encoder_are_not_merged(options: tuple[str, ...], tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    other = ("features.image_size=96", f"features.dir={there}")
+    assert cmfg("features", "build", *options, *other, "--shards", 1, "--shard", 0, "-q").code == 0
+    result = cmfg("features", "merge", *options, "--from", there)
+    assert result.code == 3
+    assert "encoder.image_size: 96 instead of 64" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [("--shards", 2), ("--shard", 0), ("--shards", 2, "--shard", 2)])
+def test_half_a_share_is_a_wrong_use(options: tuple[str, ...], arguments: tuple[object, ...]) -> None:
+    result = cmfg("features", "build", *options, *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "--shards N and --shard I go together" in result.err
+
+
+def test_a_share_is_not_forced(options: tuple[str, ...]) -> None:
+    result = cmfg("features", "build", *options, "--shards", 2, "--shard", 1, "--force")
+    assert result.code == 2
+    assert "--force" in result.err
+
+
+def test_the_plan_writes_nothing_and_tells_what_is_built_then(options: tuple[str, ...], tmp_path: Path) -> None:
+    result = cmfg("features", "plan", *options, "--json")
+    assert result.code == 0
+    assert not (tmp_path / "cache").exists()
+    planned = result.json
+    assert (planned["images"]["items"], planned["images"]["found"], planned["captions"]["items"]) == (12, 0, 24)
+    assert planned["fits"] and planned["free"] > planned["needed"] > 0
+    shown = cmfg("features", "plan", *options).out
+    assert "estimated from a few items" in shown and "measured on" in shown
+    for told in cmfg("features", "build", *options, "--json").json.values():
+        sizes = [path.stat().st_size for path in Path(told["folder"]).glob("*.safetensors")]
+        kind = "images" if told["width"] == 1280 else "captions"
+        assert sum(sizes) == pytest.approx(planned[kind]["size"], rel=0.3)
+    done = cmfg("features", "plan", *options, "--json").json
+    assert (done["images"]["found"], done["images"]["seconds"], done["needed"]) == (12, 0.0, 0)
+
+
+def test_pooled_and_projected_stores_are_smaller_and_train(options: tuple[str, ...]) -> None:
+    def size(*overrides: str) -> int:
+        told = cmfg("features", "build", *options, *overrides, "--json").json["images"]
+        assert told["width"] == (64 if any("project" in o for o in overrides) else 1280)
+        return sum(path.stat().st_size for path in Path(told["folder"]).glob("*.safetensors"))
+
+    whole, pooled = size(), size("features.image_pool=2")
+    reduced = ("features.image_pool=2", "features.image_project=64")
+    assert pooled < 0.3 * whole
+    assert size(*reduced) < 0.1 * pooled + 2000
+    assert cmfg("train", *options, *reduced, "-o", "run", "-q").code == 0

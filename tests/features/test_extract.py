@@ -23,7 +23,7 @@ from PIL import Image
 
 from cmfg_dgl.data.dataset import CaptionItem, Dataset, ImageItem
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.features.extract import extract_captions, extract_images
+from cmfg_dgl.features.extract import caption_extraction, image_extraction
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.text import load_text
 from cmfg_dgl.features.vision import VisionEncoder, load_vision
@@ -72,8 +72,13 @@ def dataset(count=11, bad=(), texts=TEXTS, load=None, change=""):
 
 
 def images_of(data, encoder, directory, **options):
-    options = {"batch_size": 2, "shard_items": 5, **options}
-    return extract_images(data, encoder, directory=directory, **options)
+    sizes = {"batch_size": 2, "shard_items": 5}
+    sizes |= {name: options.pop(name) for name in tuple(sizes) if name in options}
+    return image_extraction(data, encoder, directory=directory, **sizes).build(**options)
+
+
+def captions_of(data, encoder, directory, shard_items=3):
+    return caption_extraction(data, encoder, directory=directory, batch_size=2, shard_items=shard_items).build()
 
 
 @pytest.fixture(scope="module")
@@ -175,16 +180,13 @@ def test_the_key_follows_items_bytes_encoder_and_captions(tmp_path, minilm):
         images_of(dataset(10), MeanColour(), tmp_path),
         images_of(dataset(change="!"), MeanColour(), tmp_path),
         images_of(dataset(), MeanColour(version=1), tmp_path),
-        *(
-            extract_captions(dataset(texts=texts), minilm, directory=tmp_path, batch_size=2, shard_items=4)
-            for texts in (["a", "b"], ["b", "a"])
-        ),
+        *(captions_of(dataset(texts=texts), minilm, tmp_path, shard_items=4) for texts in (["a", "b"], ["b", "a"])),
     ]
     assert len({store.folder for store in folders}) == len(folders)
 
 
 def test_captions_are_stored_at_their_positions(tmp_path, minilm):
-    store = extract_captions(dataset(), minilm, directory=tmp_path, batch_size=2, shard_items=3)
+    store = captions_of(dataset(), minilm, tmp_path)
     assert set(store.quarantined) == {"cap1", "cap5"}
     assert "no token" in store.quarantined["cap1"]
     assert store.truncated == 2
@@ -199,23 +201,21 @@ def test_captions_are_stored_at_their_positions(tmp_path, minilm):
 
 
 def test_captions_without_a_token_only(tmp_path, minilm):
-    store = extract_captions(dataset(texts=["", " "]), minilm, directory=tmp_path, batch_size=2, shard_items=3)
+    store = captions_of(dataset(texts=["", " "]), minilm, tmp_path)
     assert set(store.quarantined) == {"cap0", "cap1"}
 
 
 def test_opening_loads_no_backbone(tmp_path):
     code = textwrap.dedent("""
         import sys
-        from dataclasses import replace
         from pathlib import Path
         sys.path.insert(0, sys.argv[2])
-        from test_extract import dataset
-        from cmfg_dgl.features.extract import extract_captions, extract_images
+        from test_extract import captions_of, dataset, images_of
         from cmfg_dgl.features.text import load_text
         from cmfg_dgl.features.vision import load_vision
-        options = {"directory": Path(sys.argv[1]), "batch_size": 2, "shard_items": 4}
-        extract_images(dataset(2), load_vision("hybrid", image_size=32, device="cpu"), **options)
-        extract_captions(dataset(2), load_text("minilm", max_tokens=3, device="cpu"), **options)
+        folder = Path(sys.argv[1])
+        images_of(dataset(2), load_vision("hybrid", image_size=32, device="cpu"), folder)
+        captions_of(dataset(2), load_text("minilm", max_tokens=3, device="cpu"), folder)
         print(*sorted({"transformers", "efficientnet_lite_pytorch"} & set(sys.modules)))
     """)
     command = [sys.executable, "-c", code, str(tmp_path), str(__file__).rsplit("/", 1)[0]]

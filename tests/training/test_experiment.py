@@ -20,8 +20,9 @@ from PIL import Image
 from cmfg_dgl.config import load_config
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.features.build import build_store
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.store import ShardContent, build_store
+from cmfg_dgl.features.shards import ShardContent, StoreSpec
 from cmfg_dgl.training.experiment import (
     Experiment,
     _warn_of_slow_products,
@@ -40,13 +41,15 @@ def a_store(folder, kind, ids, width, quarantined):
     nodes = random_nodes(grids, width, len(ids), torch.float16)
     key = {"kind": kind, "dataset": "toy", "encoder": {}, "items": ""}
 
-    def make_shard(first, last):
+    def make_shard(items, tell):
+        first, last = items.start, items.stop
         whole = {item: f"{item}: broken" for item in ids[first:last] if item in quarantined}
         part = slice(int(nodes.offsets[first]), int(nodes.offsets[last]))
         offsets = nodes.offsets[first : last + 1] - nodes.offsets[first]
         return ShardContent(Nodes(nodes.values[part], offsets, nodes.grid[first:last]), quarantined=whole)
 
-    return nodes, build_store(folder / kind, key, ids, width=lambda: width, shard_items=4, make_shard=make_shard)
+    spec = StoreSpec(folder / kind, key, tuple(ids), shard_items=4)
+    return nodes, build_store(spec, width=lambda: width, make_shard=make_shard)
 
 
 @pytest.fixture
