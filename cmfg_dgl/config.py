@@ -229,6 +229,11 @@ class TrainingConfig:
     hard_negatives: int = option(2, "joint loss: hardest wrong partners of each image and of each caption", least=1)
     patience: int = option(8, "stop after this many epochs without a better validation rsum", least=1)
     checkpoint_steps: int = option(50, "steps between checkpoints; one is also made after each epoch", least=1)
+    shuffle_buffer: int | None = option(
+        None,
+        "pairs shuffled at a time, shard by shard, for a store larger than the memory; default all pairs at once",
+        least=1,
+    )
 
 
 @dataclass

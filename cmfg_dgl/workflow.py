@@ -178,6 +178,7 @@ def _trainer(
         hard_negatives=training.hard_negatives,
         patience=training.patience,
         checkpoint_steps=training.checkpoint_steps,
+        shuffle_buffer=training.shuffle_buffer,
         progress=lambda done, total, message: progress("training", done, total, message),
     )
 

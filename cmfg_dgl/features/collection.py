@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,18 +12,22 @@ from torch import Tensor
 
 from cmfg_dgl.features.nodes import Nodes
 
-__all__ = ["Collection", "Side", "mean_nodes"]
+__all__ = ["Collection", "Side", "mean_nodes", "read_ahead", "read_pairs"]
 
 ITEMS_AT_A_TIME = 256
 
 
 @dataclass(frozen=True)
 class Side:
-    """All images or all captions of a collection: how many, and how to read the nodes of some of them."""
+    """All images or all captions of a collection: how many, and how to read the nodes of some of them.
+
+    `shard` says in which file of a store each lies, int64 (count,); None where they lie in memory.
+    """
 
     kind: str
     count: int
     read: Callable[[Tensor], Nodes]
+    shard: Tensor | None = None
 
     @cached_property
     def means(self) -> Tensor:
@@ -40,6 +45,30 @@ class Collection:
     images: Side
     captions: Side
     caption_image: Tensor
+
+
+def read_pairs(collection: Collection, captions: Tensor) -> Collection:
+    """The given captions, int64 (B,), in that order, with their images: a collection that lies in memory."""
+    images, owner = torch.unique(collection.caption_image[captions], return_inverse=True)
+    patches, tokens = collection.images.read(images), collection.captions.read(captions)
+    return Collection(
+        Side(collection.images.kind, len(images), patches.select),
+        Side(collection.captions.kind, len(captions), tokens.select),
+        owner,
+    )
+
+
+def read_ahead(collection: Collection, batches: Sequence[Tensor]) -> Generator[Collection, None, None]:
+    """Give `read_pairs` of each batch; the next one is read in a thread while the one given is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = [pool.submit(read_pairs, collection, batch) for batch in batches[:1]]
+        for following in [*batches[1:], None]:
+            if not coming:
+                return
+            pairs = coming.pop().result()
+            if following is not None:
+                coming.append(pool.submit(read_pairs, collection, following))
+            yield pairs
 
 
 def mean_nodes(nodes: Nodes) -> Tensor:

@@ -145,6 +145,10 @@ class FeatureStore:
         values = self._rows("values", positions, torch.empty(0, self.width, dtype=torch.float16))
         return Nodes(values, _offsets(grid), grid)
 
+    def shard_of(self, positions: Tensor) -> Tensor:
+        """In which shard the items at some positions lie, int64, from 0."""
+        return torch.searchsorted(self._firsts, positions, right=True) - 1
+
     def spans(self, items: Items) -> Tensor:
         """Characters each token covers, int32 (sum of counts, 2), in the order of `read`; captions only."""
         return self._rows("spans", self._positions(items), torch.empty(0, 2, dtype=torch.int32))
@@ -187,7 +191,7 @@ class FeatureStore:
 
     def _by_shard(self, positions: Tensor) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
         """For each shard with some of the positions: its tensors, which positions, where in the shard."""
-        shard_of = torch.searchsorted(self._firsts, positions, right=True) - 1
+        shard_of = self.shard_of(positions)
         for number in torch.unique(shard_of).tolist():
             where = (shard_of == number).nonzero().flatten()
             yield self._shard(number), where, positions[where] - self._firsts[number]

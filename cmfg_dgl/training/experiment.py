@@ -248,8 +248,8 @@ class Experiment:
     def collection(self, split: Split) -> Collection:
         """The nodes of a split, read from the stores when they are needed."""
         return Collection(
-            Side("patch", len(split.images), _reader(self.images, torch.from_numpy(split.images))),
-            Side("token", len(split.captions), _reader(self.captions, torch.from_numpy(split.captions))),
+            _side("patch", self.images, torch.from_numpy(split.images)),
+            _side("token", self.captions, torch.from_numpy(split.captions)),
             torch.from_numpy(split.caption_image),
         )
 
@@ -297,8 +297,8 @@ def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
         ).to(device)
 
 
-def _reader(store: FeatureStore, positions: Tensor) -> Callable[[Tensor], Nodes]:
+def _side(kind: str, store: FeatureStore, positions: Tensor) -> Side:
     def read(items: Tensor) -> Nodes:
         return store.read(positions[items])
 
-    return read
+    return Side(kind, len(positions), read, store.shard_of(positions))

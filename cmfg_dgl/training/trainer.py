@@ -6,7 +6,7 @@ import json
 import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,12 +18,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
 from cmfg_dgl.errors import CheckpointError, CmfgError, Interrupted
-from cmfg_dgl.features.collection import Collection
+from cmfg_dgl.features.collection import Collection, read_ahead
 from cmfg_dgl.files import write_atomic
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.training.checkpoint import load_checkpoint, save_checkpoint
 from cmfg_dgl.training.negatives import hard_negatives, same_pairs
 from cmfg_dgl.training.objectives import info_nce, matching_loss
+from cmfg_dgl.training.order import buffered_order
 
 __all__ = ["Losses", "Progress", "Trainer", "TrainerState", "load_weights", "make_optimizer", "training_losses"]
 
@@ -121,6 +122,8 @@ class Trainer:
         The run directory: `checkpoints/last.safetensors`, `checkpoints/best.safetensors`, `metrics.jsonl`, `tb/`.
     seed
         Orders the batches: epoch e is a permutation that depends on seed and e alone.
+    shuffle_buffer
+        Pairs of the buffer of `buffered_order`; None, or images that lie in memory, permute all pairs alike.
     epochs, batch_size, learning_rate, weight_decay, warmup, clip, label_smoothing, joint_weight,
     hard_negatives, patience, checkpoint_steps
         As in `TrainingConfig`.
@@ -148,6 +151,7 @@ class Trainer:
         hard_negatives: int,
         patience: int,
         checkpoint_steps: int,
+        shuffle_buffer: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.model, self.collection, self.texts, self.validate, self.folder = (
@@ -164,6 +168,7 @@ class Trainer:
             hard_negatives,
         )
         self.patience, self.checkpoint_steps, self.progress = patience, checkpoint_steps, progress
+        self.shuffle_buffer = shuffle_buffer
         # The last, smaller batch is dropped, for its negatives are too few; a tiny data set is one batch.
         self.steps_per_epoch = max(1, len(texts) // batch_size)
         self.steps = epochs * self.steps_per_epoch
@@ -224,23 +229,30 @@ class Trainer:
     def _epoch(self, board: SummaryWriter) -> None:
         state = self.state
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + state.epoch)
-        order = torch.randperm(len(self.texts), generator=generator)
+        batches = self._order(generator).split(self.batch_size)[state.step_in_epoch : self.steps_per_epoch]
         self.model.train()
-        while state.step_in_epoch < self.steps_per_epoch:
-            start = state.step_in_epoch * self.batch_size
-            self._step(order[start : start + self.batch_size], board)
-            due = state.step % self.checkpoint_steps == 0 and state.step_in_epoch < self.steps_per_epoch
-            self._save_if(due)
+        with closing(read_ahead(self.collection, batches)) as ahead:
+            for pairs, batch in zip(ahead, batches, strict=True):
+                self._step(pairs, self.texts[batch], board)
+                due = state.step % self.checkpoint_steps == 0 and state.step_in_epoch < self.steps_per_epoch
+                self._save_if(due)
         self._finish_epoch(board)
         self._save_if(True)
 
-    def _step(self, batch: Tensor, board: SummaryWriter) -> None:
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """All pairs of an epoch; those behind the last whole batch are left out."""
+        shard = self.collection.images.shard
+        if self.shuffle_buffer is None or shard is None:
+            return torch.randperm(len(self.texts), generator=generator)
+        return buffered_order(shard[self.collection.caption_image], self.shuffle_buffer, generator)
+
+    def _step(self, pairs: Collection, texts: Tensor, board: SummaryWriter) -> None:
         state = self.state
         losses = training_losses(
             self.model,
-            self.collection,
-            self.texts,
-            batch,
+            pairs,
+            texts,
+            torch.arange(len(texts)),
             joint_weight=self.joint_weight,
             hard_negatives_each=self.hard_negatives,
             label_smoothing=self.label_smoothing,

@@ -81,6 +81,8 @@ def test_a_collection_reads_what_the_stores_hold(toy):
     assert (collection.images.kind, collection.images.count) == ("patch", 4)
     assert (collection.captions.kind, collection.captions.count) == ("token", 9)
     assert collection.caption_image.tolist() == [images.index(OWNERS[c]) for c in captions]
+    assert collection.images.shard.tolist() == [image // 4 for image in images]
+    assert collection.captions.shard.tolist() == [caption // 4 for caption in captions]
     for wanted in ([0, 1, 2, 3], [3, 0, 0], [2]):
         items = torch.tensor(wanted)
         assert_same(collection.images.read(items), patches.select(torch.tensor(images)[items]))

@@ -13,6 +13,7 @@
 - A tiny model learns the planted signal, in both stages.
 - TensorBoard shows each step once, with the learning rate of that step, also after going on.
 - A checkpoint of another model is refused.
+- With a shuffle buffer a batch reads from the shards of the buffer alone, and a run goes on bit for bit, too.
 """
 
 import json
@@ -440,3 +441,32 @@ def test_history_holds_the_means_of_the_steps(undisturbed):
         values = [value for _, value in shown[f"train/{name}"]]
         means = [sum(values[start : start + 5]) / 5 for start in (0, 5, 10)]
         assert [item[name] for item in history] == pytest.approx(means, rel=1e-5)
+
+
+def test_a_shuffle_buffer_changes_the_order_and_goes_on_bit_for_bit(tmp_path):
+    def trainer(folder, **options):
+        whole = planted([1] * 40, seed=1)
+        read = []
+
+        def watched(items):
+            read.append(items.tolist())
+            return whole.images.read(items)
+
+        images = Side("patch", 40, watched, torch.arange(40) // 4)
+        collection = Collection(images, whole.captions, whole.caption_image)
+        return tiny_trainer(folder, collection=collection, shuffle_buffer=8, **options), read
+
+    plain = tmp_path / "plain"
+    tiny_trainer(plain).fit()
+    whole, read = trainer(tmp_path / "whole")
+    whole.fit()
+    assert (tmp_path / "whole" / WRITTEN[0]).read_bytes() != (plain / WRITTEN[0]).read_bytes()
+    # Two shards of four fill a buffer, and with it a batch.
+    assert all(len({item // 4 for item in batch}) == 2 for batch in read)
+    with pytest.raises(Crash):
+        trainer(tmp_path / "crashed", progress=crash_at(8))[0].fit()
+    torch.manual_seed(987)
+    again, _ = trainer(tmp_path / "crashed")
+    again.resume(again.last)
+    again.fit()
+    assert_equal_runs(tmp_path / "crashed", tmp_path / "whole")
