@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import shutil
 import time
@@ -11,15 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from cmfg_dgl.config import Config
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.splits import shared_items
 from cmfg_dgl.errors import CheckpointError, ConfigError, DataError
+from cmfg_dgl.evaluation.attention import attention_summary
 from cmfg_dgl.evaluation.audit import audit
 from cmfg_dgl.evaluation.evaluate import (
     ALPHAS,
@@ -33,8 +30,8 @@ from cmfg_dgl.evaluation.evaluate import (
     two_stage,
 )
 from cmfg_dgl.evaluation.ranking import Ranking, cmc, precision_recall
-from cmfg_dgl.explain.examples import decode_picture, retrieved_examples
-from cmfg_dgl.explain.figures import png_bytes, retrieval_grid
+from cmfg_dgl.explain.board import write_board
+from cmfg_dgl.explain.examples import retrieved_examples
 from cmfg_dgl.explain.report import write_card, write_report
 from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.text import TextEncoder
@@ -104,7 +101,7 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
 
     def validate() -> dict[str, float]:
         record, _ = first_stage(score(scorer, held_out, k=0))
-        return {"val_rsum": record["rsum"]}
+        return {"val_rsum": record["rsum"], **attention_summary(model, held_out)}
 
     trainer = _trainer(run, experiment, train, model, validate, progress)
     _keep_manifest(run, experiment.dataset.manifest("train"))
@@ -143,7 +140,8 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
         "epoch": best["epoch"],
         **_select(run, scores),
     }
-    _show_examples(run, retrieved_examples(dataset, val, scores, selection["alpha"]), state.step)
+    examples = retrieved_examples(dataset, val, scores, selection["alpha"])
+    write_board(run.folder / "tb", dataset, val, scores, examples, step=state.step)
     # Written last: it says that the run is finished.
     run.write("selection.json", selection)
     write_card(run.folder)
@@ -487,20 +485,3 @@ def _curves(stages: dict[str, dict[str, Ranking]]) -> dict[str, Any]:
             for name, (recall, precision) in curves.items()
         },
     }
-
-
-def _show_examples(run: Run, examples: list[dict[str, Any]], step: int) -> None:
-    """A sample of retrieved images on TensorBoard."""
-    rows = [
-        (
-            item["query"]["text"],
-            [(decode_picture(r["image"]), r["score"], r["correct"]) for r in item["results"]],
-        )
-        for item in examples
-        if item["direction"] == "t2i"
-    ]
-    with (
-        SummaryWriter(str(run.folder / "tb")) as board,
-        Image.open(io.BytesIO(png_bytes(retrieval_grid(rows)))) as picture,
-    ):
-        board.add_image("val/retrieved", np.asarray(picture.convert("RGB")), step, dataformats="HWC")

@@ -14,7 +14,13 @@ from cmfg_dgl.nn.joint_attention import JointAttention, RelationWeights, joint_a
 from cmfg_dgl.nn.kernels import NO_EDGE
 from cmfg_dgl.nn.model import CMFG
 
-__all__ = ["attention_metrics", "attention_of_pairs", "metrics_by_relation", "relation_mass"]
+__all__ = [
+    "attention_metrics",
+    "attention_of_pairs",
+    "attention_summary",
+    "metrics_by_relation",
+    "relation_mass",
+]
 
 TOLERANCE = 1e-2
 """How far from 1 the weights of a target may sum: bfloat16 keeps three digits."""
@@ -186,6 +192,31 @@ def attention_of_pairs(
             for metric, total in row.items()
         }
         for name, row in sums.items()
+    }
+
+
+def attention_summary(model: CMFG, collection: Collection, *, pairs: int = 256) -> dict[str, float]:
+    """Mass and entropies of each relation over some matching pairs, to be followed through training.
+
+    Parameters
+    ----------
+    pairs
+        At most so many captions, evenly spaced over the collection, each with its image.
+
+    Returns
+    -------
+    dict
+        ``attention_METRIC/RELATION.LAYER`` for `mass`, `entropy` and `normalised_entropy` of `attention_of_pairs`;
+        what is not defined, as of a relation without edges, is left out.
+    """
+    M = collection.captions.count
+    captions = torch.linspace(0, M - 1, min(pairs, M), dtype=torch.float64).long()
+    found = attention_of_pairs(model, collection, collection.caption_image[captions], captions)
+    return {
+        f"attention_{metric}/{name}": values[metric]
+        for metric in ("mass", "entropy", "normalised_entropy")
+        for name, values in found.items()
+        if math.isfinite(values[metric])
     }
 
 

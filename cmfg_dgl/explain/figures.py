@@ -22,6 +22,8 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 __all__ = [
+    "BLUE",
+    "VERMILION",
     "GridRow",
     "alpha_figure",
     "cmc_figure",

@@ -29,6 +29,7 @@ import yaml
 from commands import SMALL, cmfg, contents, draw_folder, start, write_captions
 from PIL import Image
 from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cmfg_dgl.cli.output import Bars
 from cmfg_dgl.training.checkpoint import load_checkpoint
@@ -63,6 +64,22 @@ def test_a_run_holds_what_is_promised(trained: Any) -> None:
     with safe_open(trained.folder / "checkpoints" / "best.safetensors", framework="np") as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - not a mapping
     assert training["parameters"] == sum(int(np.prod(shape)) for shape in shapes)
+
+
+def test_tensorboard_has_attention_of_each_epoch_and_the_embeddings(trained: Any) -> None:
+    board = EventAccumulator(str(trained.folder / "tb"))
+    board.Reload()
+    epochs = [json.loads(line) for line in (trained.folder / "metrics.jsonl").read_text().splitlines()]
+    for metric in ("mass", "entropy", "normalised_entropy"):
+        for relation in ("spatial.0", "context.0", "spatial.1", "context.1", "grounds.1", "describes.1"):
+            name = f"attention_{metric}/{relation}"
+            told = {event.step + 1: event.value for event in board.Scalars(f"val/{name}")}
+            assert told == pytest.approx({epoch["step"]: epoch[name] for epoch in epochs})
+    masses = [epochs[-1][f"attention_mass/{relation}.1"] for relation in ("context", "grounds")]
+    assert sum(masses) == pytest.approx(1)
+    (rows,) = (trained.folder / "tb").rglob("metadata.tsv")
+    training = json.loads((trained.folder / "training.json").read_text())
+    assert len(rows.read_text().splitlines()) == 1 + 2 * training["val_images"]
 
 
 def test_progress_goes_to_stderr(trained: Any) -> None:

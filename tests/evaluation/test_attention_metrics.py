@@ -9,7 +9,8 @@ Invariants:
   of each; a relation without edges gets nothing, under either mark of its absence; shares sum to 1;
 - nothing to measure is NaN, what is no attention is refused;
 - of a model, values are those of all pairs at once, whatever the batch; one that asks nothing attends evenly, and
-  its relations have mass by the number of their edges.
+  its relations have mass by the number of their edges;
+- the summary for training is that of evenly spaced matching pairs, and leaves out what is not defined.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import Tensor
 from cmfg_dgl.evaluation.attention import (
     attention_metrics,
     attention_of_pairs,
+    attention_summary,
     metrics_by_relation,
     relation_mass,
 )
@@ -272,3 +274,27 @@ def test_a_model_that_asks_nothing_attends_evenly() -> None:
         assert values["effective_neighbours"] == pytest.approx(np.mean([d for d, _ in degrees if d]))
         assert values["normalised_entropy"] == pytest.approx(1)
         assert values["head_agreement"] == pytest.approx(1)
+
+
+def test_the_summary_is_of_evenly_spaced_matching_pairs() -> None:
+    model, items = untrained("complete"), collection()
+    for pairs, captions in ((2, [0, 3]), (3, [0, 1, 3]), (9, [0, 1, 2, 3])):
+        found = attention_summary(model, items, pairs=pairs)
+        expected = attention_of_pairs(model, items, items.caption_image[captions], torch.tensor(captions))
+        for metric in ("mass", "entropy", "normalised_entropy"):
+            mine = {name.split("/")[1]: v for name, v in found.items() if name.startswith(f"attention_{metric}/")}
+            assert mine == {name: values[metric] for name, values in expected.items()}
+        assert len(found) == 3 * len(expected)
+
+
+def test_the_summary_leaves_out_what_is_not_defined() -> None:
+    words = random_nodes([(1, 1)] * 3, 3, 2)
+    patches = random_nodes([(2, 2)] * 3, 5, 1)
+    items = Collection(Side("patch", 3, patches.select), Side("token", 3, words.select), torch.arange(3))
+    found = attention_summary(untrained("complete"), items)
+    assert all(math.isfinite(value) for value in found.values())
+    # A caption of one token has no other to attend to, and no choice of tokens to describe by.
+    assert "attention_entropy/context.1" not in found
+    assert "attention_normalised_entropy/describes.1" not in found
+    assert found["attention_entropy/describes.1"] == pytest.approx(0)
+    assert found["attention_mass/context.1"] == 0
