@@ -165,6 +165,10 @@ def test_another_metric_or_stage_needs_no_new_cell_and_new_changes_join(ablation
     assert own["values"] == result.json["baseline"]["values"]
     cell = read_json(ablation / new[1])
     assert rows["model.softmax=joint", "retrain"]["values"][1] == cell["stages"]["two"]["R@1"]
+    alone = cmfg(*arguments(pictures, ablation, *sweep, "--seeds", "1", "--json")).json
+    assert cells_of(ablation) == after
+    assert alone["baseline"]["values"] == result.json["baseline"]["values"][1:]
+    assert alone["baseline"]["lo"] is None and alone["rows"][1]["delta_lo"] is None
 
 
 def test_killed_it_goes_on(pictures: Path, cache: Path, made: tuple[Path, Result], tmp_path: Path) -> None:
