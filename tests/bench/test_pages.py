@@ -32,7 +32,7 @@ from PIL import Image
 from cmfg_dgl.bench.pages import write_outputs
 from cmfg_dgl.bench.tables import AuditFailed, comparison_tables, latex_tables, markdown_tables
 from cmfg_dgl.errors import CheckpointError
-from cmfg_dgl.explain.figures import CMC, curve_panels, interval_figure, png_bytes
+from cmfg_dgl.explain.figures import CMC, curve_panels, delta_figure, interval_figure, png_bytes
 from cmfg_dgl.files import read_json, write_json
 
 FIGURES = ["rsum", "cmc-i2t", "cmc-t2i", "precision-recall-i2t", "precision-recall-t2i"]
@@ -375,6 +375,30 @@ def test_dots_and_intervals_lie_at_their_numbers() -> None:
     bars = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_gid() is None]
     assert sorted(list(line.get_xdata()) for line in bars) == [[8, 12], [33, 36]]
     assert axes.get_xlim()[0] == 0
+
+
+def test_differences_stand_in_their_order_around_zero() -> None:
+    groups = {
+        "drop": {"without a": (-10.0, -12.0, -8.0), "without b": (3.0, None, None)},
+        "retrain": {"without a": (-5.0, -6.0, -4.0), "x" * 300: (1.0, 0.5, 1.5)},
+    }
+    figure = delta_figure(groups, "difference in rsum")
+    (axes,) = figure.axes
+    first, *others = (label.get_text() for label in reversed(axes.get_yticklabels()))
+    assert first == "without a" and others[0] == "without b"
+    assert len(others) == 2 and len(others[1]) < 60
+    named = {str(line.get_gid()): line for line in axes.lines}
+    assert set(named["zero"].get_xdata()) == {0}
+    for mode, entries in groups.items():
+        assert list(named[mode].get_xdata()) == [delta for delta, _, _ in entries.values()]
+    heights = [float(named[mode].get_ydata()[0]) for mode in groups]
+    assert 1.5 < heights[1] < 2 < heights[0] < 2.5
+    bars = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_gid() is None]
+    assert sorted(list(line.get_xdata()) for line in bars) == [[-12, -8], [-6, -4], [0.5, 1.5]]
+    png_bytes(figure)
+    ink, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert 0 <= ink.x0 <= ink.x1 <= width
+    assert 0 <= ink.y0 <= ink.y1 <= height
 
 
 def test_nothing_to_draw_is_drawn() -> None:

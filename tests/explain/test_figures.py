@@ -35,6 +35,7 @@ from cmfg_dgl.explain.figures import (
     GridRow,
     alpha_figure,
     cmc_figure,
+    delta_figure,
     png_bytes,
     precision_recall_figure,
     retrieval_grid,
@@ -87,6 +88,7 @@ FIGURES = {
     "training": lambda: training_figure(HISTORY),
     "alpha": lambda: alpha_figure([0, 0.5, 1], [203.6, 210.25, 190.0], 0.5),
     "grid": lambda: retrieval_grid(rows()),
+    "delta": lambda: delta_figure({"drop": {LONG: (-3.0, -9.0, 2.0), "a": (1.0, None, None)}}, "difference"),
 }
 
 
