@@ -45,27 +45,33 @@ def ls(as_json: bool) -> None:
 
 @command.command("get")
 @click.argument("name", type=click.Choice(["tuxpaint"]))
-@click.option("--to", "target", type=click.Path(path_type=Path), required=True, help="Folder to make: data.root.")
+@click.option("--to", "target", type=click.Path(path_type=Path), help="Folder to make: data.root.")
 @click.option("--deb", type=click.Path(path_type=Path), help="The package, where apt-get cannot download it.")
 @json_option
 @verbosity_options
-def get(name: str, target: Path, deb: Path | None, as_json: bool) -> None:
-    """Unpack a data set of a Debian package into a folder, without root.
+def get(name: str, target: Path | None, deb: Path | None, as_json: bool) -> None:
+    """Unpack a data set of a Debian package into a folder, without root; without --to, tell how to come by it.
 
     \b
+    cmfg data get tuxpaint
     cmfg data get tuxpaint --to stamps
     cmfg data get tuxpaint --to stamps --deb tuxpaint-stamps-default_2022.06.04-1_all.deb
 
     The other data sets are in installed packages, or downloaded as docs/data.md tells.
     """
-    from cmfg_dgl.data.debian import download_package, unpack_stamps
+    from cmfg_dgl.data.debian import HOW, download_package, unpack_stamps
 
-    with tempfile.TemporaryDirectory() as folder:
-        count = unpack_stamps(deb or download_package(Path(folder)), target)
-    if as_json:
-        print_json({"dataset": name, "root": str(target), "files": count})
+    if target is None:
+        record, told = {"dataset": name, "root": None, "files": 0, "how": HOW}, HOW
     else:
-        click.echo(f"{count:,} files in {target}; use it: cmfg train -c {name} data.root={target}")
+        with tempfile.TemporaryDirectory() as folder:
+            count = unpack_stamps(deb or download_package(Path(folder)), target)
+        record = {"dataset": name, "root": str(target), "files": count}
+        told = f"{count:,} files in {target}; use it: cmfg train -c {name} data.root={target}"
+    if as_json:
+        print_json(record)
+    else:
+        click.echo(told)
 
 
 @command.command("info")

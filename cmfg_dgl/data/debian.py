@@ -14,11 +14,18 @@ from typing import BinaryIO
 
 from cmfg_dgl.errors import DataError
 
-__all__ = ["PACKAGE", "download_package", "unpack_stamps"]
+__all__ = ["HOW", "PACKAGE", "download_package", "unpack_stamps"]
 
 PACKAGE = "tuxpaint-stamps-default"
 STAMPS = PurePosixPath("usr/share/tuxpaint/stamps")
 LICENCE = PurePosixPath("usr/share/doc") / PACKAGE / "copyright"
+
+HOW = (
+    f"the stamps are in Debian's package {PACKAGE} (GPL 2, 161 MB to download, 36 MB of them kept): unpack them "
+    "without root by `cmfg data get tuxpaint --to DIR` and set data.root=DIR, or install the package, and data.root is "
+    "not needed"
+)
+"""How to come by the stamps."""
 
 # The stamps of 2022 take 36 MB; a package that unpacks to more than this is another one, or made to fill the disk.
 MAX_UNPACKED = 1 << 30

@@ -62,7 +62,9 @@ def test_get_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (result.code, result.out) == (3, "") and "apt-get is not on this machine" in result.err
     assert not (tmp_path / "stamps").exists()
     assert cmfg("data", "get", "openmoji", "--to", tmp_path / "x").code == 2
-    assert cmfg("data", "get", "tuxpaint").code == 2
+    how = cmfg("data", "get", "tuxpaint")
+    assert (how.code, how.err) == (0, "") and "--to DIR` and set data.root=DIR" in how.out
+    assert cmfg("data", "get", "tuxpaint", "--json").json["root"] is None
 
 
 def write(root: Path, kind: str) -> None:

@@ -21,11 +21,11 @@ from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.errors import DataError
 
 PAIRS = [
-    ("1007129816.jpg", "The man with pierced ears is wearing glasses, and an orange hat."),
-    ("1007129816.jpg", "A man in a blue shirt."),
-    ("1009434119.JPG", "A black, white and .jpg, dog."),
+    ("100.jpg", "Someone in glasses, and a hat."),
+    ("100.jpg", "A man in a blue shirt."),
+    ("101.JPG", "A black, white and .jpg, dog."),
     ("sub/a.b, c.png", 'Ein Käse: 12" groß'),
-    ("1009434119.JPG", '"Hello", says a dog'),
+    ("101.JPG", '"Hello", says a dog'),
 ]
 
 
@@ -71,7 +71,7 @@ def test_lines_are_read_as_they_are(root: Path, header: str, bom: bytes, newline
     assert texts(dataset) == grouped(PAIRS)
     assert dataset.bad == ()
     assert dataset.rule == "hash-60-10-30,seed-0,near-0.75"
-    assert [c.id for c in dataset.captions][:2] == ["1007129816.jpg#0", "1007129816.jpg#1"]
+    assert [c.id for c in dataset.captions][:2] == ["100.jpg#0", "100.jpg#1"]
     assert dataset.load(dataset.images[0]).size == (24, 16)
 
 
@@ -81,7 +81,7 @@ caption_texts = st.text(st.characters(codec="utf-8", exclude_characters="\r\n", 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(caption_texts.map(lambda text: f"a {text}".strip()), min_size=1, max_size=5))
 def test_quoted_and_plain_captions_say_the_same(root: Path, captions: list[str]) -> None:
-    pairs = [("1007129816.jpg", caption) for caption in captions]
+    pairs = [("100.jpg", caption) for caption in captions]
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(pairs)
     (root / "quoted.csv").write_text(f"image,caption\n{buffer.getvalue()}", encoding="utf-8")
@@ -90,28 +90,28 @@ def test_quoted_and_plain_captions_say_the_same(root: Path, captions: list[str])
 
 
 def test_three_files_are_three_splits(root: Path) -> None:
-    for split, image in (("train", "1007129816.jpg"), ("val", "sub/a.b, c.png"), ("test", "1009434119.JPG")):
+    for split, image in (("train", "100.jpg"), ("val", "sub/a.b, c.png"), ("test", "101.JPG")):
         lines = plain([pair for pair in PAIRS if pair[0] == image])
         (root / f"flickr30k_{split}_karpathy.txt").write_text(f"image,caption\n{lines}", encoding="utf-8")
     dataset = read(root)
     homes = {dataset.images[i].id: name for name, where in dataset.splits.items() for i in where.tolist()}
-    assert homes == {"1007129816.jpg": "train", "sub/a.b, c.png": "val", "1009434119.JPG": "test"}
+    assert homes == {"100.jpg": "train", "sub/a.b, c.png": "val", "101.JPG": "test"}
     assert (dataset.rule, dataset.published) == ("given", True)
     assert sorted(texts(dataset)) == sorted(PAIRS)
 
 
 def test_bad_lines_lose_themselves_alone(root: Path) -> None:
-    lines = ["image,caption", *plain(PAIRS).splitlines(), "no line", "1007129816.jpg", "1007129816.jpg, ", ",x"]
+    lines = ["image,caption", *plain(PAIRS).splitlines(), "no line", "100.jpg", "100.jpg, ", ",x"]
     lines += ["gone.jpg,a thing", "../out.jpg,a secret", "/etc/passwd.jpg,a secret", "x.txt,a text"]
     (root / "a.csv").write_text("\n".join(lines), encoding="utf-8")
     dataset = read(root)
     assert texts(dataset) == grouped(PAIRS)
     reasons = {item.id: item.reason for item in dataset.bad}
     assert set(reasons) == {
-        "a.csv line 7", "a.csv line 8", "1007129816.jpg#2", "a.csv line 10", "gone.jpg", "../out.jpg",
+        "a.csv line 7", "a.csv line 8", "100.jpg#2", "a.csv line 10", "gone.jpg", "../out.jpg",
         "/etc/passwd.jpg", "a.csv line 14",
     }  # fmt: skip
-    assert "a.csv line 9: the caption is empty" in reasons["1007129816.jpg#2"]
+    assert "a.csv line 9: the caption is empty" in reasons["100.jpg#2"]
     assert "leads out" in reasons["../out.jpg"] and "leads out" in reasons["/etc/passwd.jpg"]
 
 
@@ -119,7 +119,7 @@ def test_a_file_that_cannot_be_read_as_a_whole(root: Path) -> None:
     (root / "a.csv").write_text(plain(PAIRS), encoding="utf-8")
     with pytest.raises(DataError, match=r"a\.csv: line 1 is a caption and would be passed over"):
         read(root)
-    (root / "a.csv").write_bytes(b"image,caption\r\n1007129816.jpg,fine\r\n1007129816.jpg,K\xe4se\r\n")
+    (root / "a.csv").write_bytes(b"image,caption\r\n100.jpg,fine\r\n100.jpg,K\xe4se\r\n")
     with pytest.raises(DataError, match=r"a\.csv line 3: not UTF-8"):
         read(root)
     (root / "a.csv").write_text("image,caption\n")
