@@ -94,9 +94,6 @@ class Dataset:
         How the splits came about, in a short string that goes into the protocol id.
     load
         Decodes an image to RGB; raises `DataError` with the reason where it cannot. With `regions` it draws a card.
-    regions
-        Reads the region features of an image, float32 (R, D), where there are those and no pictures; raises
-        `DataError` where they are not usable.
     bad
         What was left out while reading the listing (an empty caption, an image without captions, ...).
     near_duplicates
@@ -107,10 +104,13 @@ class Dataset:
     database
         The splits that together are the gallery for the queries of `test` under label relevance; none where the
         gallery is `test` itself.
-    miscounts
-        Where the data are more or fewer than published, a line each.
     notes
         What else to know about how the data were read, a line each.
+    miscounts
+        Where the data are more or fewer than published, a line each.
+    regions
+        Reads the region features of an image, float32 (R, D), where there are those and no pictures; raises
+        `DataError` where they are not usable.
     """
 
     name: str
@@ -119,13 +119,13 @@ class Dataset:
     splits: Mapping[str, NDArray[np.int64]]
     rule: str
     load: Callable[[ImageItem], Image.Image]
-    regions: Callable[[ImageItem], NDArray[np.float32]] | None = None
     bad: tuple[BadItem, ...] = ()
     near_duplicates: int = 0
     published: bool = False
     database: tuple[str, ...] = ()
-    miscounts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    miscounts: tuple[str, ...] = ()
+    regions: Callable[[ImageItem], NDArray[np.float32]] | None = None
     _captions_of: list[list[int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
