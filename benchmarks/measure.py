@@ -18,7 +18,7 @@ import torch
 from cmfg_dgl.files import to_json
 from cmfg_dgl.memory import keep_freed_memory
 
-__all__ = ["alternate", "benchmark", "machine", "peak_megabytes", "tell"]
+__all__ = ["alternate", "benchmark", "machine", "peak_megabytes", "status", "tell"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -57,9 +57,9 @@ def peak_megabytes(run: Callable[[], object]) -> float | None:
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
+        before = status("VmRSS")
         run()
-        return (_status("VmHWM") - before) * 1024 / 1e6
+        return (status("VmHWM") - before) * 1024 / 1e6
     except (AttributeError, OSError):
         return None
 
@@ -130,7 +130,7 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
     """A field of /proc/self/status in kB."""
     return int(next(line.split()[1] for line in _lines("/proc/self/status") if line.startswith(f"{key}:")))
 

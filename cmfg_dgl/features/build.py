@@ -69,8 +69,8 @@ def build_store(
         return FeatureStore.open(folder, spec.key)
     with _lock(folder, shared=False):
         if force:
-            for path in (*folder.glob("shard-*"), *folder.glob(INDEX)):
-                path.unlink()
+            # The index first: a store without shards must not look finished.
+            _remove(folder, [*folder.glob(INDEX), *folder.glob("shard-*")])
         if not (folder / INDEX).exists():
             _tidy(spec)
             records = _complete(spec, range(len(spec.shards)), make_shard, workers, progress)
@@ -209,11 +209,12 @@ def _lock(folder: Path, *, shared: bool, name: str = "lock") -> Iterator[None]:
         file = (folder / name).open("w")
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with file:
-        try:
-            fcntl.flock(file, how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.warning("%s: another process is building this feature store; waiting for it", folder)
-            fcntl.flock(file, how)
+        with disk_errors(folder):
+            try:
+                fcntl.flock(file, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.warning("%s: another process is building this feature store; waiting for it", folder)
+                fcntl.flock(file, how)
         yield
 
 
@@ -221,8 +222,13 @@ def _tidy(spec: StoreSpec) -> None:
     """Remove what a killed build had begun to write, locks of shares, and shards of another shard size."""
     folder, kept = spec.folder, {spec.path(number).stem for number in range(len(spec.shards))}
     others = [path for path in folder.glob("shard-*") if path.stem not in kept]
-    for path in (*folder.glob(".*.tmp"), *folder.glob("share-*.lock"), *others):
-        path.unlink()
+    _remove(folder, [*folder.glob(".*.tmp"), *folder.glob("share-*.lock"), *others])
+
+
+def _remove(folder: Path, paths: Sequence[Path]) -> None:
+    with disk_errors(folder):
+        for path in paths:
+            path.unlink(missing_ok=True)
 
 
 def _write_index(spec: StoreSpec, width: int, records: list[Record]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -73,7 +74,9 @@ def write_in_workers(
 def _begin(make_shard: ShardMaker, spec: StoreSpec, threads: int) -> None:
     global _job
     _job = make_shard, spec
+    # The parent stops the workers, and its stdout is for results, whatever a backbone prints.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stdout = sys.stderr
     keep_freed_memory()
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()

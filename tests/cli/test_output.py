@@ -2,6 +2,7 @@
 
 - A log line comes once on stderr, and not at all when quiet, also where a library has set up the root logger.
 - The package's logger is afterwards as it was.
+- Where there is no terminal, a line tells the time left, reckoned from what was done since the last one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 
 import pytest
 
-from cmfg_dgl.cli.output import Bars
+from cmfg_dgl.cli.output import Bars, duration
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -29,3 +30,29 @@ def test_a_log_line_comes_once(quiet: bool, capsys: pytest.CaptureFixture[str]) 
         assert len(said) == 1
     finally:
         logging.getLogger().removeHandler(root)
+
+
+def test_lines_tell_the_time_left_at_the_pace_since_the_last_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("cmfg_dgl.cli.output.time.monotonic", lambda: now[0])
+    with Bars(False) as bars:
+        bars.terminal = False
+        # 600 items were found done, and say nothing about the pace.
+        bars("images", 600, 1000)
+        for moment, done in ((110.0, 610), (120.0, 620), (136.0, 700), (137.0, 1000)):
+            now[0] = moment
+            bars("images", done, 1000)
+    assert capsys.readouterr().err.splitlines() == [
+        "images: 620/1000 6 min 20 s left",
+        "images: 700/1000 1 min 00 s left",
+        "images: 1000/1000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (3660, "1 h 01 min")]
+)
+def test_a_duration_is_told_for_people(seconds: float, told: str) -> None:
+    assert duration(seconds) == told

@@ -338,6 +338,19 @@ class Fatal:
         return make_shard(items)
 
 
+class Noisy:
+    def __call__(self, items, tell):
+        print("some weights were not used")
+        return make_shard(items)
+
+
+def test_what_a_worker_prints_is_no_result(tmp_path, capfd):
+    build(tmp_path / "store", make=Noisy(), workers=2)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("some weights were not used") == 5
+
+
 class Fails:
     def __call__(self, items, tell):
         raise DataError("cat.jpg: a feature is not finite")

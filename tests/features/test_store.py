@@ -164,6 +164,20 @@ def test_a_flipped_byte_or_a_cut_is_never_read_as_good(finished, tmp_path_factor
         assert torch.equal(values, torch.cat([item(i)[1] for i in GOOD]))
 
 
+def test_every_byte_of_a_shard_counts(tmp_path, finished):
+    folder = copy(finished, tmp_path / "store")
+    path = folder / "shard-00002.safetensors"
+    sound = path.read_bytes()
+    for position in range(len(sound)):
+        flipped = bytearray(sound)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(DataError, match=path.name):
+            FeatureStore.open(folder).read(["item 10"])
+    path.write_bytes(sound)
+    assert torch.equal(FeatureStore.open(folder).read(["item 10"]).values, item(10)[1])
+
+
 def test_verify_names_each_damaged_file(tmp_path, finished):
     folder = copy(finished, tmp_path / "store")
     store = FeatureStore.open(folder)

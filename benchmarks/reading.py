@@ -1,0 +1,126 @@
+"""What training reads: pairs of a store, permuted or through a shuffle buffer, from the disk and from its cache.
+
+python benchmarks/reading.py --json > reading.json
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import random_items, square
+from measure import benchmark, tell
+from torch import Tensor
+
+from cmfg_dgl.features.build import build_store
+from cmfg_dgl.features.collection import Collection, Side, read_ahead, read_pairs
+from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.shards import ShardContent, StoreSpec
+from cmfg_dgl.features.store import FeatureStore
+from cmfg_dgl.training.order import buffered_order
+
+__all__ = ["measure_reading"]
+
+PATCHES, WIDTH, BATCH, SHARD, BUFFER = 49, 1280, 64, 256, 2_048
+
+
+def write(folder: Path, kind: str, items: int, nodes: int, width: int) -> FeatureStore:
+    """A store of random nodes; shards are made one at a time."""
+
+    def make_shard(positions: Sequence[int], tell: Callable[[int], object]) -> ShardContent:
+        made = random_items([square(nodes)] * len(positions), width, torch.Generator().manual_seed(positions[0]))
+        return ShardContent(Nodes(made.values.half(), made.offsets, made.grid))
+
+    ids = tuple(str(i) for i in range(items))
+    spec = StoreSpec(folder / kind, {"kind": kind}, ids, SHARD)
+    return build_store(spec, width=lambda: width, make_shard=make_shard)
+
+
+def opened(folder: Path) -> Collection:
+    """The stores opened anew, so that each shard is checked again when it is first read."""
+    images, captions = FeatureStore.open(folder / "images"), FeatureStore.open(folder / "captions")
+    places = torch.arange(len(images))
+    return Collection(
+        Side("patch", len(images), images.read, images.shard_of(places)),
+        Side("token", len(captions), captions.read, captions.shard_of(places)),
+        places,
+    )
+
+
+def forget(folder: Path) -> None:
+    """Ask the system to drop the files from its cache; they must not be mapped."""
+    gc.collect()
+    for path in folder.rglob("*.safetensors"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def epoch(collection: Collection, order: Tensor, ahead: bool, work: Callable[[], object]) -> dict[str, float]:
+    """Read all batches of an epoch; seconds to the first batch, the slowest wait, and pairs a second."""
+    batches = order.split(BATCH)
+    pairs = read_ahead(collection, batches) if ahead else (read_pairs(collection, batch) for batch in batches)
+    start = last = time.perf_counter()
+    waits = []
+    for _ in pairs:
+        waits.append(time.perf_counter() - last)
+        work()
+        last = time.perf_counter()
+    return {"first": waits[0], "wait": sum(waits), "pairs_per_second": len(order) / (last - start)}
+
+
+def measure_reading(items: int, repeat: int, seed: int) -> list[dict[str, Any]]:
+    """Each way to order an epoch, cold and warm, read in turn and ahead of work of some milliseconds a batch."""
+    tell(f"reading: {items} pairs")
+    a, b = torch.randn(2, 1024, 1024, generator=torch.Generator().manual_seed(seed))
+    orders = {"permutation": torch.randperm, "buffer": None}
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder, "images", items, PATCHES, WIDTH)
+        write(folder, "captions", items, 16, 384)
+        for cache in ("cold", "warm"):
+            for way in orders:
+                for ahead in (False, True):
+                    taken = []
+                    for turn in range(repeat):
+                        generator = torch.Generator().manual_seed(seed + turn)
+                        if cache == "cold":
+                            forget(folder)
+                        collection = opened(folder)
+                        shard = collection.images.shard
+                        assert shard is not None
+                        order = (
+                            torch.randperm(items, generator=generator)
+                            if way == "permutation"
+                            else buffered_order(shard, BUFFER, generator)
+                        )
+                        taken.append(epoch(collection, order, ahead, lambda: [a @ b for _ in range(8)]))
+                        del collection
+                    rows.append(
+                        {
+                            "pairs": items,
+                            "cache": cache,
+                            "order": way,
+                            "ahead": ahead,
+                            **{key: statistics.median(each[key] for each in taken) for key in taken[0]},
+                        }
+                    )
+    return rows
+
+
+@benchmark("Pairs for training, read in several orders from a store on disk.")
+def main(repeat: int, seed: int) -> dict[str, Any]:
+    """20,480 pairs: 2.6 GB in 80 shards of images."""
+    return {"cases": measure_reading(20_480, repeat, seed)}
+
+
+if __name__ == "__main__":
+    main()
