@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,12 @@ def build_store(
             _remove(folder, [*folder.glob(INDEX), *folder.glob("shard-*")])
         if not (folder / INDEX).exists():
             _tidy(spec)
-            records = _complete(spec, range(len(spec.shards)), make_shard, workers, progress)
+            try:
+                records = _complete(spec, range(len(spec.shards)), make_shard, workers, progress)
+            except BaseException:
+                # Workers that were stopped leave what they had begun to write, and the disk may be full.
+                _tidy(spec)
+                raise
             _write_index(spec, width(), records)
     return FeatureStore.open(folder, spec.key)
 
@@ -160,17 +165,21 @@ def _complete(
         done += len(shards[number])
     # Told at once, so that the time left is reckoned from what is made, not from what was found.
     tell(done)
-    made = write_in_workers(spec, make_shard, missing, workers) if workers > 1 and len(missing) > 1 else None
-    for number, record in made or _write_here(spec, make_shard, missing, done, tell):
-        records[number] = record
-        done += len(shards[number])
-        tell(done)
+    if workers > 1 and len(missing) > 1:
+        made = write_in_workers(spec, make_shard, missing, workers)
+    else:
+        made = _write_here(spec, make_shard, missing, done, tell)
+    with closing(made):
+        for number, record in made:
+            records[number] = record
+            done += len(shards[number])
+            tell(done)
     return [records[number] for number in numbers]
 
 
 def _write_here(
     spec: StoreSpec, make_shard: ShardMaker, numbers: Sequence[int], done: int, tell: Callable[[int], object]
-) -> Iterator[tuple[int, Record]]:
+) -> Generator[tuple[int, Record], None, None]:
     """Make some shards in this process; `done` items were done before."""
     for number in numbers:
         items = spec.shards[number]

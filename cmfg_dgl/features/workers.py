@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
@@ -26,7 +26,7 @@ _job: tuple[ShardMaker, StoreSpec]
 
 def write_in_workers(
     spec: StoreSpec, make_shard: ShardMaker, numbers: Sequence[int], workers: int
-) -> Iterator[tuple[int, Record]]:
+) -> Generator[tuple[int, Record], None, None]:
     """Write some shards in several processes and give (number, record) of each as it is finished.
 
     The threads of torch are shared out among the processes. They end with this one, however it ends.

@@ -361,7 +361,7 @@ def test_a_killed_worker_is_told_and_what_is_finished_is_kept(tmp_path, finished
     with pytest.raises(CmfgError, match=r"worker process was killed.*features\.workers"):
         build(folder, make=Fatal(), workers=2)
     sound = contents(finished)
-    assert all(sound[name] == data for name, data in contents(folder).items() if not name.endswith(".tmp"))
+    assert all(sound[name] == data for name, data in contents(folder).items())
     build(folder)
     assert contents(folder) == sound
 
