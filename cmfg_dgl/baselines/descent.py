@@ -15,8 +15,8 @@ from cmfg_dgl.training.trainer import make_optimizer
 __all__ = ["descend"]
 
 PATIENCE = 8
-"""Epochs without a better value after which a method stops, as `training.patience` has it for CMFG; a quarter of all
-epochs where that is more."""
+"""Epochs without a better value after which a method stops, as `training.patience` has it for CMFG; a quarter of
+all epochs where that is more."""
 
 
 def descend(

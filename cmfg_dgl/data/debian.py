@@ -22,8 +22,8 @@ LICENCE = PurePosixPath("usr/share/doc") / PACKAGE / "copyright"
 
 HOW = (
     f"the stamps are in Debian's package {PACKAGE} (GPL 2, 161 MB to download, 36 MB of them kept): unpack them "
-    "without root by `cmfg data get tuxpaint --to DIR` and set data.root=DIR, or install the package, and data.root "
-    "is not needed"
+    "without root by `cmfg data get tuxpaint --to DIR` and set data.root=DIR, or install the package, and "
+    "data.root is not needed"
 )
 """How to come by the stamps."""
 

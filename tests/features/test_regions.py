@@ -19,7 +19,7 @@ from cmfg_dgl.config import load_config
 from cmfg_dgl.data.folder import folder
 from cmfg_dgl.data.precomputed import precomputed
 from cmfg_dgl.errors import ConfigError
-from cmfg_dgl.features.extract import extract_images
+from cmfg_dgl.features.extract import image_extraction
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.regions import Regions
 from cmfg_dgl.training.experiment import build_model
@@ -32,7 +32,7 @@ def test_the_store_holds_the_regions(tmp_path: Path) -> None:
     features["test"][1, 4, 4] = np.nan
     np.save(tmp_path / "scan" / "test_ims.npy", features["test"])
     dataset, encoder = precomputed(tmp_path / "scan"), Regions(str(tmp_path / "scan"))
-    store = extract_images(dataset, encoder, directory=tmp_path / "store", batch_size=2, shard_items=4)
+    store = image_extraction(dataset, encoder, directory=tmp_path / "store", batch_size=2, shard_items=4).build()
     assert (store.width, encoder.width) == (16, 16)
     nodes = store.read(np.arange(8))
     expected = torch.from_numpy(np.concatenate([features[name] for name in SIZES])[:8]).half()
