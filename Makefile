@@ -22,7 +22,7 @@ demo: env
 	@echo "Report: $(CURDIR)/runs/openmoji/report.html"
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: env
 	$(BIN)/python -m pytest -m slow

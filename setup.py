@@ -9,6 +9,7 @@ TEST = [
     "markdown-it-py>=3",
     "ogb>=1.3.6",
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "pytrec_eval-terrier>=0.5.6",
     "scikit-learn>=1.5",
     "tomli>=2; python_version < '3.11'",
