@@ -20,10 +20,13 @@ from hypothesis import strategies as st
 from kernels import measure_case
 from layers import CONTENDERS
 from measure import alternate, peak_megabytes
+from reading import make_order, measure_reading
 from report import HERE, SCRIPTS, render
 from rerank import measure_rerank
 from roofline import layer_work
 from scaling import exponent, measure_sweep
+
+from cmfg_dgl.features.collection import Collection, Side
 
 
 @pytest.mark.parametrize("relations", [COMPLETE, SPARSE, MIXED], ids=["complete", "sparse", "mixed"])
@@ -59,9 +62,20 @@ def test_records_have_the_keys_that_others_read():
         assert row["pairs_per_second"] > 0 and "peak_mb" in row
     passes = measure_store(300, repeat=1, seed=0)
     assert [row["pass"] for row in passes] == ["write", "read"]
+    read = measure_reading(600, repeat=1, seed=0)
+    assert len({(row["cache"], row["buffer"], row["ahead"]) for row in read}) == len(read) == 8
+    assert all(0 < row["first_seconds"] <= row["wait_seconds"] for row in read)
     rows, fit = measure_sweep("sparse", "patches", (4, 9, 16, 25), repeat=1, seed=0)
     assert [row["value"] for row in rows] == [4, 9, 16, 25]
     assert {"time", "time_upper_half"} < set(fit)
+
+
+@pytest.mark.parametrize("buffer", [None, 64])
+def test_both_orders_read_every_pair_once(buffer):
+    images = Side("patch", 300, lambda items: None, torch.arange(300) // 50)
+    order = make_order(Collection(images, images, torch.arange(300)), buffer, seed=1)
+    assert sorted(order.tolist()) == list(range(300))
+    assert len((images.shard[order[:64]]).unique()) == (6 if buffer is None else 2)
 
 
 @given(slope=st.floats(-2, 3), factor=st.floats(0.01, 100))
