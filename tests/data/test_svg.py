@@ -96,6 +96,7 @@ BOMB = "".join(f'<!ENTITY e{n + 1} "{f"&e{n};" * 10}">' for n in range(9))
         f'<!DOCTYPE svg [<!ENTITY e0 "eeeeeeeeee">{BOMB}]>{OPEN}width="1"><text>&e9;</text></svg>'.encode(),
         f'{OPEN}width="0" height="1"/>'.encode(),
     ],
+    ids=["empty", "text", "cut off", "html", "latin-1", "gzip", "bomb", "no width"],
 )
 def test_what_is_no_drawing_is_named(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DataError, match=r"drawing\.svg: cannot be rendered") as error:
