@@ -195,7 +195,7 @@ def attention_of_pairs(
     }
 
 
-def attention_summary(model: CMFG, collection: Collection, *, pairs: int = 256) -> dict[str, float]:
+def attention_summary(model: CMFG, collection: Collection, *, pairs: int = 64) -> dict[str, float]:
     """Mass and entropies of each relation over some matching pairs, to be followed through training.
 
     Parameters
