@@ -30,7 +30,7 @@ from cmfg_dgl.memory import keep_freed_memory
 __all__ = ["generated", "measure_extraction", "save_tiny_vit"]
 
 SIDE, PATCH, WIDTH = 32, 8, 64
-CASES = ((5_000, 1), (5_000, 2), (50_000, 1))
+CASES = ((5_000, 1), (5_000, 2), (50_000, 1), (50_000, 2))
 """Images, processes."""
 
 
