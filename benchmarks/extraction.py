@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from cmfg_dgl.data.dataset import Dataset, ImageItem
 from cmfg_dgl.features.extract import image_extraction
 from cmfg_dgl.features.vision import load_vision
 from cmfg_dgl.files import sha256_bytes
-from cmfg_dgl.memory import keep_freed_memory
+from cmfg_dgl.memory import keep_freed_memory, peak_memory
 
 __all__ = ["generated", "measure_extraction", "save_tiny_vit"]
 
@@ -63,28 +60,15 @@ def generated(count: int) -> Dataset:
     return Dataset("generated", images, (), {"all": np.arange(count)}, "rule", draw)
 
 
-@contextmanager
-def peak_of_all(interval: float = 0.05) -> Iterator[list[float]]:
-    """Watch this process and its children: the list holds their largest proportional size together, in MB."""
-    peak, over, process = [0.0], threading.Event(), psutil.Process()
-
-    def watch() -> None:
-        while not over.wait(interval):
-            total = 0
-            for one in [process, *process.children(recursive=True)]:
-                try:
-                    total += one.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            peak[0] = max(peak[0], total / 1e6)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        over.set()
-        thread.join()
+def size_of_all() -> float:
+    """Proportional size of this process and its children together, in MB."""
+    total, process = 0, psutil.Process()
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            total += one.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total / 1e6
 
 
 def extract(model: Path, directory: Path, count: int, workers: int, threads: int) -> dict[str, Any]:
@@ -96,7 +80,7 @@ def extract(model: Path, directory: Path, count: int, workers: int, threads: int
     watched = workers > 1
     start = time.perf_counter()
     if watched:
-        with peak_of_all() as peak:
+        with peak_memory(size=size_of_all) as peak:
             store = extraction.build(workers=workers)
     else:
         store = extraction.build()

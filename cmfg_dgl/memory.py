@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import psutil
@@ -43,15 +43,24 @@ def give_freed_memory_back() -> None:
         return
 
 
+def _resident() -> float:
+    return float(psutil.Process().memory_info().rss / 1e6)
+
+
 @contextmanager
-def peak_memory(interval: float = 0.05) -> Iterator[list[float]]:
-    """Watch the process: the list holds its largest resident size in MB, looked at every `interval` seconds."""
-    process, over = psutil.Process(), threading.Event()
-    peak = [process.memory_info().rss / 1e6]
+def peak_memory(interval: float = 0.05, size: Callable[[], float] = _resident) -> Iterator[list[float]]:
+    """Watch the process: the list holds its largest size in MB, looked at every `interval` seconds.
+
+    Parameters
+    ----------
+    size
+        The size in MB as it stands; that of this process in memory where left out.
+    """
+    over, peak = threading.Event(), [size()]
 
     def watch() -> None:
         while not over.wait(interval):
-            peak[0] = max(peak[0], process.memory_info().rss / 1e6)
+            peak[0] = max(peak[0], size())
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

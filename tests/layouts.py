@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.mirflickr import LABELS
 
 R1 = (
@@ -31,6 +32,23 @@ R1 = (
     "sea",
     "tree",
 )
+
+OPTIONS: dict[str, object] = {
+    "fractions": {"train": 0.6, "val": 0.1, "test": 0.3},
+    "seed": 0,
+    "near_duplicate": 0.75,
+    "max_pixels": 10_000,
+    "max_bytes": 1 << 20,
+}
+"""What the loaders of files ask for beside their root."""
+
+
+def texts(dataset: Dataset) -> dict[str, list[str]]:
+    """Image id to its captions."""
+    found: dict[str, list[str]] = {image.id: [] for image in dataset.images}
+    for caption in dataset.captions:
+        found[dataset.images[caption.image].id].append(caption.text)
+    return found
 
 
 def picture(path: Path, number: int) -> None:

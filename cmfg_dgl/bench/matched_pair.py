@@ -81,9 +81,8 @@ class MatchedPairCMFG(CMFGMethod):
 
     def _vectors(self, collection: Collection, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (pairs, D) of images and of captions in the joint graph of each pair."""
-        parameter = next(self.model.parameters())
         images, captions = (
-            self.model.encode(side.kind, side.read(items).to(parameter.device, parameter.dtype))
+            self.model.encode(side.kind, self.model.accept(side.read(items)))
             for side, items in ((collection.images, image), (collection.captions, caption))
         )
         return self.model.pair_vectors(images, captions)

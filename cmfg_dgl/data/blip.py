@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cmfg_dgl.data.dataset import BadItem, Dataset
 from cmfg_dgl.data.faults import printable
-from cmfg_dgl.data.listing import Row, gather, listed_dataset, read_item
-from cmfg_dgl.data.split_files import split_files
+from cmfg_dgl.data.listing import Row, dataset_of_files
 from cmfg_dgl.errors import DataError
 
 __all__ = ["blip"]
@@ -57,19 +55,17 @@ def blip(
     Li et al. 2022, "BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language Understanding and
     Generation".
     """
-    base, files = split_files(root, {".json"}, what="a JSON file of BLIP's kind")
-    entries, bad = gather(base, (row for file, split in files for row in _rows(file, split)))
-    return listed_dataset(
-        base.name,
-        entries,
-        bad,
-        place=base,
+    return dataset_of_files(
+        root,
+        {".json"},
+        _rows,
+        what="a JSON file of BLIP's kind",
         remedy=REMEDY,
         fractions=fractions,
         seed=seed,
         near_duplicate=near_duplicate,
-        load=partial(read_item, max_pixels=max_pixels, max_bytes=max_bytes),
-        published=True,
+        max_pixels=max_pixels,
+        max_bytes=max_bytes,
     )
 
 

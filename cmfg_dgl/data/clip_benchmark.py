@@ -6,14 +6,12 @@ import csv
 import os
 import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from cmfg_dgl.data.dataset import BadItem, Dataset
 from cmfg_dgl.data.faults import printable
 from cmfg_dgl.data.images import IMAGE_SUFFIXES
-from cmfg_dgl.data.listing import Row, gather, listed_dataset, read_item, read_text
-from cmfg_dgl.data.split_files import split_files
+from cmfg_dgl.data.listing import Row, dataset_of_files, read_text
 from cmfg_dgl.errors import DataError
 
 __all__ = ["clip_benchmark"]
@@ -58,19 +56,17 @@ def clip_benchmark(
     ----------
     Cherti, Beaumont 2022, "CLIP benchmark", the reader of Flickr8k and Flickr30k.
     """
-    base, files = split_files(root, {".txt", ".csv"}, what="a file of captions, .txt or .csv")
-    entries, bad = gather(base, (row for file, split in files for row in _rows(file, split)))
-    return listed_dataset(
-        base.name,
-        entries,
-        bad,
-        place=base,
+    return dataset_of_files(
+        root,
+        {".txt", ".csv"},
+        _rows,
+        what="a file of captions, .txt or .csv",
         remedy=REMEDY,
         fractions=fractions,
         seed=seed,
         near_duplicate=near_duplicate,
-        load=partial(read_item, max_pixels=max_pixels, max_bytes=max_bytes),
-        published=True,
+        max_pixels=max_pixels,
+        max_bytes=max_bytes,
     )
 
 

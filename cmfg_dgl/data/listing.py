@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,11 +16,21 @@ from PIL import Image
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.faults import caption_fault, path_fault, printable
 from cmfg_dgl.data.images import read_image
+from cmfg_dgl.data.split_files import split_files
 from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups, parted_pictures
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import sha256_file
 
-__all__ = ["Entry", "Row", "gather", "good_captions", "listed_dataset", "read_item", "read_text"]
+__all__ = [
+    "Entry",
+    "Row",
+    "dataset_of_files",
+    "gather",
+    "good_captions",
+    "listed_dataset",
+    "read_item",
+    "read_text",
+]
 
 
 @dataclass(frozen=True)
@@ -175,6 +187,53 @@ def listed_dataset(
         near_duplicates=near_duplicates,
         published=published,
         notes=notes,
+    )
+
+
+def dataset_of_files(
+    root: str | os.PathLike[str] | None,
+    suffixes: Collection[str],
+    rows: Callable[[Path, str], Iterable[Row | BadItem]],
+    *,
+    what: str,
+    remedy: str,
+    fractions: dict[str, float],
+    seed: int,
+    near_duplicate: float,
+    max_pixels: int,
+    max_bytes: int,
+) -> Dataset:
+    """Make a data set of one listing, or of those of three splits; paths of images start from their folder.
+
+    Parameters
+    ----------
+    root, suffixes, what
+        As in `split_files`.
+    rows
+        The rows of a listing, given its path and the name of its split.
+    remedy, fractions, seed, near_duplicate
+        As in `listed_dataset`.
+    max_pixels, max_bytes
+        Bounds of `read_image`.
+
+    Raises
+    ------
+    DataError
+        If there is no listing, or no image with a caption.
+    """
+    base, files = split_files(root, suffixes, what=what)
+    entries, bad = gather(base, (row for file, split in files for row in rows(file, split)))
+    return listed_dataset(
+        base.name,
+        entries,
+        bad,
+        place=base,
+        remedy=remedy,
+        fractions=fractions,
+        seed=seed,
+        near_duplicate=near_duplicate,
+        load=partial(read_item, max_pixels=max_pixels, max_bytes=max_bytes),
+        published=True,
     )
 
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cmfg_dgl.features.collection import Collection, Side
-from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.collection import Collection
 from cmfg_dgl.nn.joint_attention import JointAttention, RelationWeights, joint_attention
 from cmfg_dgl.nn.kernels import NO_EDGE
 from cmfg_dgl.nn.model import CMFG
@@ -177,7 +176,7 @@ def attention_of_pairs(
     counts: dict[str, dict[str, int]] = {}
     for left, right in zip(image.split(batch), caption.split(batch), strict=True):
         attention = joint_attention(
-            model, _read(model, collection.images, left), _read(model, collection.captions, right)
+            model, model.accept(collection.images.read(left)), model.accept(collection.captions.read(right))
         )
         here = _counts(attention)
         for name, values in metrics_by_relation(attention).items():
@@ -250,8 +249,3 @@ def _doors(attention: JointAttention) -> dict[tuple[int, str], dict[str, Tensor]
 
 def _name(part: RelationWeights) -> str:
     return f"{part.relation}.{part.layer}"
-
-
-def _read(model: CMFG, side: Side, items: Tensor) -> Nodes:
-    parameter = next(model.parameters())
-    return side.read(items).to(parameter.device, parameter.dtype)

@@ -170,8 +170,7 @@ def inspect_pair(model: CMFG, pair: Pair, *, untrained: CMFG | None = None) -> I
         The same with random weights in its graph layers: measure with it whether the score follows the attention.
     """
     model.eval()
-    parameter = next(model.parameters())
-    image, caption = (nodes.to(parameter.device, parameter.dtype) for nodes in (pair.image, pair.caption))
+    image, caption = model.accept(pair.image), model.accept(pair.caption)
     attention = joint_attention(model, image, caption)
     score = float(attention.score)
     metrics = metrics_by_relation(attention)

@@ -243,6 +243,11 @@ class CMFG(nn.Module):
             for attention in layer.conv.mods.values():
                 cast(RelationAttention, attention).value.weight.mul_(QUIET)
 
+    def accept(self, nodes: Nodes) -> Nodes:
+        """Nodes on the model's device and in its precision."""
+        parameter = next(self.parameters())
+        return nodes.to(parameter.device, parameter.dtype)
+
     def scale(self, stage: str) -> Tensor:
         """Inverse temperature of a stage's score (`first` or `joint`), a scalar of at most 100."""
         scale: Tensor = self.log_scales[stage].exp().clamp(max=MAX_SCALE)

@@ -8,8 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cmfg_dgl.features.collection import Collection, Side
-from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.collection import Collection
 from cmfg_dgl.nn.model import CMFG, Encoded
 
 __all__ = ["GraphScorer", "Scorer", "candidates", "fuse"]
@@ -57,7 +56,6 @@ class GraphScorer:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model, self.batch, self.pair_batch, self.progress = model, batch, pair_batch, progress
-        self.device = next(model.parameters()).device
 
     @torch.inference_mode()
     def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
@@ -67,7 +65,7 @@ class GraphScorer:
         images, captions = (
             torch.cat(
                 [
-                    self.model.embed(side.kind, self._read(side, part))
+                    self.model.embed(side.kind, self.model.accept(side.read(part)))
                     for part in torch.arange(side.count).split(self.batch)
                 ]
             )
@@ -88,10 +86,10 @@ class GraphScorer:
         for mine in _pieces(image):
             group, left = torch.unique(image[mine], return_inverse=True)
             used, right = torch.unique(caption[mine], return_inverse=True)
-            images = self.model.encode("patch", self._read(collection.images, group))
+            images = self.model.encode("patch", self.model.accept(collection.images.read(group)))
             for first in range(0, len(used), CAPTIONS_AT_A_TIME):
                 some = used[first : first + CAPTIONS_AT_A_TIME]
-                captions = self.model.encode("token", self._read(collection.captions, some))
+                captions = self.model.encode("token", self.model.accept(collection.captions.read(some)))
                 here = torch.nonzero((right >= first) & (right < first + len(some)))[:, 0]
                 scores[mine[here]] = self.match(images, captions, left[here], right[here] - first).float().cpu()
                 del captions  # before the next ones
@@ -129,10 +127,6 @@ class GraphScorer:
         for part in few.split(self.pair_batch) if len(few) else ():
             scores[part] = self.model.match(images.select(left[part]), captions.select(right[part]))
         return scores * self.model.scale("joint")
-
-    def _read(self, side: Side, items: Tensor) -> Nodes:
-        dtype = next(self.model.parameters()).dtype
-        return side.read(items).to(self.device, dtype)
 
 
 def _pieces(image: Tensor) -> list[Tensor]:

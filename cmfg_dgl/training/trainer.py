@@ -69,10 +69,9 @@ def training_losses(
     hard_negatives_each
         Wrong captions for each image and wrong images for each caption, hardest of the batch.
     """
-    parameter = next(model.parameters())
     owners = collection.caption_image[batch]
     images, captions = (
-        model.encode(side.kind, side.read(items).to(parameter.device, parameter.dtype), joint=joint_weight > 0)
+        model.encode(side.kind, model.accept(side.read(items)), joint=joint_weight > 0)
         for side, items in ((collection.images, owners), (collection.captions, batch))
     )
     logits = images.embedding @ captions.embedding.T * model.scale("first")

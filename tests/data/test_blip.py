@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import picture
+from layouts import OPTIONS, picture, texts
 
 from cmfg_dgl.data.blip import blip
 from cmfg_dgl.data.check import check_dataset
@@ -33,21 +33,7 @@ CAPTIONS = {
 
 
 def read(root: Path | None, **options: object) -> Dataset:
-    arguments: dict[str, object] = {
-        "fractions": {"train": 0.6, "val": 0.1, "test": 0.3},
-        "seed": 0,
-        "near_duplicate": 0.75,
-        "max_pixels": 10_000,
-        "max_bytes": 1 << 20,
-    }
-    return blip(root, **{**arguments, **options})  # type: ignore[arg-type]
-
-
-def texts(dataset: Dataset) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {image.id: [] for image in dataset.images}
-    for caption in dataset.captions:
-        found[dataset.images[caption.image].id].append(caption.text)
-    return found
+    return blip(root, **{**OPTIONS, **options})  # type: ignore[arg-type]
 
 
 def rows(split: str) -> list[dict[str, Any]]:

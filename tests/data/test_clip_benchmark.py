@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import picture
+from layouts import OPTIONS, picture
 
 from cmfg_dgl.data.clip_benchmark import clip_benchmark
 from cmfg_dgl.data.dataset import Dataset
@@ -30,14 +30,7 @@ PAIRS = [
 
 
 def read(root: Path | None, **options: object) -> Dataset:
-    arguments: dict[str, object] = {
-        "fractions": {"train": 0.6, "val": 0.1, "test": 0.3},
-        "seed": 0,
-        "near_duplicate": 0.75,
-        "max_pixels": 10_000,
-        "max_bytes": 1 << 20,
-    }
-    return clip_benchmark(root, **{**arguments, **options})  # type: ignore[arg-type]
+    return clip_benchmark(root, **{**OPTIONS, **options})  # type: ignore[arg-type]
 
 
 def texts(dataset: Dataset) -> list[tuple[str, str]]:

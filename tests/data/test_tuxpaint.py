@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import drawing, picture, stamp
+from layouts import OPTIONS, drawing, picture, stamp
 
 from cmfg_dgl.data import tuxpaint as module
 from cmfg_dgl.data.check import check_dataset
@@ -32,15 +32,7 @@ STAMPS = {
 
 
 def read(root: Path | None, language: str = "en", **options: object) -> Dataset:
-    arguments: dict[str, object] = {
-        "fractions": {"train": 0.6, "val": 0.1, "test": 0.3},
-        "seed": 0,
-        "near_duplicate": 0.75,
-        "max_pixels": 10_000,
-        "max_bytes": 1 << 20,
-        "size": 32,
-    }
-    return tuxpaint(root, language=language, **{**arguments, **options})  # type: ignore[arg-type]
+    return tuxpaint(root, language=language, **{**OPTIONS, "size": 32, **options})  # type: ignore[arg-type]
 
 
 def pairs(dataset: Dataset) -> dict[str, str]:

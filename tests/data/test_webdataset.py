@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import jpeg, tar_bytes
+from layouts import OPTIONS, jpeg, tar_bytes, texts
 from PIL import Image
 
 from cmfg_dgl.data.dataset import Dataset
@@ -28,21 +28,7 @@ from cmfg_dgl.errors import DataError
 
 
 def read(root: Path | None, **options: object) -> Dataset:
-    arguments: dict[str, object] = {
-        "fractions": {"train": 0.6, "val": 0.1, "test": 0.3},
-        "seed": 0,
-        "near_duplicate": 0.75,
-        "max_pixels": 10_000,
-        "max_bytes": 1 << 20,
-    }
-    return webdataset(root, **{**arguments, **options})  # type: ignore[arg-type]
-
-
-def texts(dataset: Dataset) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {image.id: [] for image in dataset.images}
-    for caption in dataset.captions:
-        found[dataset.images[caption.image].id].append(caption.text)
-    return found
+    return webdataset(root, **{**OPTIONS, **options})  # type: ignore[arg-type]
 
 
 def shard(path: Path, *files: tuple[str, bytes]) -> Path:

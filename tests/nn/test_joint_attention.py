@@ -26,6 +26,7 @@ from graphs import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from models import WIDTHS, random_model
 from oracle import Settings, below, initial, layer, project
 
 from cmfg_dgl.graph.build import build_graph
@@ -35,9 +36,7 @@ from cmfg_dgl.graph.views import relation_view
 from cmfg_dgl.nn.attention import Message
 from cmfg_dgl.nn.joint_attention import joint_attention, weight_gradients
 from cmfg_dgl.nn.kernels import NO_EDGE, block_attention, edge_attention, edge_weights
-from cmfg_dgl.nn.model import CMFG
 
-WIDTHS = {"patch": 5, "token": 3}
 HEADS, C = 2, 3
 RELATIONS = [
     Relation("patch", "r", "patch", Complete()),
@@ -107,17 +106,6 @@ def test_weights_equal_the_formula(relation, dtype):
             torch.testing.assert_close(found.weights[mine, h], expected)
 
 
-def make(schema="complete", dtype=torch.float64, **options):
-    torch.manual_seed(11)
-    settings = {"width": 8, "heads": 2, "layers": 2, "cross_layers": 1} | options
-    model = CMFG(widths=WIDTHS, relations=SCHEMAS[schema], **settings).double()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if not name.startswith("log_scales"):
-                parameter.copy_(torch.randn_like(parameter) * 0.5)
-    return model.to(dtype).eval()
-
-
 def items(dtype=torch.float64):
     return random_nodes(IMAGES, WIDTHS["patch"], 21, dtype), random_nodes(CAPTIONS, WIDTHS["token"], 22, dtype)
 
@@ -167,7 +155,7 @@ by_case = pytest.mark.parametrize(
 @pytest.mark.parametrize("kernel", ["edge", "block"])
 @by_case
 def test_every_layer_equals_single_pair_graphs(schema, options, kernel):
-    model = make(schema, kernel=kernel, **options)
+    model = random_model(schema, kernel=kernel, **options)
     images, captions = items()
     attention = joint_attention(model, images, captions)
     settings = Settings(
@@ -199,7 +187,7 @@ def test_every_layer_equals_single_pair_graphs(schema, options, kernel):
 
 @by_case
 def test_joint_weights_sum_to_one_over_all_relations_that_enter_a_node(schema, options):
-    model = make(schema, **options)
+    model = random_model(schema, **options)
     images, captions = items()
     sums, heard = {}, {}
     for part in joint_attention(model, images, captions).relations:
@@ -214,7 +202,7 @@ def test_joint_weights_sum_to_one_over_all_relations_that_enter_a_node(schema, o
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kernel", ["edge", "block", "auto"])
 def test_listening_changes_no_bit_of_the_score_and_ends(kernel, dtype):
-    model = make("sparse", dtype, kernel=kernel, layers=3, cross_layers=2, softmax="joint")
+    model = random_model("sparse", dtype, kernel=kernel, layers=3, cross_layers=2, softmax="joint")
     images, captions = items(dtype)
     before = model.match(model.encode("patch", images), model.encode("token", captions))
     assert torch.equal(joint_attention(model, images, captions).score, before)
@@ -226,7 +214,7 @@ def test_listening_changes_no_bit_of_the_score_and_ends(kernel, dtype):
 
 def test_kernels_give_the_same_bits_where_their_queries_are_the_same():
     images, captions = items()
-    edge, block = (joint_attention(make(kernel=kernel), images, captions) for kernel in ("edge", "block"))
+    edge, block = (joint_attention(random_model(kernel=kernel), images, captions) for kernel in ("edge", "block"))
     for a, b in zip(edge.relations, block.relations, strict=True):
         if a.layer == 0:
             assert torch.equal(a.weights, b.weights)
@@ -244,7 +232,7 @@ def test_kernels_give_the_same_bits_where_their_queries_are_the_same():
     ],
 )
 def test_gradients_by_weights_equal_finite_differences(schema, options, kernel):
-    model = make(schema, kernel=kernel, **options)
+    model = random_model(schema, kernel=kernel, **options)
     images, captions = (nodes.select(torch.tensor([0])) for nodes in items())
     gradients = weight_gradients(model, images, captions)
     step, generator = 1e-5, torch.Generator().manual_seed(0)

@@ -17,29 +17,16 @@ import torch
 from graphs import CAPTIONS, EXAMPLES, IMAGES, SCHEMAS, random_nodes
 from hypothesis import given
 from hypothesis import strategies as st
+from models import WIDTHS, random_model
 from oracle import Settings, Stack, pair
 
 from cmfg_dgl.features.nodes import Nodes, concatenate
-from cmfg_dgl.nn.model import CMFG, MAX_SCALE
+from cmfg_dgl.nn.model import MAX_SCALE
 
-WIDTHS = {"patch": 5, "token": 3}
 PAIRS = [(0, 1), (1, 1), (3, 0), (0, 1), (2, 3), (1, 2)]
 """Image and caption of each pair: not in order, some of them more than once, single nodes among them."""
 
 PAPER = {"residual": False, "norm": "none", "stacking": "interleaved", "softmax": "joint", "edge_weights": "once"}
-
-
-def make(schema="complete", dtype=torch.float64, **options):
-    torch.manual_seed(11)
-    settings = {"width": 8, "heads": 2, "layers": 2, "cross_layers": 1} | options
-    model = CMFG(widths=WIDTHS, relations=SCHEMAS[schema], **settings).double()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if not name.startswith("log_scales"):
-                parameter.copy_(torch.randn_like(parameter) * 0.5)
-        for buffer in model.buffers():
-            buffer.copy_(torch.randn_like(buffer) * 0.5)
-    return model.to(dtype).eval()
 
 
 def items(images=IMAGES, captions=CAPTIONS, dtype=torch.float64):
@@ -82,7 +69,7 @@ def test_model_equals_single_pair_graphs(index):
     kernel = ("auto", "edge", "block")[index // 3 % 3]
     schema = list(SCHEMAS)[(0, 1, 0, 2, 1, 3, 0, 4, 1, 5, 2)[index % 11]]
     start = "cca" if index % 13 < 6 else "random"
-    model = make(
+    model = random_model(
         schema, layers=layers, cross_layers=cross_layers, stacking=stacking, edge_weights=weights, softmax=softmax,
         pooling=pooling, residual=residual, norm="layer" if norm else "none", kernel=kernel, start=start,
     )  # fmt: skip
@@ -96,7 +83,7 @@ def test_model_equals_single_pair_graphs(index):
 @pytest.mark.parametrize("weights", ["per_layer", "once"])
 @pytest.mark.parametrize("uniform", [False, True], ids=["ragged", "uniform"])
 def test_every_schema_equals_single_pair_graphs(schema, weights, uniform):
-    model = make(schema, layers=3, cross_layers=2, softmax="joint", edge_weights=weights)
+    model = random_model(schema, layers=3, cross_layers=2, softmax="joint", edge_weights=weights)
     images, captions = items([(2, 2)] * 4, [(1, 3)] * 4) if uniform else items()
     stack = Stack(3, 2, False, weights == "once", "mean")
     assert_equals_oracle(model, schema, Settings(heads=2, joint=True), stack, images, captions)
@@ -105,7 +92,7 @@ def test_every_schema_equals_single_pair_graphs(schema, weights, uniform):
 @pytest.mark.parametrize("kernel", ["edge", "block"])
 @pytest.mark.parametrize("softmax", ["relation", "joint"])
 def test_gradients_through_shared_items_equal_those_of_single_pairs(softmax, kernel):
-    model = make("sparse", layers=3, cross_layers=2, softmax=softmax, kernel=kernel)
+    model = random_model("sparse", layers=3, cross_layers=2, softmax=softmax, kernel=kernel)
     images, captions = items()
     weight = torch.randn(len(PAIRS), dtype=torch.float64)
     parameters = [p for name, p in model.named_parameters() if not name.startswith("log_scales")]
@@ -123,7 +110,7 @@ def test_gradients_through_shared_items_equal_those_of_single_pairs(softmax, ker
 @EXAMPLES
 @given(data=st.data())
 def test_order_and_companions_change_nothing(schema, data):
-    model = make(schema, layers=3, cross_layers=2, softmax="joint")
+    model = random_model(schema, layers=3, cross_layers=2, softmax="joint")
     images, captions = items()
     straight = scores(model, images, captions)
     large = random_nodes([(4, 5)], WIDTHS["patch"], 1), random_nodes([(1, 9)], WIDTHS["token"], 1)
@@ -147,7 +134,9 @@ def test_one_against_many_equals_pair_by_pair(shared, index):
     softmax, weights, pooling, residual = STARS[index]
     schema = ("complete", "images only hear", "no context")[index % 3]
     layers = 1 + index % 2
-    model = make(schema, softmax=softmax, edge_weights=weights, pooling=pooling, residual=residual, layers=layers)
+    model = random_model(
+        schema, softmax=softmax, edge_weights=weights, pooling=pooling, residual=residual, layers=layers
+    )
     assert model.shares
     images, captions = items() if index % 4 < 2 else items([(2, 2)] * 4, [(1, 3)] * 4)
     encoded = {"patch": model.encode("patch", images), "token": model.encode("token", captions)}
@@ -170,11 +159,11 @@ def test_one_against_many_equals_pair_by_pair(shared, index):
     ],
 )
 def test_what_depends_on_the_pair_is_not_shared(schema, options):
-    assert not make(schema, **options).shares
+    assert not random_model(schema, **options).shares
 
 
 def test_an_image_does_not_see_a_caption_before_it_is_matched():
-    model = make()
+    model = random_model()
     images, captions = items()
     before = model.encode("patch", images)
     scores(model, images, captions)
@@ -186,7 +175,7 @@ def test_an_image_does_not_see_a_caption_before_it_is_matched():
 
 @pytest.mark.parametrize("uniform", [False, True], ids=["ragged", "uniform"])
 def test_select_takes_whole_items(uniform):
-    model = make("sparse", layers=3, cross_layers=2, softmax="joint", edge_weights="once")
+    model = random_model("sparse", layers=3, cross_layers=2, softmax="joint", edge_weights="once")
     images = items([(2, 2)] * 4 if uniform else IMAGES)[0]
     encoded = model.encode("patch", images)
     order = [2, 0, 0, 3]
@@ -210,7 +199,7 @@ def test_select_takes_whole_items(uniform):
 
 
 def test_embed_is_the_embedding_of_encode():
-    model = make("sparse", layers=3, cross_layers=2, edge_weights="once")
+    model = random_model("sparse", layers=3, cross_layers=2, edge_weights="once")
     for kind, nodes in zip(WIDTHS, items(), strict=True):
         encoded, alone = model.encode(kind, nodes), model.encode(kind, nodes, joint=False)
         torch.testing.assert_close(alone.embedding, encoded.embedding, atol=1e-12, rtol=1e-10)
@@ -220,7 +209,7 @@ def test_embed_is_the_embedding_of_encode():
 
 
 def test_selecting_nothing_gives_nothing():
-    chosen = make().encode("patch", items()[0]).select(torch.zeros(0, dtype=torch.int64))
+    chosen = random_model().encode("patch", items()[0]).select(torch.zeros(0, dtype=torch.int64))
     assert len(chosen) == len(chosen.mean) == len(chosen.message.out) == 0
 
 
@@ -229,7 +218,7 @@ def test_selecting_nothing_gives_nothing():
 @pytest.mark.parametrize("options", [{}, PAPER], ids=["default", "paper"])
 @pytest.mark.parametrize("captions", [CAPTIONS, ((1, 1),) * 4], ids=["ragged", "single tokens"])
 def test_fewer_relations_and_single_tokens_run(schema, kernel, options, captions):
-    model = make(schema, torch.float32, kernel=kernel, layers=3, cross_layers=2, **options)
+    model = random_model(schema, torch.float32, kernel=kernel, layers=3, cross_layers=2, **options)
     images, captions = items(captions=captions, dtype=torch.float32)
     pairs, embedded = (
         scores(model, images, captions),
@@ -243,7 +232,7 @@ def test_fewer_relations_and_single_tokens_run(schema, kernel, options, captions
 
 
 def test_embeddings_are_of_unit_length_and_scores_are_cosines():
-    model = make()
+    model = random_model()
     images, captions = items()
     for kind, nodes in (("patch", images), ("token", captions)):
         torch.testing.assert_close(model.embed(kind, nodes).norm(dim=1), torch.ones(4, dtype=torch.float64))
@@ -251,7 +240,7 @@ def test_embeddings_are_of_unit_length_and_scores_are_cosines():
 
 
 def test_positions_reach_the_nodes():
-    model = make("alone", layers=1, cross_layers=0)
+    model = random_model("alone", layers=1, cross_layers=0)
     values = torch.ones(6, 5, dtype=torch.float64)
     offsets = torch.tensor([0, 6])
     wide, tall = (Nodes(values, offsets, torch.tensor([grid])) for grid in ((2, 3), (3, 2)))
@@ -259,7 +248,7 @@ def test_positions_reach_the_nodes():
 
 
 def test_bfloat16_is_close_and_trains():
-    plain, halved = make(dtype=torch.float32), make(dtype=torch.float32, bf16=True)
+    plain, halved = random_model(dtype=torch.float32), random_model(dtype=torch.float32, bf16=True)
     images, captions = items(dtype=torch.float32)
     expected, got = scores(plain, images, captions), scores(halved, images, captions)
     assert got.dtype == torch.float32
@@ -274,15 +263,15 @@ def test_bfloat16_is_close_and_trains():
 
 
 def test_dropout_works_in_training_only():
-    model = make(dropout=0.5, feature_dropout=0.5)
+    model = random_model(dropout=0.5, feature_dropout=0.5)
     images, captions = items()
-    assert torch.equal(scores(model, images, captions), scores(make(), images, captions))
+    assert torch.equal(scores(model, images, captions), scores(random_model(), images, captions))
     model.train()
     assert not torch.equal(scores(model, images, captions), scores(model, images, captions))
 
 
 def test_scale_is_learnt_and_bounded():
-    model = make(temperature=0.05)
+    model = random_model(temperature=0.05)
     with torch.no_grad():
         model.log_scales["joint"].fill_(50)
     assert model.scale("first").item() == pytest.approx(20)
@@ -304,12 +293,14 @@ def test_scale_is_learnt_and_bounded():
 )
 def test_bad_arguments_are_named(options, named):
     with pytest.raises(ValueError, match=named):
-        make(**options)
+        random_model(**options)
 
 
 def test_state_dict_holds_nothing_that_no_forward_reads():
     for schema, weights in product(SCHEMAS, ["per_layer", "once"]):
-        model = make(schema, layers=3, cross_layers=2, edge_weights=weights, pooling="attention", norm="none")
+        model = random_model(
+            schema, layers=3, cross_layers=2, edge_weights=weights, pooling="attention", norm="none"
+        )
         images, captions = items()
         embedded = model.embed("patch", images).sum() + model.embed("token", captions).sum()
         (scores(model, images, captions).sum() + embedded).backward()
