@@ -24,6 +24,7 @@ from cmfg_dgl.baselines.descent import PATIENCE
 from cmfg_dgl.baselines.method import Method, OutOfTime, TrainingSet, score_in_pieces
 from cmfg_dgl.baselines.uniter import UNITER, transport_distance
 from cmfg_dgl.bench.cells import evaluate_stage, run_cell
+from cmfg_dgl.bench.cmfg import CMFGMethod
 from cmfg_dgl.bench.data import Part
 from cmfg_dgl.bench.methods import METHODS, make_method, method_class
 from cmfg_dgl.config import Config, load_config
@@ -32,6 +33,8 @@ from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.evaluation.audit import audit
 from cmfg_dgl.evaluation.evaluate import score
 from cmfg_dgl.features.collection import Collection
+from cmfg_dgl.nn.heads import Heads
+from cmfg_dgl.nn.model import RIDGE
 
 CLASSES = 4
 LABELLED = ("pitl", "mhtn", *(name for name in METHODS if name.rpartition("-")[2].isdigit()))
@@ -144,8 +147,9 @@ def test_uniter_moves_right_pairs_together_and_wrong_ones_apart() -> None:
         assert distance(own).mean() < distance(own.roll(7)).mean() - 0.1
 
 
-def test_a_method_stops_where_validation_does_not_get_better_and_keeps_the_best() -> None:
-    method = make_method("clip-head", config(), WIDTHS, 0, {})
+@pytest.mark.parametrize(("epochs", "patience"), [(30, PATIENCE), (60, 15)])
+def test_a_method_stops_where_validation_does_not_get_better_and_keeps_the_best(epochs: int, patience: int) -> None:
+    method = make_method("clip-head", config(), WIDTHS, 0, {"epochs": epochs})
     seen: list[dict[str, torch.Tensor]] = []
 
     def validate() -> float:
@@ -153,9 +157,19 @@ def test_a_method_stops_where_validation_does_not_get_better_and_keeps_the_best(
         return float(len(seen) == 3)
 
     method.fit(training(), validate)
-    assert len(seen) == 3 + PATIENCE
+    assert len(seen) == 3 + patience
     for name, value in method.state_dict().items():
         torch.testing.assert_close(value, seen[2][name], atol=0, rtol=0)
+
+
+def test_cmfg_begins_as_the_closed_form_of_its_training_pairs() -> None:
+    method = make_method("cmfg", config(), WIDTHS, 0, {})
+    assert isinstance(method, CMFGMethod)
+    method.fit(training(), lambda: 0.0)
+    heads = Heads(WIDTHS, size=32, dropout=0.0)
+    heads.start(training().collection, RIDGE)
+    for name, value in heads.named_buffers():
+        torch.testing.assert_close(method.model.enter.state_dict()[name], value)
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 50])

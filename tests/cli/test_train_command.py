@@ -1,6 +1,7 @@
 """`cmfg train`.
 
 - A run directory holds what the documents promise, and `--json` says what validation chose.
+- It begins as the closed form of its own training split.
 - Nothing is overwritten without --force: not a run, not a foreign folder, with --force neither.
 - `--resume auto` leaves a finished run as it is, starts one that is not there, and refuses other settings and
   other data; `--resume PATH` goes on from another run, with the best weights of that; a bad PATH makes no folder.
@@ -32,7 +33,9 @@ from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cmfg_dgl.cli.output import Bars
+from cmfg_dgl.config import load_config
 from cmfg_dgl.training.checkpoint import load_checkpoint
+from cmfg_dgl.training.experiment import Experiment
 
 SELECTION = {
     "split", "protocol", "epoch", "k", "alpha", "first_stage_rsum", "two_stage_rsum", "alphas", "rsums",
@@ -65,6 +68,17 @@ def test_a_run_holds_what_is_promised(trained: Any) -> None:
         learnt = [name for name in file.keys() if ".mean_" not in name and ".root_" not in name]  # noqa: SIM118
         shapes = [file.get_slice(name).get_shape() for name in learnt]
     assert training["parameters"] == sum(int(np.prod(shape)) for shape in shapes)
+
+
+def test_a_run_begins_as_the_closed_form_of_its_training_split(trained: Any) -> None:
+    experiment = Experiment.prepare(load_config(str(trained.folder / "config.yaml")))
+    collection = experiment.collection(experiment.training_split("train"))
+    weights, _ = load_checkpoint(trained.folder / "checkpoints" / "best.safetensors")
+    for side in (collection.images, collection.captions):
+        np.testing.assert_allclose(weights[f"enter.mean_{side.kind}"], side.means.mean(0), atol=1e-5)
+        # Whitened once more, the training features are of one unit of length on average.
+        white = (side.means - weights[f"enter.mean_{side.kind}"]) @ weights[f"enter.root_{side.kind}"]
+        assert float(white.square().mean()) == pytest.approx(1, rel=1e-3)
 
 
 def test_tensorboard_has_attention_of_each_epoch_and_the_embeddings(trained: Any) -> None:
