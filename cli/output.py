@@ -136,6 +136,12 @@ def print_retrieval(record: Mapping[str, Any]) -> None:
         _print_recalls(f"mean of {folds['folds']} folds of {folds['n_images']} images", folds)
     if "label" in record:
         _print_by_label(record["label"])
+    if negatives := record.get("hard_negatives"):
+        kinds = list(negatives["first_stage"])
+        rows = [[label, *(negatives[stage][kind] for kind in kinds)] for stage, label in STAGES.items()]
+        print_table(
+            "hard negatives: % of false captions of the same words that score lower", ["stage", *kinds], rows
+        )
     two = record["two_stage"]
     click.echo(
         f"rsum of chance: {record['first_stage']['chance_rsum']:.1f}; second stage: top {two['k']} re-ranked, "

@@ -110,7 +110,9 @@ class FeaturesConfig:
 
     dir: str | None = option(None, "folder of the feature stores; default $CMFG_CACHE or ~/.cache/cmfg")
     vision: str = option(
-        "hybrid", "`hybrid` (EfficientNet-lite0 grid), a transformers ViT by name or path, or `precomputed`"
+        "pyramid",
+        "`pyramid` (EfficientNet-lite0, three stages on one grid), `hybrid` (its last stage), a transformers ViT "
+        "by name or path, or `precomputed`",
     )
     image_size: int | None = option(
         None, "side of the square image in pixels; default what the encoder likes", least=32
@@ -144,7 +146,11 @@ class RelationConfig:
     radius: int = option(1, "grid: neighbours within this many rows and columns", least=1)
     k: int = option(8, "knn, topk: sources a target listens to", least=1)
     size: int = option(2, "window: tokens to each side", least=1)
-    directed: bool = option(False, "patch to patch: one relation each for left, right, above, below")
+    directed: bool = option(
+        False,
+        "one relation each for where the source lies: patch to patch left, right, above, below; token to token "
+        "before, after",
+    )
 
 
 def _default_relations() -> dict[str, RelationConfig]:
@@ -192,6 +198,12 @@ class ModelConfig:
     residual: bool = option(True, "add a layer's input to its output")
     norm: str = option("layer", "normalise the input of each layer", choices=("layer", "none"))
     pooling: str = option("mean", "nodes to one vector", choices=("mean", "attention", "max"))
+    score: str = option(
+        "pooled",
+        "score of a pair in its joint graph: the cosine of both pooled vectors, or the mean vote of the nodes on "
+        "what they heard of their partner",
+        choices=("pooled", "votes"),
+    )
     start: str = option(
         "cca",
         "how backbone features enter: whitened and projected, begun in closed form from the training split, or "
@@ -227,6 +239,11 @@ class TrainingConfig:
     label_smoothing: float = option(0.0, "share of the target spread over the batch (InfoNCE)", least=0.0, most=0.9)
     joint_weight: float = option(1.0, "weight of the joint matching loss beside InfoNCE", least=0.0)
     hard_negatives: int = option(2, "joint loss: hardest wrong partners of each image and of each caption", least=1)
+    near_captions: int = option(
+        1,
+        "so many pairs with captions near each other share a batch, as hard negatives; 1: chance",
+        least=1,
+    )
     patience: int = option(8, "stop after this many epochs without a better validation rsum", least=1)
     checkpoint_steps: int = option(50, "steps between checkpoints; one is also made after each epoch", least=1)
     shuffle_buffer: int | None = option(
@@ -575,8 +592,8 @@ def _check_relations(graph: GraphConfig, where: str) -> None:
         }.get(relation.topology, True)
         if not legal:
             raise ConfigError(f"{where}: {key}.topology {relation.topology} cannot join {kinds[0]} to {kinds[1]}")
-        if relation.directed and kinds != ("patch", "patch"):
-            raise ConfigError(f"{where}: {key}.directed needs patch to patch, and this is {kinds[0]} to {kinds[1]}")
+        if relation.directed and kinds[0] != kinds[1]:
+            raise ConfigError(f"{where}: {key}.directed needs nodes of one type, not {kinds[0]} to {kinds[1]}")
     if all(relation.topology == "none" for relation in graph.relations.values()):
         raise ConfigError(f"{where}: graph.relations: every topology is none; leave one relation in")
 

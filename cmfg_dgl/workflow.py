@@ -29,6 +29,7 @@ from cmfg_dgl.evaluation.evaluate import (
     score,
     two_stage,
 )
+from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
 from cmfg_dgl.evaluation.ranking import Ranking, cmc, precision_recall
 from cmfg_dgl.explain.board import write_board
 from cmfg_dgl.explain.examples import retrieved_examples
@@ -176,6 +177,7 @@ def _trainer(
         hard_negatives=training.hard_negatives,
         patience=training.patience,
         checkpoint_steps=training.checkpoint_steps,
+        near_captions=training.near_captions,
         shuffle_buffer=training.shuffle_buffer,
         progress=lambda done, total, message: progress("training", done, total, message),
     )
@@ -246,6 +248,9 @@ def evaluate_run(
         record["folds"] = _fold_record(experiment, scorer, parts, alpha)
     if (label := _label_record(experiment, scorer, split, scores, alpha)) is not None:
         record["label"] = label
+    if (negatives := experiment.hard_negatives(view)) is not None:
+        margins = hard_negative_margins(scorer, collection, negatives, joint=True)
+        record["hard_negatives"] = {"first_stage": margins.record(None), "two_stage": margins.record(alpha)}
     record |= {"seconds": time.perf_counter() - start, "made_from": made_from}
     run.write(f"curves-{split}.json", _curves({"first stage": first_rankings, "two stages": second_rankings}))
     run.write(f"examples-{split}.json", retrieved_examples(dataset, view, scores, alpha))

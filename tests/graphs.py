@@ -40,7 +40,7 @@ SCHEMAS: dict[str, tuple[Relation, ...]] = {
         Relation("token", "describes", "patch", TopK(3)),
     ),
     "directed": (
-        *(Relation("patch", f"spatial_{d}", "patch", Directed(Grid(1), d)) for d in DIRECTIONS),
+        *(Relation("patch", f"spatial_{d}", "patch", Directed(Grid(1), d)) for d in DIRECTIONS["patch"]),
         Relation("token", "context", "token", Complete()),
         Relation("patch", "grounds", "token", TopK(1)),
         Relation("token", "describes", "patch", Complete()),

@@ -18,6 +18,7 @@ from cmfg_dgl.data.splits import shared_items
 from cmfg_dgl.evaluation.alignment import alignment_metrics
 from cmfg_dgl.evaluation.audit import audit
 from cmfg_dgl.evaluation.evaluate import Direction, Scores, choose_alpha, rank_chunks, score, score_chunks
+from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
 from cmfg_dgl.evaluation.ranking import (
     Ranking,
     chance,
@@ -86,6 +87,7 @@ def run_cell(
         weights = {"first": None} if alpha is None else {"first": None, "two": alpha}
         stages = {stage: evaluate_stage(method, scores, weight, data.test) for stage, weight in weights.items()}
         _search_database(method, data, k, weights, stages)
+        _face_hard_negatives(method, data, weights, stages)
     first = scores.directions["i2t"]
     record: dict[str, Any] = {
         "method": name,
@@ -119,6 +121,18 @@ def _search_database(
     scores = score(method, part.collection, k=k, query_batch=batch, queries=part.queries)
     for stage, weight in weights.items():
         stages[stage]["label"] = _label_means(method, scores, weight, part.labels)
+
+
+def _face_hard_negatives(
+    method: Method, data: BenchData, weights: Mapping[str, float | None], stages: dict[str, dict[str, Any]]
+) -> None:
+    """Give each stage how often the right caption beats its hard negatives, where the data set has some."""
+    negatives = data.hard_negatives
+    if negatives is None:
+        return
+    margins = hard_negative_margins(method, data.test.collection, negatives, joint=method.reranks)
+    for stage, weight in weights.items():
+        stages[stage]["hard_negatives"] = margins.record(weight)
 
 
 def _fit(method: Method, data: BenchData, deadline: float) -> bool:
@@ -167,6 +181,7 @@ def evaluate_stage(method: Method, scores: Scores, alpha: float | None, part: Pa
         "rsum": rsum(means["i2t"], means["t2i"]),
         "hit_rsum": hit_rsum(means["i2t"], means["t2i"]),
         "label": None if part.labels is None else _label_means(method, scores, alpha, part.labels),
+        "hard_negatives": None,
         "ceiling": ceiling,
         "k": None if alpha is None else max(reach.values()),
         "per_query": {name: _points(ranking).tolist() for name, ranking in rankings.items()},

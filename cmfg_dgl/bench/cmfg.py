@@ -60,7 +60,8 @@ class CMFGMethod(Method):
         settings = self.config.training
         names = (
             *("epochs", "batch_size", "learning_rate", "weight_decay", "warmup", "clip", "label_smoothing"),
-            *("joint_weight", "hard_negatives", "patience", "checkpoint_steps", "shuffle_buffer"),
+            *("joint_weight", "hard_negatives", "near_captions", "patience", "checkpoint_steps"),
+            "shuffle_buffer",
         )
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)

@@ -12,7 +12,7 @@ from torch import Tensor
 from cmfg_dgl.baselines.method import TrainingSet
 from cmfg_dgl.config import Config
 from cmfg_dgl.data.dataset import Split
-from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.features.collection import Collection, HardNegatives, Side
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.training.experiment import Experiment, encoders, select_device
 
@@ -60,6 +60,11 @@ class BenchData:
         """The test split, whole; without its labels where these are for searching a database, see `searched`."""
         part = self._part(self.experiment.evaluation_split("test"))
         return replace(part, labels=None) if self.experiment.dataset.database else part
+
+    @cached_property
+    def hard_negatives(self) -> HardNegatives | None:
+        """False captions of the test split's images, where the data set knows some."""
+        return self.experiment.hard_negatives(self.test.split)
 
     @cached_property
     def searched(self) -> Part:

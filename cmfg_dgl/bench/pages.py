@@ -148,6 +148,7 @@ ROW = HONEST | {
     **dict.fromkeys(WAYS, INSTANCE),
     "hit_rsum": MEAN,
     "label": _Maybe(dict.fromkeys(WAYS, LABEL)),
+    "hard_negatives": _Maybe(_Each(MEAN)),
     "ceiling": _Maybe(dict.fromkeys(WAYS, NUMBER)),
     "k": NUMBER,
     "alpha": _Maybe(MEAN),

@@ -84,6 +84,9 @@ def _row(name: str, stage: str, records: Sequence[Record], trials: Sequence[Reco
         "label": None
         if first["label"] is None
         else {way: _intervals([s["label"][way] for s in stages]) for way in ("i2t", "t2i")},
+        "hard_negatives": None
+        if first["hard_negatives"] is None
+        else _intervals([s["hard_negatives"] for s in stages]),
         "ceiling": None
         if first["ceiling"] is None
         else {way: float(np.mean([s["ceiling"][way] for s in stages])) for way in ("i2t", "t2i")},

@@ -169,7 +169,14 @@ def comparison_tables(results: Row) -> list[Table]:
     tables = [_beside_honest(results)] if results["leaky"] and results.get("honest") else []
     for stage, rows in stages.items():
         tables += [_summary(stage, rows, results), *(_direction(stage, way, rows, results) for way in WAYS)]
-    tables += [_tests(results), _labels(results), _cost(results), _alignment(results), _attention(results)]
+    tables += [
+        _tests(results),
+        _hard_negatives(results),
+        _labels(results),
+        _cost(results),
+        _alignment(results),
+        _attention(results),
+    ]
     return [_labelled(table, results) for table in tables if table.rows]
 
 
@@ -376,6 +383,18 @@ def _tests(results: Row) -> Table:
     head = ("method", "stage", *_heads(columns))
     cells = _cells(rows, _two_names, columns)
     return Table("tests", "Tests against cmfg", note, head, cells, names=2, tests=TESTS)
+
+
+def _hard_negatives(results: Row) -> Table:
+    rows = ranked((row for row in results["rows"] if row["hard_negatives"]), _at("hard_negatives", "all"))
+    kinds = list(rows[0]["hard_negatives"]) if rows else []
+    columns = [_Column(kind, "percent", _at("hard_negatives", kind), 1) for kind in kinds]
+    note = (
+        "In %, how often an image's caption scores higher than a false one that holds the very same words, by what "
+        "was exchanged in it; chance is 50. `images`: the caption beats every false one of its image."
+    )
+    head, cells = ("method", "stage", *_heads(columns)), _cells(rows, _two_names, columns)
+    return Table("hard-negatives", "Hard negatives", note, head, cells, names=2, tests=INTERVALS)
 
 
 LABEL = ("mAP@all", "mAP@50", "P@5", "P@10")

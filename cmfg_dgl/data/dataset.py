@@ -111,6 +111,8 @@ class Dataset:
     regions
         Reads the region features of an image, float32 (R, D), where there are those and no pictures; raises
         `DataError` where they are not usable.
+    hard_negatives
+        False captions of an image by kind, where the data set knows some.
     """
 
     name: str
@@ -126,6 +128,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     miscounts: tuple[str, ...] = ()
     regions: Callable[[ImageItem], NDArray[np.float32]] | None = None
+    hard_negatives: Callable[[ImageItem], Mapping[str, Sequence[str]]] | None = None
     _captions_of: list[list[int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

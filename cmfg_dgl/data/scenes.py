@@ -30,13 +30,16 @@ from cmfg_dgl.files import canonical_json, sha256_bytes
 
 __all__ = ["MOST_OBJECTS", "Scene", "combinations_of", "make_scene", "scene_of", "scenes"]
 
-VERSION = 1
+VERSION = 2
 """Goes up with every change to what a seed gives, also to the drawing."""
 
 MOST_OBJECTS = 4
 
 FAMILY = 8
 """So many scenes in a row are made of the same words."""
+
+MOVED = 0.5
+"""Share of the scenes of a family whose objects are the family's own, in other places."""
 
 SPLITS = ("train", "val", "test")
 
@@ -119,6 +122,7 @@ def scenes(*, counts: Mapping[str, int], objects: Sequence[int], seed: int) -> D
         splits=splits,
         rule=f"scenes-{VERSION},objects-{fewest}-{most},seed-{seed}",
         load=_load,
+        hard_negatives=lambda item: scene_of(item).hard_negatives,
     )
 
 
@@ -152,8 +156,9 @@ def make_scene(seed: int, split: str, index: int, *, fewest: int = 1, most: int 
     """Make scene `index` of the endless sequence of a seed and a split; it depends on the arguments alone.
 
     The scenes from one multiple of `FAMILY` to the next are a family: their captions are made of the same words,
-    and objects exchange sizes, textures, colours and places. A bag of words cannot tell which of them a caption
-    fits. (Of one object, only the place changes, and with it its words.)
+    and objects exchange sizes, textures, colours and places. In half of them the objects of the family are the same
+    and only their places change, so that attributes do not give the place away. A bag of words cannot tell which of
+    them a caption fits. (Of one object, only the place changes, and with it its words.)
 
     Parameters
     ----------
@@ -171,10 +176,13 @@ def make_scene(seed: int, split: str, index: int, *, fewest: int = 1, most: int 
         for pair in _pick_pairs(family, seed, split, fewest + int(family.random() * (most - fewest + 1)))
     ]
     walks = _like(_pick(family, _walks(len(chosen))))
+    pairs = combinations_of(seed, split)
+    looks = _rearrange(family, [Look(*parts) for parts in chosen], *pairs)
 
     member = random.Random(f"{seed}/{split}/{index}")
     walk = _pick(member, walks)
-    looks = _rearrange(member, [Look(*parts) for parts in chosen], *combinations_of(seed, split))
+    moved = member.random() < MOVED
+    looks = _pick(member, list(permutations(looks))) if moved else _rearrange(member, looks, *pairs)
     objects = tuple(_put(member, look, cell) for look, cell in zip(looks, walk.cells, strict=True))
     return Scene(objects, Statement(looks, walk.words))
 

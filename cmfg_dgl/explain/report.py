@@ -419,6 +419,15 @@ def _result_tables(record: _Record) -> list[_Table]:
             f"{_shown('%', label['chance'])} %. Not comparable with instance relevance. Protocol {protocol}."
         )
         tables.append(_metric_table(caption, label))
+    if "hard_negatives" in record:
+        negatives = record["hard_negatives"]
+        caption = (
+            f"Hard negatives of the {split} split: % of false captions, made of the very words of an image's own, "
+            f"that score lower than it; chance is 50. Protocol {protocol}."
+        )
+        kinds = negatives["first_stage"]
+        rows = [(kind, *(_shown("%", negatives[stage][kind]) for stage in STAGES)) for kind in kinds]
+        tables.append(_Table(caption, ("exchanged", *STAGES.values()), rows))
     return tables
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmfg_dgl.features.nodes import Nodes
 
-__all__ = ["Collection", "Side", "mean_nodes", "read_ahead", "read_pairs"]
+__all__ = ["Collection", "HardNegatives", "Side", "mean_nodes", "read_ahead", "read_pairs"]
 
 ITEMS_AT_A_TIME = 256
 
@@ -45,6 +45,25 @@ class Collection:
     images: Side
     captions: Side
     caption_image: Tensor
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """False captions of the images of a split.
+
+    Parameters
+    ----------
+    collection
+        The images of the split, and F false captions with the image each is false of.
+    right
+        int64, (F,): position among the captions of the split of the right one.
+    kinds
+        (F,): what was exchanged in each, such as `attribute` or `place`.
+    """
+
+    collection: Collection
+    right: Tensor
+    kinds: tuple[str, ...]
 
 
 def read_pairs(collection: Collection, captions: Tensor) -> Collection:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from cmfg_dgl.data.dataset import Dataset, ImageItem
 from cmfg_dgl.errors import ConfigError
@@ -20,7 +21,7 @@ from cmfg_dgl.features.legacy_weights import load_legacy_weights
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pretrained import describe_folder, load_pretrained, locate_model
 
-__all__ = ["Box", "HybridStem", "PatchTransformer", "VisionEncoder", "load_vision"]
+__all__ = ["Box", "HybridStem", "PatchTransformer", "Pyramid", "VisionEncoder", "load_vision"]
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of a picture."""
@@ -101,7 +102,7 @@ class HybridStem(VisionEncoder):
 
     def __init__(self, *, image_size: int, device: str) -> None:
         if image_size < _STRIDE or image_size % _STRIDE:
-            raise ConfigError(f"features.image_size: `hybrid` needs a multiple of {_STRIDE}, not {image_size}")
+            raise ConfigError(f"features.image_size: `{self.name}` needs a multiple of {_STRIDE}, not {image_size}")
         self._image_size = image_size
         self._device = device
 
@@ -133,8 +134,54 @@ class HybridStem(VisionEncoder):
     @torch.inference_mode()
     def forward(self, pixels: list[Tensor]) -> Nodes:  # noqa: D102
         batch = torch.stack(pixels).to(self._device).permute(0, 3, 1, 2)  # (N, 3, side, side), channels last
-        maps = self._model.extract_features((batch.float() - 127) / 128)  # (N, D, rows, columns)
+        maps = self._maps((batch.float() - 127) / 128)
         return _nodes(maps.permute(0, 2, 3, 1).flatten(1, 2), *maps.shape[2:])
+
+    def _maps(self, pixels: Tensor) -> Tensor:
+        """Feature maps (N, width, rows, columns) of pixels (N, 3, side, side)."""
+        maps: Tensor = self._model.extract_features(pixels)
+        return maps
+
+
+class Pyramid(HybridStem):
+    """Three stages of the same stem as one node: what a cell holds of colours, of parts and of things.
+
+    The feature maps 8 and 16 pixels apart are averaged over the cells of the last one, 32 pixels apart, and laid
+    before it: 40 + 112 + 1280 numbers. Each stage is divided by its standard deviation on OpenMoji (6.5, 5.2 and
+    0.7), so that no stage drowns another. The last stage alone has lost colours where things look new.
+
+    References
+    ----------
+    Lin et al., Feature pyramid networks for object detection, CVPR 2017. The paper's future work names several
+    scales.
+    """
+
+    name = "pyramid"
+    width = 1432
+
+    # Blocks of EfficientNet-lite0 after which a stage ends.
+    _STAGES = ((4, 6.5), (10, 5.2))
+    _LAST = 0.7
+
+    def describe(self) -> dict[str, Any]:  # noqa: D102
+        return {**super().describe(), "model": "efficientnet-lite0 features of strides 8, 16 and 32, scaled"}
+
+    def _maps(self, pixels: Tensor) -> Tensor:
+        seen: dict[int, Tensor] = {}
+        handles = [
+            self._model._blocks[block].register_forward_hook(
+                lambda _, inputs, output, block=block: seen.__setitem__(block, output)
+            )
+            for block, _ in self._STAGES
+        ]
+        try:
+            last = super()._maps(pixels)
+        finally:
+            for handle in handles:
+                handle.remove()
+        cells = last.shape[2], last.shape[3]
+        finer = [F.adaptive_avg_pool2d(seen[block], cells) / scale for block, scale in self._STAGES]
+        return torch.cat([*finer, last / self._LAST], 1)
 
 
 class PatchTransformer(VisionEncoder):
@@ -295,9 +342,9 @@ def load_vision(name: str, *, image_size: int | None, device: str) -> VisionEnco
     Parameters
     ----------
     name
-        `hybrid`, or the name or the local path of a transformers model with patches.
+        `pyramid`, `hybrid`, or the name or the local path of a transformers model with patches.
     image_size
-        Side of the input in pixels; None for the encoder's own (256 for `hybrid`).
+        Side of the input in pixels; None for the encoder's own (256 for `pyramid` and `hybrid`).
     device
         Where the encoder runs.
 
@@ -306,8 +353,9 @@ def load_vision(name: str, *, image_size: int | None, device: str) -> VisionEnco
     ConfigError
         If there is no such model, or the image size does not suit it.
     """
-    if name == HybridStem.name:
-        return HybridStem(image_size=256 if image_size is None else image_size, device=device)
-    folder = locate_model(name, "features.vision", HybridStem.name)
+    for stem in (HybridStem, Pyramid):
+        if name == stem.name:
+            return stem(image_size=256 if image_size is None else image_size, device=device)
+    folder = locate_model(name, "features.vision", Pyramid.name)
     short = re.sub(r"[^\w.-]+", "-", folder.name if Path(name).expanduser().is_dir() else name)
     return PatchTransformer(name=short, folder=folder, image_size=image_size, device=device)

@@ -37,8 +37,9 @@ class Relation:
 def make_relations(settings: Mapping[str, RelationConfig]) -> tuple[Relation, ...]:
     """The relations that are switched on, in the order of the configuration.
 
-    A directed relation becomes four, named `spatial_left`, `spatial_right`, `spatial_above`, `spatial_below`
-    after where the source lies as seen from the target.
+    A directed relation becomes several, named after where the source lies as seen from the target: of patches
+    `spatial_left`, `spatial_right`, `spatial_above` and `spatial_below`, of tokens `context_before` and
+    `context_after`.
 
     Raises
     ------
@@ -53,7 +54,7 @@ def make_relations(settings: Mapping[str, RelationConfig]) -> tuple[Relation, ..
         if item.directed:
             relations += [
                 Relation(item.source, f"{name}_{direction}", item.target, Directed(topology, direction))
-                for direction in DIRECTIONS
+                for direction in DIRECTIONS[item.source]
             ]
         else:
             relations.append(Relation(item.source, name, item.target, topology))

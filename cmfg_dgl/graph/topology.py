@@ -28,7 +28,8 @@ __all__ = [
     "Window",
 ]
 
-DIRECTIONS = ("left", "right", "above", "below")
+DIRECTIONS = {"patch": ("left", "right", "above", "below"), "token": ("before", "after")}
+"""Node type to where a source may lie, as seen from its target."""
 
 TIE = 1e-13
 """What each node loses against the one before it, so that the first of equals wins; rounding keeps more."""
@@ -166,9 +167,9 @@ class TopK:
 
 @dataclass(frozen=True)
 class Directed:
-    """Those edges of `topology` whose source lies left of, right of, above or below its target.
+    """Those edges of `topology` whose source lies left of, right of, above, below, before or after its target.
 
-    The larger of the two displacements decides; equal ones count as horizontal.
+    Of patches the larger of the two displacements decides; equal ones count as horizontal.
     """
 
     topology: Topology
@@ -180,7 +181,7 @@ class Directed:
         return self.topology.reads
 
     def edges(self, source: NodeSet, target: NodeSet) -> Edges:
-        """A share of the edges of `topology`; the four directions together are all of them."""
+        """A share of the edges of `topology`; all directions of a node type together are all of them."""
         edges = self.topology.edges(source, target)
         columns = source.grid[:, 1][source.owner()]
         row, column = source.local() // columns, source.local() % columns
@@ -190,6 +191,8 @@ class Directed:
         keep = {
             "left": horizontal & (right < 0),
             "right": horizontal & (right > 0),
+            "before": right < 0,
+            "after": right > 0,
             "above": ~horizontal & (down < 0),
             "below": ~horizontal & (down > 0),
         }[self.direction]

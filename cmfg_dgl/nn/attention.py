@@ -77,7 +77,7 @@ class RelationAttention(nn.Module):
         if kernel not in ("auto", "edge", "block"):
             raise ValueError(f"RelationAttention: kernel {kernel!r} is none of auto, edge, block")
         self.name, self.heads, self.kernel, self.joint = name, heads, kernel, joint
-        self.block_density = block_density
+        self.block_density, self.scores = block_density, scores
         if scores:
             self.query = nn.Linear(width, width, bias=False)
             self.key = nn.Linear(width, width, bias=False)

@@ -96,12 +96,15 @@ class Heads(nn.Module):
         counts
             int64, (items,): nodes of each item.
         """
+        linear = cast(nn.Linear, self.linear[kind])
+        if not (self.training and self.dropout.p):
+            # Both matrices as one: it is far smaller than the whitening of every node.
+            whole = self.get_buffer(f"root_{kind}") @ linear.weight.T  # (width, D)
+            return (features - self.get_buffer(f"mean_{kind}")) @ whole
         white = self.whiten(kind, features)
-        if self.training and self.dropout.p:
-            # Node by node the mean over an item would put together again what dropout hid.
-            kept = self.dropout(white.new_ones(len(counts), white.shape[1]))
-            white = white * kept.repeat_interleave(counts.to(white.device), 0)
-        nodes: Tensor = self.linear[kind](white)
+        # Node by node the mean over an item would put together again what dropout hid.
+        kept = self.dropout(white.new_ones(len(counts), white.shape[1]))
+        nodes: Tensor = linear(white * kept.repeat_interleave(counts.to(white.device), 0))
         return nodes
 
     def embed(self, kind: str, white: Tensor) -> Tensor:

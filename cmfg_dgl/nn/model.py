@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -24,6 +24,7 @@ from cmfg_dgl.nn.kernels import BLOCK_DENSITY
 from cmfg_dgl.nn.layer import CMFGLayer
 from cmfg_dgl.nn.pooling import Pooling
 from cmfg_dgl.nn.star import to_hub, to_leaves
+from cmfg_dgl.nn.voting import NodeVote
 
 __all__ = ["CMFG", "Encoded"]
 
@@ -31,6 +32,7 @@ MAX_SCALE = 100.0
 RIDGE = 1.0
 QUIET = 0.1
 TOKEN_STEP = 16.0
+VOTE_WIDTH = 128
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,9 @@ class CMFG(nn.Module):
         As for `CMFGLayer`; norm is `layer` or `none`.
     pooling
         `mean`, `attention` or `max`.
+    score
+        Of a pair in its joint graph: `pooled`, the cosine of both pooled vectors, or `votes`, the sum over both
+        node types of the mean `NodeVote`.
     start
         How backbone features enter: `cca` for `Heads`, whose closed form `begin` finds, or `random` for a layer
         norm and a projection learnt from random weights.
@@ -157,6 +162,7 @@ class CMFG(nn.Module):
         residual: bool = True,
         norm: str = "layer",
         pooling: str = "mean",
+        score: str = "pooled",
         start: str = "random",
         kernel: str = "auto",
         block_density: float = BLOCK_DENSITY,
@@ -171,6 +177,7 @@ class CMFG(nn.Module):
         _check_choice("softmax", softmax, "relation", "joint")
         _check_choice("edge_weights", edge_weights, "per_layer", "once")
         _check_choice("norm", norm, "layer", "none")
+        _check_choice("score", score, "pooled", "votes")
         _check_choice("start", start, "cca", "random")
         if stacking == "factorised" and not 0 <= cross_layers <= layers:
             raise ValueError(f"CMFG: cross_layers {cross_layers} is not between 0 and layers {layers}")
@@ -218,6 +225,9 @@ class CMFG(nn.Module):
             }
         )
         self.pool = nn.ModuleDict({kind: Pooling(pooling, width) for kind in widths})
+        self.mean = Pooling("mean", width)
+        voting = widths if score == "votes" else ()
+        self.votes = nn.ModuleDict({kind: NodeVote(width, VOTE_WIDTH) for kind in voting})
         self.log_scales = nn.ParameterDict(
             {stage: nn.Parameter(torch.tensor(-math.log(temperature))) for stage in ("first", "joint")}
         )
@@ -227,6 +237,8 @@ class CMFG(nn.Module):
         """Before the first step: with `start` cca, find the closed form on a training split; else do nothing.
 
         Places and messages begin at next to nothing, so that the first stage begins as CCA and learns what to add.
+        Cross-modal relations begin with equal queries and keys: a node attends to what lies near it in the space
+        that CCA found for both.
 
         Raises
         ------
@@ -239,9 +251,14 @@ class CMFG(nn.Module):
         for place in self.place.values():
             for parameter in cast(nn.Sequential, place)[-1].parameters():
                 parameter.zero_()
+        crossing = {r.name for r in self.relations if r.cross}
         for layer in self._stack():
-            for attention in layer.conv.mods.values():
-                cast(RelationAttention, attention).value.weight.mul_(QUIET)
+            for name, attention in cast(Iterable[tuple[str, RelationAttention]], layer.conv.mods.items()):
+                if name in crossing:
+                    for role in ("query", "key", "value") if attention.scores else ("value",):
+                        nn.init.eye_(getattr(attention, role).weight)
+                if name not in crossing or not self.votes:
+                    attention.value.weight.mul_(QUIET)
 
     def accept(self, nodes: Nodes) -> Nodes:
         """Nodes on the model's device and in its precision."""
@@ -278,7 +295,8 @@ class CMFG(nn.Module):
                 projected = {key: value for key, value in parts.items() if key[0] in crossing}
             hidden = layer.update(hidden, message)
         state, later = hidden if state is None else state, self.first_cross + 1 < len(self.layers)
-        linear = self.first_cross + 1 == len(self.layers) and self._stack()[-1].residual and self.mean_pooled
+        last = self.first_cross + 1 == len(self.layers)
+        linear = last and self._stack()[-1].residual and self.mean_pooled and not self.votes
         return Encoded(
             kind=kind,
             nodes=self._readable(full),
@@ -295,50 +313,91 @@ class CMFG(nn.Module):
         return self.encode(kind, nodes, joint=False).embedding
 
     def match(self, images: Encoded, captions: Encoded) -> Tensor:
-        """Cosine (pairs,) of image and caption in the joint graph of each pair.
+        """Score (pairs,) of image and caption in the joint graph of each pair: their cosine, or the nodes' votes.
 
         Parameters
         ----------
         images, captions
             As many of the one as of the other, paired in order; see `Encoded.select`.
         """
-        image, caption = self.pair_vectors(images, captions)
-        return (image * caption).sum(1)
+        if not self.votes:
+            image, caption = self.pair_vectors(images, captions)
+            return (image * caption).sum(1)
+        hidden, _, crossed = self._joint_pass(images, captions)
+        image, caption = (
+            self._vote(replace(end, state=hidden[end.kind]), crossed.get(end.kind)) for end in (images, captions)
+        )
+        return image + caption
 
     def pair_vectors(self, images: Encoded, captions: Encoded) -> tuple[Tensor, Tensor]:
-        """Unit vectors (pairs, D) of image and caption in the joint graph of each pair, as for `match`.
+        """Unit vectors (pairs, D) of image and caption in the joint graph of each pair.
 
         Each has seen the other, so it may be compared with its partner and with nothing else: ranked against other
         pairs' vectors it gives the answer away (docs/evaluation.md).
         """
-        ends = {"patch": images, "token": captions}
-        node_sets = {kind: end.nodes for kind, end in ends.items()}
-        hidden = {kind: end.state for kind, end in ends.items() if end.state is not None}
-        heard: dict[str, Message | None] = dict.fromkeys(ends)
-        for index in range(self.first_cross, len(self.layers)):
-            layer = self._stack()[index]
-            if index == self.first_cross:
-                relations = [r for r in self.relations if r.cross]
-                projected = {kind: end.projected for kind, end in ends.items()}
-                heard = {kind: end.message for kind, end in ends.items()}
-            else:
-                hidden = {kind: self._stack()[index - 1].update(h, heard[kind]) for kind, h in hidden.items()}
-                relations = list(self.relations)
-                projected = {
-                    kind: {**end.kept, **self._project(layer, kind, hidden[kind], relations)}
-                    for kind, end in ends.items()
-                }
-                heard = dict.fromkeys(ends)
-            messages: dict[str, Message] = {}
-            if relations:
-                graph = build_graph(node_sets, relations)
-                views = self._views(graph, relations, images.embedding.device)
-                messages = layer.messages(graph, projected, views)
-            heard = {kind: merge_messages([m for m in (heard[kind], messages.get(kind)) if m]) for kind in ends}
+        hidden, own, crossed = self._joint_pass(images, captions)
         image, caption = (
-            self._vector(end, hidden.get(kind), heard[kind], end.nodes.counts) for kind, end in ends.items()
+            self._vector(end, hidden.get(end.kind), _merged(own, crossed, end.kind), end.nodes.counts)
+            for end in (images, captions)
         )
         return image, caption
+
+    def _joint_pass(
+        self, images: Encoded, captions: Encoded
+    ) -> tuple[dict[str, Tensor], dict[str, Message], dict[str, Message]]:
+        """Nodes (N, D) at the door of the last layer, and what reaches them there, of each node type that has any.
+
+        Returns
+        -------
+        hidden, own, crossed
+            Nodes, messages of the intra-modal relations, messages of the cross-modal ones.
+        """
+        ends = {"patch": images, "token": captions}
+        node_sets = {kind: end.nodes for kind, end in ends.items()}
+        inner, cross = ([r for r in self.relations if r.cross is crossing] for crossing in (False, True))
+        hidden = {kind: end.state for kind, end in ends.items() if end.state is not None}
+        projected = {kind: end.projected for kind, end in ends.items()}
+        own = {kind: end.message for kind, end in ends.items() if end.message is not None}
+        crossed: dict[str, Message] = {}
+        for index in range(self.first_cross, len(self.layers)):
+            layer = self._stack()[index]
+            if index > self.first_cross:
+                before = self._stack()[index - 1]
+                hidden = {kind: before.update(h, _merged(own, crossed, kind)) for kind, h in hidden.items()}
+                projected = {
+                    kind: {**end.kept, **self._project(layer, kind, hidden[kind], self.relations)}
+                    for kind, end in ends.items()
+                }
+                own = self._messages(layer, node_sets, inner, projected, images.embedding.device)
+            crossed = self._messages(layer, node_sets, cross, projected, images.embedding.device)
+        return hidden, own, crossed
+
+    def _messages(
+        self,
+        layer: CMFGLayer,
+        node_sets: dict[str, NodeSet],
+        relations: Sequence[Relation],
+        projected: dict[str, Projected],
+        device: torch.device,
+    ) -> dict[str, Message]:
+        """What some relations bring to the nodes of each type that they reach."""
+        if not relations:
+            return {}
+        graph = build_graph(node_sets, relations)
+        return layer.messages(graph, projected, self._views(graph, relations, device))
+
+    def _vote(self, end: Encoded, heard: Message | None) -> Tensor:
+        """Mean vote (pairs,) of the nodes of `end`, of which `heard` comes by the cross-modal relations.
+
+        Of a hub, whose message has a dimension of pairs before its nodes, one a pair; if it hears nothing, one for
+        all.
+        """
+        state = cast(Tensor, end.state)
+        if self.first_cross < len(self.layers):
+            state = self._stack()[-1].norm[end.kind](state)
+        votes = self.votes[end.kind](state, None if heard is None else heard.out.flatten(-2))
+        mean: Tensor = votes.mean(1) if votes.ndim == 3 else self.mean(votes, end.nodes.counts)
+        return mean[:, 0]
 
     @property
     def shares(self) -> bool:
@@ -347,16 +406,13 @@ class CMFG(nn.Module):
         return len(self.layers) == self.first_cross + 1 and all(isinstance(r.topology, Complete) for r in cross)
 
     def match_one(self, hub: Encoded, leaves: Encoded) -> Tensor:
-        """Cosine (K,) of one item, the hub, with each of K items of the other modality: `match` of the K pairs.
+        """Score (K,) of one item, the hub, with each of K items of the other modality: `match` of the K pairs.
 
         What the pairs share is not copied, so that the work is little more than the attention itself. It needs
         `shares`.
         """
         K, block = len(leaves), NodeBlock(leaves.nodes.counts, leaves.embedding.device)
-        heard = {
-            hub.kind: [hub.message.repeat(K)] if hub.message else [],
-            leaves.kind: [leaves.message] if leaves.message else [],
-        }
+        heard: dict[str, list[Message]] = {hub.kind: [], leaves.kind: []}
         for r in (r for r in self.relations if r.cross):
             source, target = (hub, leaves) if r.target == leaves.kind else (leaves, hub)
             query = target.projected[r.name, "query"]
@@ -366,9 +422,19 @@ class CMFG(nn.Module):
                 if target is leaves
                 else to_hub(query, key, value, block, joint=self.joint)
             )
+        if self.votes:
+            return self._vote(hub, merge_messages(heard[hub.kind])) + self._vote(
+                leaves, merge_messages(heard[leaves.kind])
+            )
+        own = {hub.kind: hub.message and hub.message.repeat(K), leaves.kind: leaves.message}
         state = None if hub.state is None else hub.state.expand(K, *hub.state.shape)
-        one = self._vector(hub, state, merge_messages(heard[hub.kind]), hub.nodes.counts.expand(K))
-        many = self._vector(leaves, leaves.state, merge_messages(heard[leaves.kind]), leaves.nodes.counts)
+        one, many = (
+            self._vector(end, nodes, merge_messages([m for m in (own[end.kind], *heard[end.kind]) if m]), counts)
+            for end, nodes, counts in (
+                (hub, state, hub.nodes.counts.expand(K)),
+                (leaves, leaves.state, leaves.nodes.counts),
+            )
+        )
         return (one * many).sum(1)
 
     def _vector(self, end: Encoded, nodes: Tensor | None, heard: Message | None, counts: Tensor) -> Tensor:
@@ -444,6 +510,11 @@ class CMFG(nn.Module):
         else:
             place = torch.stack([(local // columns + 0.5) / rows, (local % columns + 0.5) / columns], 1)
         return place.to(nodes.values)
+
+
+def _merged(own: Mapping[str, Message], crossed: Mapping[str, Message], kind: str) -> Message | None:
+    """All that reaches the nodes of a type."""
+    return merge_messages([messages[kind] for messages in (own, crossed) if kind in messages])
 
 
 def _check_choice(argument: str, value: str, *choices: str) -> None:

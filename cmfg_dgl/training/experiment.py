@@ -18,8 +18,8 @@ from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.load import load_dataset
 from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import ConfigError, DataError
-from cmfg_dgl.features.collection import Collection, Side
-from cmfg_dgl.features.extract import Extraction, caption_extraction, image_extraction
+from cmfg_dgl.features.collection import Collection, HardNegatives, Side
+from cmfg_dgl.features.extract import Extraction, caption_extraction, image_extraction, to_half
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.reduce import ReducedVision
 from cmfg_dgl.features.regions import Regions
@@ -245,6 +245,29 @@ class Experiment:
                 labels[row, place[label]] = True
         return labels
 
+    def hard_negatives(self, split: Split) -> HardNegatives | None:
+        """The false captions that the data set knows for a split's images, encoded as captions are, or None."""
+        if self.dataset.hard_negatives is None:
+            return None
+        texts: list[str] = []
+        owners: list[int] = []
+        kinds: list[str] = []
+        for position, image in enumerate(split.images):
+            for kind, captions in self.dataset.hard_negatives(self.dataset.images[image]).items():
+                texts += captions
+                owners += [position] * len(captions)
+                kinds += [kind] * len(captions)
+        if not texts:
+            return None
+        _, encoder = encoders(self.config)
+        # Rounded as the feature store rounds, so that right and false captions differ in nothing else.
+        nodes = to_half(encoder.encode(texts).nodes, encoder.name)
+        collection = Collection(
+            self.collection(split).images, Side("token", len(texts), nodes.select), torch.tensor(owners)
+        )
+        right = torch.from_numpy(np.searchsorted(split.caption_image, owners))
+        return HardNegatives(collection, right, tuple(kinds))
+
     def collection(self, split: Split) -> Collection:
         """The nodes of a split, read from the stores when they are needed."""
         return Collection(
@@ -286,6 +309,7 @@ def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
             residual=model.residual,
             norm=model.norm,
             pooling=model.pooling,
+            score=model.score,
             start=model.start,
             kernel=model.kernel,
             block_density=model.block_density,

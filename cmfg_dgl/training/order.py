@@ -1,11 +1,15 @@
-"""The order in which an epoch sees its pairs, where a permutation of all would read all over the disk."""
+"""The order in which an epoch sees its pairs, where it is not a plain permutation of all."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["buffered_order"]
+__all__ = ["buffered_order", "near_order"]
+
+NEAR_WITHIN = 16_384
+"""Pairs among which near ones are looked for: the work grows with their square."""
 
 
 def buffered_order(shard: Tensor, buffer: int, generator: torch.Generator) -> Tensor:
@@ -38,3 +42,42 @@ def buffered_order(shard: Tensor, buffer: int, generator: torch.Generator) -> Te
         held += int(counts[number])
     pairs = torch.randperm(len(shard), generator=generator)
     return pairs[torch.argsort(filling[shard[pairs]], stable=True)]
+
+
+def near_order(order: Tensor, captions: Tensor, image: Tensor, size: int) -> Tensor:
+    """Bring pairs with near captions together, so that a batch has hard negatives.
+
+    The first pair that is left begins a group and takes the `size` - 1 nearest of those left with it, of other
+    images; groups so end with what is left over. They come in the order of their first pairs, which is random if
+    `order` is. (As Robinson et al., Contrastive learning with hard negative samples, ICLR 2021, by the choice of
+    batches.)
+
+    Parameters
+    ----------
+    order
+        int64, (M,): a permutation of the pairs.
+    captions
+        (M, D): a vector for each pair's caption; the cosine says how near two are.
+    image
+        int64, (M,): image of each pair.
+    size
+        Pairs of a group, at least 1.
+
+    Returns
+    -------
+    Tensor
+        int64, (M,): a permutation of the pairs.
+    """
+    vectors = F.normalize(captions - captions.mean(0), dim=1)
+    groups = []
+    for left in order.split(NEAR_WITHIN):
+        while len(left):
+            likeness = vectors[left] @ vectors[left[0]]
+            likeness[image[left] == image[left[0]]] = -2.0
+            likeness[0] = 2.0
+            chosen = likeness.topk(min(size, len(left))).indices
+            groups.append(left[chosen])
+            kept = torch.ones(len(left), dtype=torch.bool)
+            kept[chosen] = False
+            left = left[kept]
+    return torch.cat(groups)

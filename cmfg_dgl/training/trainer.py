@@ -24,7 +24,7 @@ from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.training.checkpoint import load_checkpoint, save_checkpoint
 from cmfg_dgl.training.negatives import hard_negatives, same_pairs
 from cmfg_dgl.training.objectives import info_nce, matching_loss
-from cmfg_dgl.training.order import buffered_order
+from cmfg_dgl.training.order import buffered_order, near_order
 
 __all__ = ["Losses", "Progress", "Trainer", "TrainerState", "load_weights", "make_optimizer", "training_losses"]
 
@@ -121,6 +121,8 @@ class Trainer:
         The run directory: `checkpoints/last.safetensors`, `checkpoints/best.safetensors`, `metrics.jsonl`, `tb/`.
     seed
         Orders the batches: epoch e is a permutation that depends on seed and e alone.
+    near_captions
+        Pairs of a group of `near_order`; 1 leaves the order as it is.
     shuffle_buffer
         Pairs of the buffer of `buffered_order`; None, or images that lie in memory, permute all pairs alike.
     epochs, batch_size, learning_rate, weight_decay, warmup, clip, label_smoothing, joint_weight,
@@ -150,6 +152,7 @@ class Trainer:
         hard_negatives: int,
         patience: int,
         checkpoint_steps: int,
+        near_captions: int = 1,
         shuffle_buffer: int | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -167,7 +170,7 @@ class Trainer:
             hard_negatives,
         )
         self.patience, self.checkpoint_steps, self.progress = patience, checkpoint_steps, progress
-        self.shuffle_buffer = shuffle_buffer
+        self.near_captions, self.shuffle_buffer = near_captions, shuffle_buffer
         # The last, smaller batch is dropped, for its negatives are too few; a tiny data set is one batch.
         self.steps_per_epoch = max(1, len(texts) // batch_size)
         self.steps = epochs * self.steps_per_epoch
@@ -240,10 +243,14 @@ class Trainer:
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """All pairs of an epoch; those behind the last whole batch are left out."""
-        shard = self.collection.images.shard
+        shard, image = self.collection.images.shard, self.collection.caption_image
         if self.shuffle_buffer is None or shard is None:
-            return torch.randperm(len(self.texts), generator=generator)
-        return buffered_order(shard[self.collection.caption_image], self.shuffle_buffer, generator)
+            order = torch.randperm(len(self.texts), generator=generator)
+        else:
+            order = buffered_order(shard[image], self.shuffle_buffer, generator)
+        if self.near_captions == 1:
+            return order
+        return near_order(order, self.collection.captions.means, image, self.near_captions)
 
     def _step(self, pairs: Collection, texts: Tensor, board: SummaryWriter) -> None:
         state = self.state
