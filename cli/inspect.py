@@ -19,6 +19,8 @@ __all__ = ["command"]
 @click.option("--text", help="The caption to read it with.")
 @click.option("--pair", metavar="ID", help="A caption of the data set with its image, or an image with its first.")
 @click.option("--query", metavar="ID", help="An image or a caption of the data set: inspect what it retrieves.")
+@click.option("--split", metavar="NAME", help="Many pairs of a split: does the score follow the attention?")
+@click.option("--pairs", type=click.IntRange(min=2), default=200, show_default=True, help="Pairs of --split.")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Results of --query.")
 @click.option("-o", "--output-dir", type=click.Path(), help="The folder to write.  [default: RUN/inspect/ID]")
 @click.option("--faithfulness", is_flag=True, help="Take patches away by attention: does the score follow?")
@@ -34,6 +36,8 @@ def command(
     text: str | None,
     pair: str | None,
     query: str | None,
+    split: str | None,
+    pairs: int,
     top: int,
     output_dir: str | None,
     faithfulness: bool,
@@ -48,11 +52,14 @@ def command(
     cmfg inspect runs/openmoji --image cat.jpg --text "a cat on a mat"
     cmfg inspect runs/openmoji --pair 1F431
     cmfg inspect runs/openmoji --query 1F431 --top 3
+    cmfg inspect runs/scenes --split test
     """
     if (image is None) != (text is None):
         raise click.UsageError("--image FILE and --text CAPTION belong together")
-    if sum(given is not None for given in (image, pair, query)) != 1:
-        raise click.UsageError("give one of --image FILE --text CAPTION, --pair ID and --query ID")
+    if sum(given is not None for given in (image, pair, query, split)) != 1:
+        raise click.UsageError("give one of --image FILE --text CAPTION, --pair ID, --query ID and --split NAME")
+    if split is not None and output_dir is not None:
+        raise click.UsageError("--split writes RUN/faithfulness-SPLIT.json; leave -o out")
     from cmfg_dgl import inspection
     from cmfg_dgl.training.run import open_run
 
@@ -63,13 +70,35 @@ def command(
             record = inspection.inspect_file(opened, Path(image), text, **options)
         elif pair is not None:
             record = inspection.inspect_item(opened, pair, progress=bars, **options)
+        elif split is not None:
+            record = inspection.inspect_split(opened, split, pairs=pairs, force=force, progress=bars)
         else:
             record = inspection.inspect_query(opened, str(query), top=top, progress=bars, **options)
     if as_json:
         print_json(record)
+    elif split is not None:
+        _print_split(record)
     else:
         for result in record.get("results", [record]):
             _print(result)
+
+
+def _print_split(record: dict[str, Any]) -> None:
+    """Areas beside random orders over many pairs, and how words point at their objects."""
+    rows = [
+        [way, name, f"{v['minus_random']:+.4f}", f"{v['lo']:+.4f} to {v['hi']:+.4f}", f"{v['p']:.2g}"]
+        for way in ("deletion", "insertion")
+        for name, v in record[way].items()
+    ]
+    head = ["curve", "patches ranked by", "area less random", "95 %", "p"]
+    print_table(f"{record['pairs']} pairs of {record['split']}", head, rows)
+    if "pointing" in record:
+        columns = ("accuracy", "chance", "iou", "chance_iou")
+        rows = [[name, *(f"{100 * v[key]:.1f} %" for key in columns)] for name, v in record["pointing"].items()]
+        print_table("words that point at their object", ["relation.layer", *columns], rows)
+    correlation = record["randomised_rank_correlation"]
+    click.echo(f"attention against that of random graph layers: rank correlation {correlation:.2f}")
+    click.echo(f"protocol: {record['protocol']}")
 
 
 def _print(record: dict[str, Any]) -> None:

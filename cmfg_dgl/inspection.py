@@ -7,22 +7,27 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cmfg_dgl.config import Config
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.images import read_image
+from cmfg_dgl.data.scenes import Scene, scene_of
 from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.explain.faithfulness import Faithfulness, faithfulness_of_pairs, measure_faithfulness
 from cmfg_dgl.explain.inspect import Pair, inspect_pair, write_attention
 from cmfg_dgl.explain.inspect_page import write_inspection
 from cmfg_dgl.explain.overlays import write_overlays
+from cmfg_dgl.explain.pointing import Pointing, attention_of_words, point, pointing_of_pairs
 from cmfg_dgl.features.extract import to_half
 from cmfg_dgl.features.text import TextEncoder
 from cmfg_dgl.features.vision import VisionEncoder
 from cmfg_dgl.files import sha256_bytes
+from cmfg_dgl.nn.joint_attention import RelationWeights, joint_attention
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.retrieval.rank import GraphScorer, candidates, fuse
 from cmfg_dgl.training.checkpoint import load_checkpoint
@@ -30,7 +35,7 @@ from cmfg_dgl.training.experiment import Experiment, Progress, build_model, enco
 from cmfg_dgl.training.run import Run
 from cmfg_dgl.training.trainer import load_weights
 
-__all__ = ["inspect_file", "inspect_item", "inspect_query"]
+__all__ = ["inspect_file", "inspect_item", "inspect_query", "inspect_split"]
 
 WRITTEN = ("inspect.html", "attention.json", "attention.safetensors", "edges.png", "token-*.png")
 
@@ -150,6 +155,74 @@ def inspect_query(
             }
         )
     return {"query": item, "direction": direction, "split": split.name, "results": results}
+
+
+def inspect_split(run: Run, split: str, *, pairs: int, force: bool, progress: Progress) -> dict[str, Any]:
+    """Ask of many pairs of a split, evenly spread over it, whether the score follows the attention.
+
+    Where the data set knows the boxes of what captions name (`scenes`), also whether words point at their objects.
+
+    Parameters
+    ----------
+    pairs
+        How many matching pairs; all, if there are fewer.
+
+    Returns
+    -------
+    dict
+        What `RUN/faithfulness-SPLIT.json` holds.
+
+    Raises
+    ------
+    ConfigError
+        If it is there already and may not be overwritten, or the model has no relation from patches to tokens.
+    """
+    path = run.folder / f"faithfulness-{split}.json"
+    if path.exists() and not force:
+        raise ConfigError(f"{path}: is there already; add --force to replace it")
+    source = _Source.open(run, True, progress)
+    dataset, view = source.experiment.dataset, source.experiment.evaluation_split(split)
+    chosen = np.unique(np.linspace(0, len(view.captions) - 1, pairs).round().astype(np.int64))
+    curves: list[Faithfulness] = []
+    pointed: dict[str, list[list[Pointing]]] = {}
+    for done, caption in enumerate(view.captions[chosen].tolist()):
+        image = dataset.captions[caption].image
+        pair = source.pair(image, caption)
+        nodes = source.models.trained.accept(pair.image), source.models.trained.accept(pair.caption)
+        found = measure_faithfulness(source.models.trained, cast(CMFG, source.models.untrained), *nodes)
+        if found is None:
+            raise ConfigError(f"{run.folder}: no relation leads from patches to tokens, so nothing ranks patches")
+        curves.append(found)
+        if dataset.name == "scenes":
+            weights = joint_attention(source.models.trained, *nodes).relations
+            for name, objects in _pointing(pair, scene_of(dataset.images[image]), weights).items():
+                pointed.setdefault(name, []).append(objects)
+        progress("pairs", done + 1, len(chosen))
+    record = {
+        "dataset": dataset.name,
+        "split": split,
+        "protocol": dataset.protocol(split),
+        "pairs": len(chosen),
+        **faithfulness_of_pairs(curves),
+        **({"pointing": {name: pointing_of_pairs(pairs) for name, pairs in pointed.items()}} if pointed else {}),
+    }
+    run.write(path.name, record)
+    return record
+
+
+def _pointing(pair: Pair, scene: Scene, weights: Sequence[RelationWeights]) -> dict[str, list[Pointing]]:
+    """Cross-modal relation and layer (`grounds.2`) to how the words of each object point at it."""
+    found: dict[str, list[Pointing]] = {}
+    for part in weights:
+        attention = attention_of_words(part, len(pair.tokens), len(pair.boxes))
+        if attention is None:
+            continue
+        for start, end, index in scene.spans:
+            tokens = [n for n, (first, last) in enumerate(pair.spans) if start <= first and last <= end]
+            measured = point(attention, pair.boxes, torch.tensor(tokens), scene.objects[index].box)
+            if measured is not None:
+                found.setdefault(f"{part.relation}.{part.layer}", []).append(measured)
+    return found
 
 
 class _Models(NamedTuple):
