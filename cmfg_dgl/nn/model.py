@@ -32,7 +32,8 @@ MAX_SCALE = 100.0
 RIDGE = 1.0
 QUIET = 0.1
 TOKEN_STEP = 16.0
-VOTE_WIDTH = 128
+VOTE_WIDTH = 64
+SOME_ITEMS = 256
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,8 @@ class CMFG(nn.Module):
                 if kind in placed
             }
         )
+        for kind in self.place:
+            self.register_buffer(f"place_scale_{kind}", torch.ones(()))
         self.pool = nn.ModuleDict({kind: Pooling(pooling, width) for kind in widths})
         self.mean = Pooling("mean", width)
         voting = widths if score == "votes" else ()
@@ -237,6 +240,8 @@ class CMFG(nn.Module):
         """Before the first step: with `start` cca, find the closed form on a training split; else do nothing.
 
         Places and messages begin at next to nothing, so that the first stage begins as CCA and learns what to add.
+        Places are then learnt in units of how far the nodes of an item lie apart, or they would be drowned: single
+        nodes are whitened by what their means differ in, which is far less.
         Cross-modal relations begin with equal queries and keys: a node attends to what lies near it in the space
         that CCA found for both.
 
@@ -248,9 +253,15 @@ class CMFG(nn.Module):
         if not isinstance(self.enter, Heads):
             return
         self.enter.start(collection, RIDGE)
-        for place in self.place.values():
-            for parameter in cast(nn.Sequential, place)[-1].parameters():
-                parameter.zero_()
+        training = self.training
+        self.eval()
+        for side in (collection.images, collection.captions):
+            if side.kind in self.place:
+                for parameter in cast(nn.Sequential, self.place[side.kind])[-1].parameters():
+                    parameter.zero_()
+                some = self.accept(side.read(torch.arange(min(side.count, SOME_ITEMS))))
+                spread = self._enter(side.kind, some).var(0).mean().sqrt()
+                self.get_buffer(f"place_scale_{side.kind}").copy_(spread)
         crossing = {r.name for r in self.relations if r.cross}
         for layer in self._stack():
             for name, attention in cast(Iterable[tuple[str, RelationAttention]], layer.conv.mods.items()):
@@ -259,6 +270,7 @@ class CMFG(nn.Module):
                         nn.init.eye_(getattr(attention, role).weight)
                 if name not in crossing or not self.votes:
                     attention.value.weight.mul_(QUIET)
+        self.train(training)
 
     def accept(self, nodes: Nodes) -> Nodes:
         """Nodes on the model's device and in its precision."""
@@ -277,7 +289,7 @@ class CMFG(nn.Module):
         """
         initial = self._enter(kind, nodes)
         if kind in self.place:
-            initial = initial + self.place[kind](self._places(kind, nodes))
+            initial = initial + self.get_buffer(f"place_scale_{kind}") * self.place[kind](self._places(kind, nodes))
         full = NodeSet(nodes.offsets, nodes.grid, nodes.values, initial)
         inner = [r for r in self.relations if not r.cross and r.source == kind]
         graph = build_graph({kind: full}, inner) if inner else None
