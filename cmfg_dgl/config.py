@@ -126,6 +126,9 @@ class FeaturesConfig:
     text: str = option("minilm", "`minilm` (384 wide) or a transformers BERT by name or path")
     max_tokens: int = option(64, "longer captions are cut, and counted", least=1, most=512)
     batch_size: int = option(32, "images or captions a forward pass of an encoder", least=1)
+    compile: bool = option(
+        False, "run the image encoder under torch.compile: faster, rounds differently, needs a C++ compiler"
+    )
     shard_items: int = option(256, "images or captions a file of the store", least=1)
     workers: int = option(
         1, "processes that extract, each with its own encoder and its part of the threads", least=1
@@ -607,6 +610,8 @@ def _check_regions(config: Config, where: str) -> None:
         )
     if config.features.image_size is not None:
         raise ConfigError(f"{where}: features.image_size has no say over {PRECOMPUTED} features; leave it out")
+    if config.features.compile:
+        raise ConfigError(f"{where}: features.compile: {PRECOMPUTED} features have no encoder; set it to false")
     for name, relation in config.graph.relations.items():
         if relation.source == relation.target == "patch" and relation.topology != "none":
             key = f"graph.relations.{name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from cmfg_dgl.data.dataset import Dataset, ImageItem
 from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.features.compiled import CompiledBatches
 from cmfg_dgl.features.legacy_weights import load_legacy_weights
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pretrained import describe_folder, load_pretrained, locate_model
@@ -90,6 +92,8 @@ class HybridStem(VisionEncoder):
         Side of the square in pixels, a multiple of 32.
     device
         Where the stem runs.
+    compile_batch
+        Images of a batch that the stem is compiled for; None to run it as it is.
 
     References
     ----------
@@ -100,11 +104,12 @@ class HybridStem(VisionEncoder):
     name = "hybrid"
     width = 1280
 
-    def __init__(self, *, image_size: int, device: str) -> None:
+    def __init__(self, *, image_size: int, device: str, compile_batch: int | None = None) -> None:
         if image_size < _STRIDE or image_size % _STRIDE:
             raise ConfigError(f"features.image_size: `{self.name}` needs a multiple of {_STRIDE}, not {image_size}")
         self._image_size = image_size
         self._device = device
+        self._compile_batch = compile_batch
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return {
@@ -113,6 +118,7 @@ class HybridStem(VisionEncoder):
             "image_size": self._image_size,
             "preprocessing": "squashed to a square, bicubic, RGB, (x - 127) / 128",
             "library": f"efficientnet-lite-pytorch {version('efficientnet-lite-pytorch')}",
+            **_compiled_by(self._compile_batch),
         }
 
     @cached_property
@@ -131,13 +137,21 @@ class HybridStem(VisionEncoder):
         side = self._image_size
         return torch.from_numpy(np.array(image.resize((side, side), Image.Resampling.BICUBIC)))
 
+    @cached_property
+    def _run(self) -> Callable[[Tensor], Tensor]:
+        return _compile(self._maps, self._compile_batch)
+
+    def _maps(self, batch: Tensor) -> Tensor:
+        """Feature maps (N, D, rows, columns) of uint8 pixels (N, side, side, 3)."""
+        batch = batch.to(self._device).permute(0, 3, 1, 2)  # (N, 3, side, side), channels last
+        return self._features((batch.float() - 127) / 128)
+
     @torch.inference_mode()
     def forward(self, pixels: list[Tensor]) -> Nodes:  # noqa: D102
-        batch = torch.stack(pixels).to(self._device).permute(0, 3, 1, 2)  # (N, 3, side, side), channels last
-        maps = self._maps((batch.float() - 127) / 128)
+        maps = self._run(torch.stack(pixels))
         return _nodes(maps.permute(0, 2, 3, 1).flatten(1, 2), *maps.shape[2:])
 
-    def _maps(self, pixels: Tensor) -> Tensor:
+    def _features(self, pixels: Tensor) -> Tensor:
         """Feature maps (N, width, rows, columns) of pixels (N, 3, side, side)."""
         maps: Tensor = self._model.extract_features(pixels)
         return maps
@@ -166,22 +180,17 @@ class Pyramid(HybridStem):
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return {**super().describe(), "model": "efficientnet-lite0 features of strides 8, 16 and 32, scaled"}
 
-    def _maps(self, pixels: Tensor) -> Tensor:
-        seen: dict[int, Tensor] = {}
-        handles = [
-            self._model._blocks[block].register_forward_hook(
-                lambda _, inputs, output, block=block: seen.__setitem__(block, output)
-            )
-            for block, _ in self._STAGES
-        ]
-        try:
-            last = super()._maps(pixels)
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _features(self, pixels: Tensor) -> Tensor:
+        model, scales = self._model, dict(self._STAGES)
+        maps = model._swish(model._bn0(model._conv_stem(pixels)))
+        finer = []
+        for index, block in enumerate(model._blocks):
+            maps = block(maps)
+            if index in scales:
+                finer.append(maps / scales[index])
+        last = model._swish(model._bn1(model._conv_head(maps))) / self._LAST
         cells = last.shape[2], last.shape[3]
-        finer = [F.adaptive_avg_pool2d(seen[block], cells) / scale for block, scale in self._STAGES]
-        return torch.cat([*finer, last / self._LAST], 1)
+        return torch.cat([*(F.adaptive_avg_pool2d(stage, cells) for stage in finer), last], 1)
 
 
 class PatchTransformer(VisionEncoder):
@@ -199,6 +208,8 @@ class PatchTransformer(VisionEncoder):
         many pixels, and the position embeddings are interpolated.
     device
         Where the model runs.
+    compile_batch
+        Images of a batch that the model is compiled for; None to run it as it is.
 
     References
     ----------
@@ -206,15 +217,19 @@ class PatchTransformer(VisionEncoder):
     2024 (DINOv2); Darcet et al. 2024 (registers); Radford et al. 2021 (CLIP); Zhai et al. 2023 (SigLIP).
     """
 
-    def __init__(self, *, name: str, folder: Path, image_size: int | None, device: str) -> None:
+    def __init__(
+        self, *, name: str, folder: Path, image_size: int | None, device: str, compile_batch: int | None = None
+    ) -> None:
         self.name = name
         self._folder = folder
         self._image_size = image_size
         self._device = device
+        self._compile_batch = compile_batch
 
     @cached_property
     def _description(self) -> dict[str, Any]:
-        return {"image_size": self._image_size, **describe_folder(self._folder)}
+        compiled = _compiled_by(self._compile_batch)
+        return {"image_size": self._image_size, **describe_folder(self._folder), **compiled}
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return self._description
@@ -290,6 +305,16 @@ class PatchTransformer(VisionEncoder):
             return int(short * height / width), short
         return short, int(short * width / height)
 
+    @cached_property
+    def _run(self) -> Callable[[Tensor], Tensor]:
+        return _compile(self._states, self._compile_batch)
+
+    def _states(self, batch: Tensor) -> Tensor:
+        """Last hidden states of pixels (N, 3, height, width): (N, special + rows * columns, D) of most models."""
+        interpolate = {} if self._image_size is None else {"interpolate_pos_encoding": True}
+        states: Tensor = self._model(pixel_values=batch.to(self._device), **interpolate).last_hidden_state
+        return states
+
     @torch.inference_mode()
     def forward(self, pixels: list[Tensor]) -> Nodes:
         """Patch nodes of prepared images.
@@ -303,12 +328,10 @@ class PatchTransformer(VisionEncoder):
             raise ConfigError(
                 f"features.vision: {self.name} leaves images unequal in size; set features.image_size"
             )
-        interpolate = {} if self._image_size is None else {"interpolate_pos_encoding": True}
         try:
-            output = self._model(pixel_values=torch.stack(pixels).to(self._device), **interpolate)
+            states = self._run(torch.stack(pixels))
         except ValueError as error:
             raise ConfigError(f"features.vision: {self.name}: {error}; set features.image_size") from error
-        states = output.last_hidden_state  # (N, special + rows * columns, D)
         patch = self._config.patch_size
         rows, columns = pixels[0].shape[1] // patch, pixels[0].shape[2] // patch
         if states.ndim != 3 or states.shape[1] != self._special_tokens() + rows * columns:
@@ -326,6 +349,15 @@ class PatchTransformer(VisionEncoder):
         return sum(tokens.numel() // self.width for tokens in learned if tokens is not None)
 
 
+def _compile(function: Callable[[Tensor], Tensor], batch_size: int | None) -> Callable[[Tensor], Tensor]:
+    return function if batch_size is None else CompiledBatches(function, batch_size)
+
+
+def _compiled_by(batch_size: int | None) -> dict[str, str]:
+    """What compiling adds to a description: the compiler writes the kernels, and they round in their own way."""
+    return {} if batch_size is None else {"compiled": f"torch {version('torch')}"}
+
+
 def _nodes(values: Tensor, rows: int, columns: int) -> Nodes:
     """Nodes on the host from `values` (N, rows * columns, D)."""
     images = len(values)
@@ -336,7 +368,9 @@ def _nodes(values: Tensor, rows: int, columns: int) -> Nodes:
     )
 
 
-def load_vision(name: str, *, image_size: int | None, device: str) -> VisionEncoder:
+def load_vision(
+    name: str, *, image_size: int | None, device: str, compile_batch: int | None = None
+) -> VisionEncoder:
     """Choose the image encoder that a configuration names.
 
     Parameters
@@ -347,6 +381,8 @@ def load_vision(name: str, *, image_size: int | None, device: str) -> VisionEnco
         Side of the input in pixels; None for the encoder's own (256 for `pyramid` and `hybrid`).
     device
         Where the encoder runs.
+    compile_batch
+        Images of a batch that the encoder is compiled for by torch.compile, see `CompiledBatches`; None not to.
 
     Raises
     ------
@@ -355,7 +391,10 @@ def load_vision(name: str, *, image_size: int | None, device: str) -> VisionEnco
     """
     for stem in (HybridStem, Pyramid):
         if name == stem.name:
-            return stem(image_size=256 if image_size is None else image_size, device=device)
+            side = 256 if image_size is None else image_size
+            return stem(image_size=side, device=device, compile_batch=compile_batch)
     folder = locate_model(name, "features.vision", Pyramid.name)
     short = re.sub(r"[^\w.-]+", "-", folder.name if Path(name).expanduser().is_dir() else name)
-    return PatchTransformer(name=short, folder=folder, image_size=image_size, device=device)
+    return PatchTransformer(
+        name=short, folder=folder, image_size=image_size, device=device, compile_batch=compile_batch
+    )

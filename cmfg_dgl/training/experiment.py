@@ -69,7 +69,7 @@ def open_dataset(config: Config) -> Dataset:
 
 def extractions(config: Config, dataset: Dataset | None = None) -> tuple[Extraction, Extraction]:
     """Where the features of a configuration's images and captions lie, and how they are made."""
-    dataset, (vision, text) = dataset or open_dataset(config), encoders(config)
+    dataset, (vision, text) = dataset or open_dataset(config), encoders(config, compiled=config.features.compile)
     directory, features = features_directory(config), config.features
     return (
         image_extraction(
@@ -101,14 +101,25 @@ def features_directory(config: Config) -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "cmfg"
 
 
-def encoders(config: Config) -> tuple[VisionEncoder, TextEncoder]:
-    """The frozen backbones; their weights are read when they are first used."""
+def encoders(config: Config, *, compiled: bool = False) -> tuple[VisionEncoder, TextEncoder]:
+    """The frozen backbones; their weights are read when they are first used.
+
+    Parameters
+    ----------
+    compiled
+        Whether to run the image encoder under torch.compile, which pays for many images.
+    """
     features, device = config.features, config.run.device
     vision: VisionEncoder
     if features.vision == PRECOMPUTED:
         vision = Regions(config.data.root)
     else:
-        vision = load_vision(features.vision, image_size=features.image_size, device=device)
+        vision = load_vision(
+            features.vision,
+            image_size=features.image_size,
+            device=device,
+            compile_batch=features.batch_size if compiled else None,
+        )
     if features.image_pool > 1 or features.image_project is not None:
         vision = ReducedVision(vision, pool=features.image_pool, project=features.image_project)
     return vision, load_text(features.text, max_tokens=features.max_tokens, device=device)

@@ -4,17 +4,21 @@
 - `verify` is exit 0 on whole stores; it finds one changed byte in a shard (exit 3, the file named), after which
   a training refuses the store too; `build --force` heals it, byte for byte.
 - What is bad is told; without stores `verify` is exit 3 with the command that builds them.
+- A compiled encoder has a store of its own with like nodes; a compiler that fails is exit 2.
 - stdout holds the result alone, whatever a backbone prints.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import SMALL, cmfg, contents, draw_folder, flip_byte
 
+from cmfg_dgl.features.store import FeatureStore
 from cmfg_dgl.features.vision import HybridStem
 
 
@@ -122,6 +126,29 @@ def test_what_cannot_be_is_exit_2(options: tuple[str, ...], override: str, messa
     assert (result.code, result.out) == (2, "")
     assert message in result.err
     assert len(result.err.splitlines()) == 1
+
+
+def test_a_compiled_store_is_another_one(options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = cmfg("features", "build", *options, "--json").json
+    # A compiler that leaves everything as it is: the real one is slow.
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    compiled = cmfg("features", "build", *options, "features.compile=true", "--json").json
+    assert compiled["captions"] == plain["captions"]
+    assert compiled["images"]["folder"] != plain["images"]["folder"]
+    ids = [item for item in FeatureStore.open(Path(plain["images"]["folder"])).ids if "red-circle-left" not in item]
+    one, other = (FeatureStore.open(Path(told["images"]["folder"])).read(ids) for told in (plain, compiled))
+    torch.testing.assert_close(one.values, other.values, rtol=2e-3, atol=2e-3)
+
+
+def test_a_compiler_that_fails_is_exit_2(options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(graph: object, inputs: object) -> object:
+        raise RuntimeError("No working C++ compiler found")
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
+    result = cmfg("features", "build", *options, "features.compile=true", "-q")
+    assert (result.code, result.out) == (2, "")
+    assert "features.compile: torch.compile failed" in result.err and len(result.err.splitlines()) == 1
 
 
 def test_shares_on_several_machines_are_merged_into_the_same_store(

@@ -84,6 +84,7 @@ def test_pictures_are_refused(tmp_path: Path) -> None:
         ("features.vision=hybrid", r"data\.name precomputed and features\.vision hybrid"),
         ("data.name=folder", r"data\.name folder and features\.vision precomputed"),
         ("features.image_size=64", r"features\.image_size has no say"),
+        ("features.compile=true", r"features\.compile: precomputed features have no encoder"),
     ],
 )
 def test_settings_that_need_pictures(override: str, message: str) -> None:
