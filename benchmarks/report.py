@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 SCRIPTS = {
     **{"kernels": 7, "build": 7, "rerank": 5, "scaling": 5, "features": 5, "choices": 7, "roofline": 9},
-    **{"extraction": 1, "reading": 3},
+    **{"extraction": 1, "reading": 3, "loading": 1},
 }
 """Script to its rounds."""
 BLUE, ORANGE, RED, GREY = "#0072b2", "#e69f00", "#d55e00", "#999999"  # told apart by colour-blind readers, too

@@ -156,6 +156,11 @@ def test_neither_pillows_bound_nor_its_settings_matter() -> None:
     assert settings_before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
 
 
+def test_a_wrong_name_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_bytes(encode(noise(), "PNG"))
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "cat.jpg")), np.asarray(noise()))
+
+
 @pytest.mark.parametrize("what", ["missing.png", "folder"])
 def test_read_image_names_what_is_no_file(tmp_path: Path, what: str) -> None:
     (tmp_path / "folder").mkdir()

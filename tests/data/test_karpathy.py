@@ -68,6 +68,27 @@ def test_order_splits_and_captions(coco: Path) -> None:
     assert dataset.load(dataset.images[0]).size == (24, 16)
 
 
+def test_coco_5k_has_25000_captions_of_the_25010(tmp_path: Path) -> None:
+    entries = [(f"val2014/{n}.jpg", "test", [f"{n} {i}" for i in range(6 if n < 10 else 5)]) for n in range(5_000)]
+    entries += [(f"train2014/{n}.jpg", split, ["one"] * 5) for n, split in ((5_000, "train"), (5_001, "val"))]
+    karpathy_layout(tmp_path, "coco", entries)
+    assert sum(len(texts) for _, split, texts in entries if split == "test") == 25_010
+    dataset = read(tmp_path)
+    test = dataset.split("test")
+    assert (len(test.images), len(test.captions)) == (5_000, 25_000)
+    assert np.bincount(test.caption_image).tolist() == [5] * 5_000
+    assert "10 captions are not used: the first 5 of an image are" in dataset.notes
+    assert not any("split test" in line for line in dataset.miscounts)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_line_ends_and_a_byte_order_mark_change_nothing(coco: Path, newline: str) -> None:
+    whole, path = read(coco), coco / "dataset_coco.json"
+    path.write_bytes(json.dumps(json.loads(path.read_text()), indent=1).replace("\n", newline).encode("utf-8-sig"))
+    again = read(coco)
+    assert (again.images, again.captions, again.bad) == (whole.images, whole.captions, ())
+
+
 def test_flickr30k_lies_in_its_own_folder(tmp_path: Path) -> None:
     images = [
         (f"{n}.jpg", split, [f"{n}: {i}" for i in range(5)]) for n, split in enumerate(["train", "val", "test"])

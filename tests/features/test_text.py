@@ -106,6 +106,17 @@ def test_long_captions_are_cut_and_counted(reference):
     torch.testing.assert_close(encoded.nodes.values[3:6], values, rtol=0, atol=1e-5)
 
 
+def test_a_book_is_a_caption_of_as_many_tokens_as_are_allowed(minilm):
+    words = "a small red circle left of a large dotted blue square "
+    encoded = minilm.encode([words * 20_000, words * 40])
+    assert encoded.truncated == 2
+    counts = encoded.nodes.counts.tolist()
+    assert counts == [64, 64]
+    torch.testing.assert_close(
+        encoded.nodes.values[: counts[0]], encoded.nodes.values[counts[0] :], rtol=0, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("caption", ["", "  \n ", "​"])
 def test_a_caption_without_a_token_is_named(minilm, caption):
     with pytest.raises(DataError, match=r"caption .* no token") as caught:
