@@ -131,14 +131,15 @@ def test_a_run_on_tar_shards(tmp_path: Path) -> None:
     assert damaged.code == 3 and "1.tar: truncated, damaged" in damaged.err
 
 
-def test_a_run_on_stamps_in_french(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("language", "words"), [("en", "A thing"), ("fr", "Une chose")])
+def test_a_run_on_stamps_in_two_languages(tmp_path: Path, language: str, words: str) -> None:
     for number in range(40):
         captions = {"en": f"A thing{number}.", "fr": f"Une chose{number} numéro{number}."}
         stamp(tmp_path / "stamps", f"things/{number}", captions, number, ".svg" if number % 3 else ".png")
-    options = ("-c", "tuxpaint", f"data.root={tmp_path / 'stamps'}", "data.language=fr", *SMALL)
+    options = ("-c", "tuxpaint", f"data.root={tmp_path / 'stamps'}", f"data.language={language}", *SMALL)
     trained = cmfg("train", *options, "-o", tmp_path / "run", "-q")
     assert trained.code == 0, trained.err
     manifest = json.loads((tmp_path / "run" / "manifest-train.json").read_text())
-    assert manifest["rule"] == "language-fr,hash-50-20-30,seed-0,near-1"
-    assert all(text.startswith("Une chose") for item in manifest["items"] for text in item["captions"])
+    assert manifest["rule"] == f"language-{language},hash-50-20-30,seed-0,near-1"
+    assert all(text.startswith(words) for item in manifest["items"] for text in item["captions"])
     assert cmfg("eval", tmp_path / "run", "--json").json["label"]["labels"] == 1
