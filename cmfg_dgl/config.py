@@ -93,6 +93,9 @@ class DataConfig:
         {"train": 0.6, "val": 0.1, "test": 0.3}, "share of each split, where the data set brings no splits"
     )
     seed: int = option(0, "seed of the split by hash, and of `scenes`", least=0)
+    train_pairs: int | None = option(
+        None, "train on so many pairs, the first by hash: smaller sets lie within larger ones; default all", least=1
+    )
     near_duplicate: float = option(
         0.75, "captions whose word sets are this similar (Jaccard) share a split", least=0.1, most=1.0
     )

@@ -6,6 +6,7 @@ import hashlib
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.errors import ConfigError
 
 __all__ = [
+    "first_pairs",
     "hash_order",
     "hash_rule",
     "hash_split",
@@ -183,6 +185,41 @@ def _uniform(seed: int, name: str) -> float:
 def hash_order(ids: Sequence[str], seed: int) -> NDArray[np.int64]:
     """Positions of `ids` in a random order that depends on the seed and the ids alone, int64 (ids,)."""
     return np.argsort([_uniform(seed, name) for name in ids], kind="stable").astype(np.int64)
+
+
+def first_pairs(dataset: Dataset, pairs: int, seed: int) -> Dataset:
+    """The data set with fewer training pairs: the first images by hash, each with all its captions.
+
+    Whoever asks for more pairs gets these and more of them. No other split changes. What is left out stays in the
+    gallery, where the training split is part of one (`Dataset.database`).
+
+    Parameters
+    ----------
+    pairs
+        Captions to train on, at most: an image whose captions would be more than that ends the set.
+    seed
+        Of the order.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer pairs, or the first image has more captions.
+    """
+    view = dataset.split("train")
+    # Not the name alone: by that `hash_split` has drawn already, and a group's first member would come early.
+    order = hash_order([f"train {dataset.images[i].id}" for i in view.images], seed)
+    so_far = np.bincount(view.caption_image, minlength=len(view.images))[order].cumsum()
+    if not so_far[0] <= pairs <= so_far[-1]:
+        raise ConfigError(
+            f"data.train_pairs={pairs}: the training split of {dataset.name} has {so_far[-1]} pairs, the first "
+            f"image {so_far[0]} of them; give a number from {so_far[0]} to {so_far[-1]}"
+        )
+    kept, others = (np.sort(view.images[order[chosen]]) for chosen in (so_far <= pairs, so_far > pairs))
+    splits = {**dataset.splits, "train": kept}
+    if "train" in dataset.database:
+        splits["database"] = np.sort(np.concatenate([splits["database"], others]))
+    note = f"trained on {so_far[len(kept) - 1]} of {so_far[-1]} pairs (data.train_pairs={pairs})"
+    return replace(dataset, splits=splits, notes=(*dataset.notes, note))
 
 
 def hash_rule(fractions: dict[str, float], seed: int, near_duplicate: float) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from cmfg_dgl.config import PRECOMPUTED, Config
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.load import load_dataset
-from cmfg_dgl.data.splits import normalise_caption
+from cmfg_dgl.data.splits import first_pairs, normalise_caption
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.collection import Collection, HardNegatives, Side
 from cmfg_dgl.features.extract import Extraction, caption_extraction, image_extraction, to_half
@@ -50,7 +50,7 @@ Progress = Callable[[str, int, int], None]
 def open_dataset(config: Config) -> Dataset:
     """The data set of the configuration, split."""
     data = config.data
-    return load_dataset(
+    dataset = load_dataset(
         data.name,
         root=data.root,
         language=data.language,
@@ -65,6 +65,7 @@ def open_dataset(config: Config) -> Dataset:
         scene_counts={"train": data.scenes.train, "val": data.scenes.val, "test": data.scenes.test},
         scene_objects=data.scenes.objects,
     )
+    return dataset if data.train_pairs is None else first_pairs(dataset, data.train_pairs, data.seed)
 
 
 def extractions(config: Config, dataset: Dataset | None = None) -> tuple[Extraction, Extraction]:

@@ -10,6 +10,7 @@
   an evaluation of a split with bad items is exit 3 with all of them.
 - SIGINT and SIGTERM save and end with 130.
 - stdout holds the result alone; -q leaves stderr empty.
+- `data.train_pairs` trains on some of the pairs, as the manifest says; what is measured on stays as it is.
 """
 
 from __future__ import annotations
@@ -95,6 +96,27 @@ def test_tensorboard_has_attention_of_each_epoch_and_the_embeddings(trained: Any
     (rows,) = (trained.folder / "tb").rglob("metadata.tsv")
     training = json.loads((trained.folder / "training.json").read_text())
     assert len(rows.read_text().splitlines()) == 1 + 2 * training["val_images"]
+
+
+def test_fewer_pairs_are_some_of_all_and_nothing_else_changes(trained: Any, tmp_path: Path) -> None:
+    result = cmfg(*trained.arguments, "data.train_pairs=40", "training.epochs=1", "-o", tmp_path / "few", "-q")
+    assert result.code == 0, result.err
+    assert cmfg("eval", tmp_path / "few", "-q").code == cmfg("audit", tmp_path / "few", "-q").code == 0
+    whole, few = (json.loads((f / "manifest-train.json").read_text()) for f in (trained.folder, tmp_path / "few"))
+    assert len(few["items"]) == 20
+    assert all(item in whole["items"] for item in few["items"])
+    told, given = (json.loads((f / "training.json").read_text()) for f in (trained.folder, tmp_path / "few"))
+    assert given["train_captions"] == 40 < told["train_captions"]
+    assert given["protocol"] != told["protocol"]
+    assert given["validation_protocol"] == told["validation_protocol"]
+    whole_set = Experiment.prepare(load_config(str(trained.folder / "config.yaml"))).dataset
+    evaluated = json.loads((tmp_path / "few" / "evaluation-test.json").read_text())
+    assert evaluated["protocol"] == whole_set.protocol("test")
+    # The closed form is that of the pairs that were trained on.
+    weights = [
+        load_checkpoint(f / "checkpoints" / "best.safetensors")[0] for f in (trained.folder, tmp_path / "few")
+    ]
+    assert not np.allclose(weights[0]["enter.mean_patch"], weights[1]["enter.mean_patch"])
 
 
 def test_progress_goes_to_stderr(trained: Any) -> None:

@@ -4,6 +4,8 @@
 - A group is never parted; every image is in exactly one split.
 - Neither the order of images nor images that join no group of theirs move an image.
 - No normalised caption and no digest of one split occurs in another.
+- Smaller training sets lie within larger ones, whole images at a time, and as large as they may be; the manifest
+  holds what is trained on; no other split and no gallery changes, nor do other splits change the choice.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from PIL import Image
 
 from cmfg_dgl.data.dataset import CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.splits import (
+    first_pairs,
     hash_rule,
     hash_split,
     near_duplicate_groups,
@@ -180,3 +183,74 @@ def test_shared_captions_are_told() -> None:
     )
     assert shared_captions(dataset, "train", "test") == ["A dog.", "a DOG!"]
     assert shared_captions(dataset, "test", "train") == ["a dog"]
+
+
+def numbered(captions_of: list[int], database: bool = False, extra: int = 0) -> Dataset:
+    """Images in the splits train, val and test by turns of 3, 1 and 1, and `extra` images more in val."""
+    N = len(captions_of)
+    names = [("train", "train", "train", "val", "test")[i % 5] for i in range(N)] + ["val"] * extra
+    splits = {
+        s: np.array([i for i, name in enumerate(names) if name == s], np.int64) for s in ("train", "val", "test")
+    }
+    if database:
+        splits["database"] = np.array([N + extra], np.int64)
+    counts = [*captions_of, *[1] * extra, 1]
+    owners = [image for image, count in enumerate(counts) for _ in range(count)]
+    return Dataset(
+        name="numbers",
+        images=tuple(ImageItem(f"image {n}", "", f"sha {n}") for n in range(len(counts))),
+        captions=tuple(CaptionItem(f"c{n}", owner, f"text {n}") for n, owner in enumerate(owners)),
+        splits=splits,
+        rule="given",
+        load=lambda item: Image.new("RGB", (1, 1)),
+        database=("train", "val", "database") if database else (),
+    )
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=10, max_size=40), st.integers(0, 5), st.booleans(), st.data())
+def test_smaller_training_sets_lie_within_larger_ones(
+    captions_of: list[int], seed: int, database: bool, data: st.DataObject
+) -> None:
+    whole = numbered(captions_of, database)
+    every = whole.split("train")
+    small, large = sorted(data.draw(st.integers(4, len(every.captions))) for _ in range(2))
+    few, more = (first_pairs(whole, pairs, seed) for pairs in (small, large))
+    assert set(few.splits["train"]) <= set(more.splits["train"]) <= set(every.images)
+    view = few.split("train")
+    assert small - 4 < len(view.captions) <= small
+    for image, item in zip(view.images, few.manifest("train")["items"], strict=True):
+        assert item["captions"] == [c.text for c in whole.captions if c.image == image]
+    for split in ("val", "test"):
+        assert few.protocol(split) == whole.protocol(split)
+    assert (few.protocol("train") == whole.protocol("train")) == (len(view.images) == len(every.images))
+    if database:
+        assert few.union(few.database).images.tolist() == whole.union(whole.database).images.tolist()
+        assert not set(few.splits["train"]) & set(few.splits["database"])
+    # What other splits hold has no say.
+    other = first_pairs(numbered(captions_of, extra=3), small, seed)
+    assert other.splits["train"].tolist() == few.splits["train"].tolist()
+
+
+def test_another_seed_chooses_other_pairs_and_images_alike() -> None:
+    """Near-duplicates are as likely as others: the choice is not that of the split drawn by the same seed."""
+    ids = [f"i{n}" for n in range(4000)]
+    splits = hash_split(ids, np.arange(4000), {"train": 0.5, "test": 0.5}, 0)
+    whole = Dataset(
+        "numbers",
+        tuple(ImageItem(name, "", name) for name in ids),
+        tuple(CaptionItem(name, n, name) for n, name in enumerate(ids)),
+        splits,
+        "given",
+        lambda item: Image.new("RGB", (1, 1)),
+    )
+    chosen = [set(first_pairs(whole, 500, seed).splits["train"].tolist()) for seed in (0, 1)]
+    half = set(hash_split(ids, np.arange(4000), {"a": 0.125, "b": 0.875}, 0)["a"].tolist())
+    for one, other in ((chosen[0], chosen[1]), (chosen[0], half)):
+        assert 85 < len(one & other) < 165
+
+
+@pytest.mark.parametrize(("pairs", "told"), [(2, "the first image 3 of them"), (19, "has 18 pairs")])
+def test_more_pairs_than_there_are_and_too_few_are_refused(pairs: int, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        first_pairs(numbered([3] * 10), pairs, 0)
