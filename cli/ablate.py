@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from .options import Verbosity, force_option, json_option, verbosity_options
+from .options import Verbosity, WholeNumbers, force_option, json_option, verbosity_options
 from .output import Bars, print_json, print_table
 
 __all__ = ["command"]
@@ -19,18 +19,6 @@ UNSEARCHED = {
     "modes": "--mode",
     "dry_run": "--dry-run",
 }
-
-
-class _Seeds(click.ParamType[list[int]]):
-    """Comma-separated whole numbers from 0, none twice."""
-
-    name = "seeds"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        seeds = [int(part) if part.strip().isdecimal() else -1 for part in str(value).split(",")]
-        if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            self.fail(f"{value!r} are no seeds; write whole numbers from 0, none twice, as in 0,1,2", param, ctx)
-        return seeds
 
 
 @click.command("ablate")
@@ -52,7 +40,13 @@ class _Seeds(click.ParamType[list[int]]):
 @click.option(
     "--sweep", "sweeps", multiple=True, metavar="KEY=VALUES", help="Values of a key; several make a grid."
 )
-@click.option("--seeds", type=_Seeds(), default="0,1,2", show_default=True, help="Each cell is run once a seed.")
+@click.option(
+    "--seeds",
+    type=WholeNumbers("seeds", 0),
+    default="0,1,2",
+    show_default=True,
+    help="Each cell is run once a seed.",
+)
 @click.option("--metric", type=click.Choice(["rsum", "R@1"]), default="rsum", show_default=True)
 @click.option("--stage", type=click.Choice(["first", "two"]), default="two", show_default=True)
 @click.option("--split", type=click.Choice(["val", "test"]), default="test", show_default=True)

@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": "Evaluate a trained run on a split, both stages.",
     "bench": "Compare CMFG with other methods.",
     "ablate": "Measure what a relation or a setting is worth.",
+    "rerank": "Measure what a run's second stage is worth, over k and alpha.",
     "inspect": "Show where a run's attention goes, for a picture and a caption.",
     "audit": "Prove that a run's numbers saw no answer.",
     "data": "List, describe and check data sets.",

@@ -13,6 +13,7 @@ from cmfg_dgl.config import load_config
 
 __all__ = [
     "Verbosity",
+    "WholeNumbers",
     "config_options",
     "force_option",
     "json_option",
@@ -29,6 +30,25 @@ class Verbosity:
 
     quiet: bool = False
     verbose: bool = False
+
+
+class WholeNumbers(click.ParamType[list[int]]):
+    """Comma-separated whole numbers, none twice; they are called `name` and are at least `least`."""
+
+    def __init__(self, name: str, least: int) -> None:
+        self.name, self.least = name, least
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """The numbers, in the order given."""
+        numbers = [int(part) if part.strip().isdecimal() else self.least - 1 for part in str(value).split(",")]
+        if min(numbers) < self.least or len(set(numbers)) < len(numbers):
+            example = ",".join(str(self.least + i) for i in range(3))
+            self.fail(
+                f"{value!r} are no {self.name}; write whole numbers from {self.least}, none twice, as in {example}",
+                param,
+                ctx,
+            )
+        return numbers
 
 
 def verbosity_options(command: Command) -> Command:

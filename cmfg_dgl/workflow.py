@@ -45,7 +45,19 @@ from cmfg_dgl.training.experiment import Experiment, build_model, encoders, open
 from cmfg_dgl.training.run import Run
 from cmfg_dgl.training.trainer import Trainer, TrainerState, load_weights, training_losses
 
-__all__ = ["DryRun", "Progress", "audit_run", "dry_run", "evaluate_run", "find_checkpoint", "train_run"]
+__all__ = [
+    "DryRun",
+    "Progress",
+    "audit_run",
+    "dry_run",
+    "evaluate_run",
+    "find_checkpoint",
+    "graph_scorer",
+    "known_result",
+    "result_identity",
+    "train_run",
+    "trained_model",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +109,7 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
         _log.warning("left out: %s", reason)
     train, val = experiment.training_split("train"), experiment.training_split("val")
     model = experiment.model(run.config.run.seed)
-    scorer, held_out = _scorer(model, run.config, progress), experiment.collection(val)
+    scorer, held_out = graph_scorer(model, run.config, progress), experiment.collection(val)
     torch.manual_seed(run.config.run.seed)
 
     def validate() -> dict[str, float]:
@@ -223,13 +235,13 @@ def evaluate_run(
     view = experiment.evaluation_split(split)
     dataset = experiment.dataset
     alpha = selection["alpha"] if config.retrieval.alpha is None else config.retrieval.alpha
-    made_from = {**_made_from(run, experiment, split), "k": config.retrieval.k, "alpha": alpha}
+    made_from = {**result_identity(run, experiment, split), "k": config.retrieval.k, "alpha": alpha}
     if folds is not None:
         parts, made_from["folds"] = view.folds(folds), folds
     if (run.folder / name).is_file() and not force:
-        return _known(run, name, made_from)
+        return known_result(run, name, made_from)
     collection = experiment.collection(view)
-    scorer = _scorer(_trained(run, experiment, weights), config, progress)
+    scorer = graph_scorer(trained_model(run, experiment, weights), config, progress)
     start = time.perf_counter()
     scores = score(scorer, collection, k=config.retrieval.k, query_batch=config.retrieval.query_batch)
     first, first_rankings = first_stage(scores)
@@ -306,9 +318,9 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
     weights, _ = load_checkpoint(run.best)
     experiment = Experiment.prepare(run.config, progress)
     view = experiment.evaluation_split("test")
-    made_from, dataset = _made_from(run, experiment, "test"), experiment.dataset
+    made_from, dataset = result_identity(run, experiment, "test"), experiment.dataset
     if (run.folder / "audit.json").is_file() and not force:
-        return _known(run, "audit.json", made_from)
+        return known_result(run, "audit.json", made_from)
     names: list[str] = []
 
     def report(name: str) -> None:
@@ -316,8 +328,8 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
         progress("audit", len(names) - 1, 8, name)
 
     result = audit(
-        _scorer(_trained(run, experiment, weights), run.config, None),
-        _scorer(experiment.model(run.config.run.seed + 1), run.config, None),
+        graph_scorer(trained_model(run, experiment, weights), run.config, None),
+        graph_scorer(experiment.model(run.config.run.seed + 1), run.config, None),
         experiment.collection(view),
         shared_with_training=shared_items(
             run.read("manifest-train.json"), dataset.manifest("test"), texts=not dataset.published
@@ -399,7 +411,8 @@ def _first_batch(
     return Collection(Side("patch", len(pairs), patches.select), Side("token", len(pairs), tokens.select), pairs)
 
 
-def _scorer(model: CMFG, config: Config, progress: Progress | None) -> GraphScorer:
+def graph_scorer(model: CMFG, config: Config, progress: Progress | None) -> GraphScorer:
+    """A model as a scorer of both stages, which tells how far the second is."""
     return GraphScorer(
         model,
         pair_batch=config.retrieval.pair_batch,
@@ -407,7 +420,7 @@ def _scorer(model: CMFG, config: Config, progress: Progress | None) -> GraphScor
     )
 
 
-def _trained(run: Run, experiment: Experiment, weights: dict[str, torch.Tensor]) -> CMFG:
+def trained_model(run: Run, experiment: Experiment, weights: dict[str, torch.Tensor]) -> CMFG:
     """The model with the weights that validation chose."""
     model = experiment.model(run.config.run.seed)
     load_weights(model, weights, run.best)
@@ -451,7 +464,7 @@ def _left_out(experiment: Experiment) -> dict[str, str]:
     }
 
 
-def _made_from(run: Run, experiment: Experiment, split: str) -> dict[str, Any]:
+def result_identity(run: Run, experiment: Experiment, split: str) -> dict[str, Any]:
     """Everything that a result on a split depends on, beside the ranking's own settings."""
     return {
         "protocol": experiment.dataset.protocol(split),
@@ -463,7 +476,7 @@ def _made_from(run: Run, experiment: Experiment, split: str) -> dict[str, Any]:
     }
 
 
-def _known(run: Run, name: str, made_from: dict[str, Any]) -> dict[str, Any]:
+def known_result(run: Run, name: str, made_from: dict[str, Any]) -> dict[str, Any]:
     """A result that is there already, if it was made from the same weights, data and settings."""
     record: dict[str, Any] = run.read(name)
     differing = [key for key, value in made_from.items() if record.get("made_from", {}).get(key) != value]

@@ -25,6 +25,10 @@ CONTENTS = (
     "report.html",
     "README.md",
 )
+OF_SPLITS = (
+    *(f"{kind}-*.json" for kind in ("evaluation", "curves", "examples", "rerank")),
+    *("rerank-*.svg", "rerank-*.png", "embeddings-*.safetensors"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,9 @@ class Run:
 
     It holds `config.yaml` (resolved), `env.json`, `manifest-train.json` and `training.json` (what was trained
     on), `metrics.jsonl`, `selection.json` (what validation chose), `tb/`, `checkpoints/`, `report.html`,
-    `README.md`, `audit.json`, `inspect/`, and for each evaluated split `evaluation-`, `curves-` and
-    `examples-SPLIT.json`.
+    `README.md`, `audit.json`, `inspect/`, for each evaluated split `evaluation-`, `curves-` and
+    `examples-SPLIT.json`, and for each on which re-ranking was measured `rerank-SPLIT.json`, `.svg` and `.png`, and
+    `embeddings-SPLIT.safetensors`.
     """
 
     folder: Path
@@ -145,10 +150,7 @@ def _remove_run(folder: Path) -> None:
     except ConfigError as error:
         raise ConfigError(f"{folder}: holds no run that --force may remove ({error}); choose another -o") from None
     _remove_half_written(folder)
-    for name in (
-        *CONTENTS,
-        *(path.name for kind in ("evaluation", "curves", "examples") for path in folder.glob(f"{kind}-*.json")),
-    ):
+    for name in (*CONTENTS, *(path.name for pattern in OF_SPLITS for path in folder.glob(pattern))):
         (folder / name).unlink(missing_ok=True)
     for name in ("tb", "checkpoints", "inspect"):
         shutil.rmtree(folder / name, ignore_errors=True)
