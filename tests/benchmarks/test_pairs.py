@@ -1,0 +1,100 @@
+"""Pins of `benchmarks/pairs.py`, on a folder of shapes.
+
+- Every size is what `cmfg bench` measures with that many pairs, on one and the same test split; the last size has
+  all pairs.
+- Started again it repeats no finished cell.
+- Table and picture hold the numbers of the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import SMALL, draw_folder
+from pairs import measure_pairs, pairs_figure, pairs_table
+
+from cmfg_dgl.bench.compare import bench
+from cmfg_dgl.config import BenchConfig, load_config
+from cmfg_dgl.evaluation.significance import mean_interval
+from cmfg_dgl.files import read_json
+from cmfg_dgl.training.experiment import open_dataset
+
+METHODS, SEEDS, NUMBERS = ["cca", "clip-head"], [0, 1], [20, 40]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], Path, dict[str, Any]]]:
+    """Overrides of the recipe `folder`, the folder of the comparisons, and the record."""
+    root = tmp_path_factory.mktemp("pairs")
+    draw_folder(root / "shapes")
+    overrides = [f"data.root={root / 'shapes'}", *SMALL]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMFG_CACHE", str(root / "cache"))
+        yield overrides, root / "out", measured(overrides, root / "out")
+
+
+def measured(overrides: list[str], folder: Path) -> dict[str, Any]:
+    return measure_pairs(
+        "folder",
+        overrides,
+        NUMBERS,
+        methods=METHODS,
+        seeds=SEEDS,
+        trials=1,
+        minutes=5,
+        folder=folder,
+        progress=lambda *_: None,
+    )
+
+
+def test_every_size_is_a_comparison_of_its_own(
+    given: tuple[list[str], Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    overrides, _, record = given
+    whole = open_dataset(load_config("folder", overrides))
+    assert [size["pairs"] for size in record["sizes"]] == [20, 40, len(whole.split("train").captions)]
+    assert record["protocol"] == whole.protocol("test")
+    assert record["sizes"][-1]["protocol"] == whole.protocol("train")
+    comparison = BenchConfig(
+        ["folder"],
+        [*overrides, "data.train_pairs=20"],
+        METHODS,
+        SEEDS,
+        minutes=5.0,
+        output_dir=str(tmp_path / "20"),
+    )
+    (folder,) = bench(comparison, force=False, progress=lambda *_: None)
+    fresh = {row["method"]: row["rsum"] for row in read_json(folder / "results.json")["rows"]}
+    assert {row["method"]: row["rsum"] for row in record["sizes"][0]["rows"]} == fresh
+    assert record["sizes"][0]["rows"][0]["rsum"] != record["sizes"][1]["rows"][0]["rsum"]
+
+
+def test_intervals_are_over_the_seeds(given: tuple[list[str], Path, dict[str, Any]]) -> None:
+    _, folder, record = given
+    (row,) = (row for row in record["sizes"][1]["rows"] if row["method"] == "clip-head")
+    cells = [read_json(folder / "pairs-40" / "cells" / "clip-head" / f"{n}.json") for n in ("trial-0", "seed-1")]
+    expected = mean_interval([cell["stages"]["first"]["rsum"] for cell in cells])
+    assert (row["rsum"]["mean"], row["rsum"]["lo"], row["rsum"]["hi"]) == pytest.approx(expected)
+
+
+def test_no_finished_cell_is_repeated(given: tuple[list[str], Path, dict[str, Any]]) -> None:
+    overrides, folder, record = given
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("cells/*/*.json")}
+    assert len(before) == 3 * len(METHODS) * len(SEEDS)
+    assert measured(overrides, folder) == record
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("cells/*/*.json")} == before
+
+
+def test_table_and_picture_hold_the_numbers(given: tuple[list[str], Path, dict[str, Any]]) -> None:
+    record = given[2]
+    rows = pairs_table(record)
+    assert [row[:2] for row in rows] == [(str(s["pairs"]), m) for s in record["sizes"] for m in METHODS]
+    (axes,) = pairs_figure(record).axes
+    lines = {line.get_gid(): line for line in axes.lines}
+    for number, method in enumerate(METHODS):
+        points = [[size["pairs"], size["rows"][number]["rsum"]["mean"]] for size in record["sizes"]]
+        assert lines[method].get_xydata().tolist() == points
+        assert [row[3] for row in rows[number::2]] == [f"{mean:,.1f}" for _, mean in points]
