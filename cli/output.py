@@ -70,6 +70,9 @@ class Bars:
             self.bars.update(self.tasks[what], completed=done, total=total, message=message)
             return
         now = time.monotonic()
+        if done < self.told.get(what, (now, -1))[1]:
+            # The same work begins on something else.
+            del self.told[what], self.paced[what]
         then, before = self.told.setdefault(what, (now, -1))
         since, base = self.paced.setdefault(what, (now, done))
         if now - then >= LINE_SECONDS or (done == total and done != before):

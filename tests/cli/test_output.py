@@ -2,7 +2,8 @@
 
 - A log line comes once on stderr, and not at all when quiet, also where a library has set up the root logger.
 - The package's logger is afterwards as it was.
-- Where there is no terminal, a line tells the time left, reckoned from what was done since the last one.
+- Where there is no terminal, a line tells the time left, reckoned from what was done since the last one,
+  and begins to reckon anew where the same work begins on something else.
 """
 
 from __future__ import annotations
@@ -48,6 +49,23 @@ def test_lines_tell_the_time_left_at_the_pace_since_the_last_line(
         "images: 620/1000 6 min 20 s left",
         "images: 700/1000 1 min 00 s left",
         "images: 1000/1000",
+    ]
+
+
+def test_a_second_round_has_a_pace_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("cmfg_dgl.cli.output.time.monotonic", lambda: now[0])
+    with Bars(False) as bars:
+        bars.terminal = False
+        for moment, done in ((100.0, 500), (101.0, 1000), (500.0, 100), (520.0, 200), (600.0, 1000)):
+            now[0] = moment
+            bars("re-ranking", done, 1000)
+    assert capsys.readouterr().err.splitlines() == [
+        "re-ranking: 1000/1000",
+        "re-ranking: 200/1000 2 min 40 s left",
+        "re-ranking: 1000/1000",
     ]
 
 
