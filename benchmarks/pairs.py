@@ -115,7 +115,7 @@ def pairs_figure(record: Mapping[str, Any]) -> Figure:
             for place, value in points:
                 if value["lo"] is not None:
                     axes.plot(
-                        [place] * 2, [value["lo"], value["hi"]], color=line.get_color(), marker="", linewidth=1
+                        [place] * 2, [value["lo"], value["hi"]], color=line.get_color(), marker="", linestyle="-"
                     )
         axes.axhline(record["chance_rsum"], color=GREY, linestyle="--", marker="", label="chance", gid="chance")
         axes.set_ylim(bottom=0)

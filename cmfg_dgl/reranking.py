@@ -207,11 +207,10 @@ class _Job:
         collection, batch = self.collections[split], self.run.config.retrieval.query_batch
         scores = score(Embedded(images, captions, self.scorer), collection, k=max(ks), query_batch=batch)
         quiet = graph_scorer(self.scorer.model, self.run.config, None)
-        curves = []
+        curves, seconds = [], query_seconds(quiet, collection, scores, ks)
         for number, k in enumerate(ks):
             alpha = None if chosen is None else chosen[number]["two_stage"]["alpha"]
-            seconds = query_seconds(quiet, collection, scores, k)
-            curves.append(curve(scores, k, alpha) | {"query_seconds": seconds})
+            curves.append(curve(scores, k, alpha) | {"query_seconds": seconds[number]})
             self.progress(f"{stage.name}, {split}", number + 1, len(ks), f"k {k}")
         return {
             "scale": scale,

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 
 from cmfg_dgl.explain.figures import FONT, GREY, STYLE, WIDTH, wrap_text
@@ -30,7 +31,9 @@ def rerank_figure(record: Mapping[str, Any]) -> Figure:
     """
     stages = record["first_stages"]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH / 72, PANEL * (len(stages) + 2) / 72), layout="constrained")
+        figure = Figure(
+            figsize=(WIDTH / 72, PANEL * (len(stages) + 2) / 72), layout=ConstrainedLayoutEngine(h_pad=8 / 72)
+        )
         *above, over_k, over_time = figure.subplots(len(stages) + 2, 1)
         for axes, (name, stage) in zip(above, stages.items(), strict=True):
             _draw_alphas(axes, name, record["alphas"], stage)
@@ -46,12 +49,12 @@ def _draw_alphas(axes: Axes, name: str, alphas: Sequence[float], stage: Mapping[
         xlabel="alpha: 0 is the first stage alone, 1 the joint score alone", ylabel="rsum (of 600)", xlim=(0, 1)
     )
     axes.set_title(wrap_text(f"first stage: {name}", 380, 1), loc="left", fontsize=10)
-    for entry in stage["curves"]:
+    for place, entry in enumerate(stage["curves"]):
         k, chosen = entry["k"], entry["two_stage"]
-        (line,) = axes.plot(
-            alphas, entry["rsums"], label=f"k {k}", gid=f"alpha-{name}-{k}", clip_on=False, zorder=3
-        )
-        ring: Any = {"markersize": 11, "markerfacecolor": "none", "clip_on": False, "zorder": 4}
+        # Large ks often give the same numbers: each is then seen as a rim around the smaller ones.
+        look: Any = {"linewidth": 1.5 + place, "markersize": 5 + place, "zorder": 3 - 0.1 * place}
+        (line,) = axes.plot(alphas, entry["rsums"], label=f"k {k}", gid=f"alpha-{name}-{k}", clip_on=False, **look)
+        ring: Any = {"linestyle": "", "markersize": 14, "markerfacecolor": "none", "clip_on": False, "zorder": 4}
         axes.plot(
             chosen["alpha"], chosen["rsum"], color=line.get_color(), gid=f"chosen-{name}-{k}", marker="o", **ring
         )
@@ -83,14 +86,14 @@ def _draw_ks(axes: Axes, stages: Mapping[str, Mapping[str, Any]]) -> None:
 def _draw_times(axes: Axes, stages: Mapping[str, Mapping[str, Any]]) -> None:
     """Rsum with the alpha chosen over the time of a query, mean of both directions; each point is a k."""
     axes.set(xlabel="milliseconds a query in the second stage, mean of both directions", ylabel="rsum (of 600)")
+    ks = ", ".join(str(entry["k"]) for entry in next(iter(stages.values()))["curves"])
+    axes.set_title(wrap_text(f"the points of a curve are k {ks}", 380, 1), loc="left", fontsize=10)
     for name, stage in stages.items():
         times = [1e3 * sum(entry["query_seconds"].values()) / 2 for entry in stage["curves"]]
         rsums = [entry["two_stage"]["rsum"] for entry in stage["curves"]]
         (line,) = axes.plot(times, rsums, label=wrap_text(name, 110, 1), gid=f"time-{name}", zorder=3)
         alone = stage["first_stage"]["rsum"]
         axes.axhline(alone, color=line.get_color(), label=f"{wrap_text(name, 110, 1)}, alone", **ALONE)
-        for entry, time, rsum in zip(stage["curves"], times, rsums, strict=True):
-            axes.annotate(f"{entry['k']}", (time, rsum), (4, 4), textcoords="offset points", fontsize=FONT)
     axes.set_xlim(left=0)
     axes.margins(y=0.15)
     _legend(axes)
@@ -98,4 +101,4 @@ def _draw_times(axes: Axes, stages: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _legend(axes: Axes) -> None:
     """Beside the panel, so that it hides no curve."""
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=FONT)
+    axes.legend(loc="center left", bbox_to_anchor=(1.03, 0.5), frameon=False, fontsize=FONT)
