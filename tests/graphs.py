@@ -41,7 +41,7 @@ SCHEMAS: dict[str, tuple[Relation, ...]] = {
     ),
     "directed": (
         *(Relation("patch", f"spatial_{d}", "patch", Directed(Grid(1), d)) for d in DIRECTIONS["patch"]),
-        Relation("token", "context", "token", Complete()),
+        *(Relation("token", f"context_{d}", "token", Directed(Window(2), d)) for d in DIRECTIONS["token"]),
         Relation("patch", "grounds", "token", TopK(1)),
         Relation("token", "describes", "patch", Complete()),
     ),
@@ -134,6 +134,8 @@ def single_edges(relation: Relation, source: NodeSet, target: NodeSet) -> list[P
         if isinstance(relation.topology, Directed):
             across = abs(right) >= abs(down)
             lies = ("left" if right < 0 else "right") if across else ("above" if down < 0 else "below")
+            if relation.source == "token":
+                lies = "before" if v < u else "after"
             near = near and lies == relation.topology.direction
         return near
 

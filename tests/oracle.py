@@ -63,7 +63,7 @@ def project(weights: Weights, kind: str, x: Tensor, relation: str, role: str, se
     return product.view(len(x), settings.heads, -1).transpose(0, 1)
 
 
-def layer(
+def messages(
     weights: Weights,
     relations: Sequence[Relation],
     edges: Mapping[str, list[Pair]],
@@ -71,8 +71,11 @@ def layer(
     settings: Settings,
     attention: Mapping[str, tuple[Weights, Mapping[str, Tensor]]] | None = None,
 ) -> dict[str, Tensor]:
-    """One layer on one graph; `attention` gives relations the weights and nodes that their attention comes from."""
-    new = {}
+    """What the given relations bring to each node (N, D), zero where nothing comes.
+
+    `attention` gives relations the weights and nodes that their attention comes from.
+    """
+    brought = {}
     for kind, nodes in hidden.items():
         entering = [r for r in relations if r.target == kind]
         queries, keys, values = [], [], []
@@ -98,9 +101,22 @@ def layer(
                 ]
                 rows.append(torch.cat(heads))
             message = torch.stack(rows)
-        fired = message.clamp(min=0)
-        new[kind] = nodes + fired if settings.residual else fired
-    return new
+        brought[kind] = message
+    return brought
+
+
+def layer(
+    weights: Weights,
+    relations: Sequence[Relation],
+    edges: Mapping[str, list[Pair]],
+    hidden: Mapping[str, Tensor],
+    settings: Settings,
+    attention: Mapping[str, tuple[Weights, Mapping[str, Tensor]]] | None = None,
+) -> dict[str, Tensor]:
+    """One layer on one graph; `attention` as for `messages`."""
+    brought = messages(weights, relations, edges, hidden, settings, attention)
+    fired = {kind: message.clamp(min=0) for kind, message in brought.items()}
+    return {kind: nodes + fired[kind] if settings.residual else fired[kind] for kind, nodes in hidden.items()}
 
 
 def pooled(kind: str, nodes: Tensor, weight: Tensor | None) -> Tensor:
@@ -147,23 +163,75 @@ class Stack:
     pooling: str
 
 
+class JointGraph:
+    """The graph of one image and one caption, which has the given relations; `run` gives its nodes after a layer."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        relations: Sequence[Relation],
+        settings: Settings,
+        stack: Stack,
+        image: Nodes,
+        caption: Nodes,
+    ) -> None:
+        items = {"patch": image, "token": caption}
+        self.relations, self.settings = relations, settings
+        self.first = {kind: initial(weights, kind, nodes) for kind, nodes in items.items()}
+        sets = {kind: NodeSet(n.offsets, n.grid, n.values, self.first[kind]) for kind, n in items.items()}
+        self.edges = {r.name: single_edges(r, sets[r.source], sets[r.target]) for r in relations}
+        self.of_layer = [below(weights, f"layers.{i}.") for i in range(stack.layers)]
+        self.crossing = 0 if stack.interleaved else stack.layers - stack.cross_layers
+        scored_in = {r.name: self.crossing if r.cross else 0 for r in relations}
+        kept = {name: (self.of_layer[i], self.first) for name, i in scored_in.items() if i < stack.layers}
+        self.attention = kept if stack.once else None
+
+    def run(self, layers: int) -> dict[str, Tensor]:
+        """Nodes after so many layers."""
+        hidden = self.first
+        for index, own in enumerate(self.of_layer[:layers]):
+            used = [r for r in self.relations if not r.cross or index >= self.crossing]
+            hidden = layer(own, used, self.edges, hidden, self.settings, self.attention)
+        return hidden
+
+
 def pair(
     weights: Weights, relations: Sequence[Relation], settings: Settings, stack: Stack, image: Nodes, caption: Nodes
 ) -> dict[str, Tensor]:
     """Embeddings of one image and one caption in their joint graph, which has the given relations."""
-    items = {"patch": image, "token": caption}
-    first = {kind: initial(weights, kind, nodes) for kind, nodes in items.items()}
-    sets = {kind: NodeSet(n.offsets, n.grid, n.values, first[kind]) for kind, n in items.items()}
-    edges = {r.name: single_edges(r, sets[r.source], sets[r.target]) for r in relations}
-    of_layer = [below(weights, f"layers.{i}.") for i in range(stack.layers)]
-    crossing = 0 if stack.interleaved else stack.layers - stack.cross_layers
-    scored_in = {r.name: crossing if r.cross else 0 for r in relations}
-    kept = {name: (of_layer[index], first) for name, index in scored_in.items() if index < stack.layers}
-    hidden = first
-    for index, own in enumerate(of_layer):
-        used = [r for r in relations if not r.cross or index >= crossing]
-        hidden = layer(own, used, edges, hidden, settings, kept if stack.once else None)
+    hidden = JointGraph(weights, relations, settings, stack, image, caption).run(stack.layers)
     return {
         kind: pooled(stack.pooling, nodes, weights.get(f"pool.{kind}.score.weight"))
         for kind, nodes in hidden.items()
     }
+
+
+def vote(weights: Weights, state: Tensor, message: Tensor) -> Tensor:
+    """The vote of one node, a scalar, from its normalised state (D,) and what it heard (D,)."""
+    a = weights["own.weight"] @ state + weights["own.bias"] + weights["heard.weight"] @ message
+    a = a + torch.stack([(row * state * message).sum() for row in weights["both.weight"]])
+    return (weights["vote.weight"][0] * a * (1 + torch.erf(a / 2**0.5)) / 2).sum()
+
+
+def voted(
+    weights: Weights, relations: Sequence[Relation], settings: Settings, stack: Stack, image: Nodes, caption: Nodes
+) -> Tensor:
+    """The votes of one image and one caption in their joint graph: the means of both, summed."""
+    graph = JointGraph(weights, relations, settings, stack, image, caption)
+    # Without a cross-modal layer there is none at whose door the nodes could vote, and nothing that they heard.
+    door = stack.layers - 1 if graph.crossing < stack.layers else stack.layers
+    hidden = graph.run(door)
+    heard = {kind: torch.zeros_like(nodes) for kind, nodes in hidden.items()}
+    if door < stack.layers:
+        own, cross = graph.of_layer[door], [r for r in relations if r.cross]
+        heard = messages(own, cross, graph.edges, hidden, settings, graph.attention)
+        if settings.norm:
+            hidden = {
+                kind: normalise(nodes, own[f"norm.{kind}.weight"], own[f"norm.{kind}.bias"])
+                for kind, nodes in hidden.items()
+            }
+    means = []
+    for kind, nodes in hidden.items():
+        votes = [vote(below(weights, f"votes.{kind}."), x, m) for x, m in zip(nodes, heard[kind], strict=True)]
+        means.append(sum(votes, torch.zeros(())) / len(votes))
+    return means[0] + means[1]

@@ -2,6 +2,7 @@
 
 - `hybrid` gives the feature map of EfficientNet-lite0 row by row, whatever the batch; the pixels are RGB and
   scaled so that emoji are classified; the whole image is seen.
+- `pyramid` gives three stages of it, the finer ones averaged over the cells of the last, scaled, whatever the batch.
 - Of each ViT family exactly the patch tokens come out, in order, with the model's own preprocessing; another
   image size interpolates the position embeddings.
 - Hidden states without patches, unequal images, missing models and weights in pickles are errors of one line.
@@ -160,7 +161,7 @@ def test_a_text_model_is_refused(tmp_path):
 
 def test_a_model_that_is_nowhere_is_one_line_with_the_remedy(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match=r"features\.vision.*no/such-model.*local path or `hybrid`") as caught:
+    with pytest.raises(ConfigError, match=r"features\.vision.*no/such-model.*local path or `pyramid`") as caught:
         load_vision("no/such-model", image_size=None, device="cpu")
     assert "\n" not in str(caught.value)
 
@@ -204,13 +205,14 @@ def test_the_description_follows_what_determines_the_output(tmp_path):
     hybrid = load_vision("hybrid", image_size=None, device="cpu").describe()
     assert hybrid == load_vision("hybrid", image_size=256, device="cpu").describe()
     assert hybrid != load_vision("hybrid", image_size=224, device="cpu").describe()
+    assert hybrid != load_vision("pyramid", image_size=256, device="cpu").describe()
 
 
 def test_the_description_loads_neither_transformers_nor_weights(tmp_path):
     save_model(tmp_path, "vit")
     code = (
         "import sys; from cmfg_dgl.features.vision import load_vision\n"
-        "for name in ('hybrid', sys.argv[1]):\n"
+        "for name in ('pyramid', 'hybrid', sys.argv[1]):\n"
         "    load_vision(name, image_size=None, device='cpu').describe()\n"
         "assert not {'transformers', 'efficientnet_lite_pytorch'} & set(sys.modules)"
     )
@@ -241,10 +243,47 @@ def test_hybrid_sees_the_ends_of_an_oblong_image(hybrid):
     assert change.min() > 1
 
 
+def test_pyramid_nodes_are_three_stages_on_one_grid():
+    encoder = load_vision("pyramid", image_size=96, device="cpu")
+    images = pictures((96, 96), (30, 100), (200, 96))
+    nodes = encoder.encode(images)
+    assert nodes.grid.tolist() == [[3, 3]] * 3
+    assert nodes.values.shape == (27, encoder.width) == (27, 40 + 112 + 1280)
+    model = EfficientNet.from_name("efficientnet-lite0", image_size=96)
+    model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    model.eval()
+    for i, image in enumerate(images):
+        pixels = np.asarray(image.resize((96, 96), Image.Resampling.BICUBIC), np.float32).transpose(2, 0, 1)
+        stages = {}
+        with torch.inference_mode():
+            maps = model._swish(model._bn0(model._conv_stem(torch.from_numpy((pixels[None] - 127) / 128))))
+            for block in model._blocks:
+                maps = block(maps)
+                stages[maps.shape[1:]] = maps[0]
+            last = model._swish(model._bn1(model._conv_head(maps)))[0]
+        # The last maps 8 and 16 pixels apart; those of a stage have one shape.
+        fine, middle = stages[40, 12, 12], stages[112, 6, 6]
+        cells = [
+            torch.cat(
+                [
+                    fine[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].flatten(1).sum(1) / 16 / 6.5,
+                    middle[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten(1).sum(1) / 4 / 5.2,
+                    last[:, row, column] / 0.7,
+                ]
+            )
+            for row in range(3)
+            for column in range(3)
+        ]
+        torch.testing.assert_close(nodes.values[9 * i : 9 * i + 9], torch.stack(cells), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(encoder.encode([image]).values, nodes.values[9 * i : 9 * i + 9])
+    assert not any(block._forward_hooks for block in encoder._model._blocks)
+
+
 @pytest.mark.parametrize("size", [0, 16, 250])
-def test_hybrid_refuses_other_sizes(size):
-    with pytest.raises(ConfigError, match=r"features\.image_size.*32"):
-        load_vision("hybrid", image_size=size, device="cpu")
+@pytest.mark.parametrize("name", ["hybrid", "pyramid"])
+def test_a_stem_refuses_other_sizes(name, size):
+    with pytest.raises(ConfigError, match=rf"features\.image_size: `{name}` .*32"):
+        load_vision(name, image_size=size, device="cpu")
 
 
 def test_hybrid_preprocessing_suits_the_weights():

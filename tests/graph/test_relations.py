@@ -1,7 +1,7 @@
 """Pins of the schema.
 
 - The configuration's relations come in its order, with the ends and the topology they name; `none` leaves one out.
-- A directed relation becomes four, each with its direction.
+- A directed relation becomes four between patches, two between tokens, each with its direction.
 - Two relations never share a name, and a name that torch's containers hold is refused.
 """
 
@@ -54,6 +54,14 @@ def test_a_directed_relation_becomes_four():
     directed = make_relations(config.graph.relations)[:4]
     assert directed == tuple(
         Relation("patch", f"spatial_{d}", "patch", Directed(Grid(2), d)) for d in DIRECTIONS["patch"]
+    )
+
+
+def test_a_directed_relation_of_tokens_becomes_two():
+    settings = {"context": RelationConfig("token", "token", "window", size=3, directed=True)}
+    assert make_relations(settings) == (
+        Relation("token", "context_before", "token", Directed(Window(3), "before")),
+        Relation("token", "context_after", "token", Directed(Window(3), "after")),
     )
 
 

@@ -2,7 +2,7 @@
 
 - Each topology gives, in order, the edges of a double loop over its definition, whatever the batch is made of.
 - No node sends to itself; a graph too small for an edge has none; k larger than the graph takes all there is.
-- The four directions share out the edges of the undirected topology.
+- The four directions of patches, and the two of tokens, share out the edges of the undirected topology.
 - Nodes that look the same tie, and the first of them wins.
 """
 
@@ -27,11 +27,10 @@ from cmfg_dgl.graph.topology import (
 )
 
 INNER = st.one_of(st.just(Complete()), st.builds(Grid, st.integers(1, 5)), st.builds(Knn, st.integers(1, 20)))
+WORDS = st.one_of(st.just(Complete()), st.builds(Window, st.integers(1, 8)), st.builds(Knn, st.integers(1, 8)))
 TOPOLOGIES = {
     ("patch", "patch"): st.one_of(INNER, st.builds(Directed, INNER, st.sampled_from(DIRECTIONS["patch"]))),
-    ("token", "token"): st.one_of(
-        st.just(Complete()), st.builds(Window, st.integers(1, 8)), st.builds(Knn, st.integers(1, 8))
-    ),
+    ("token", "token"): st.one_of(WORDS, st.builds(Directed, WORDS, st.sampled_from(DIRECTIONS["token"]))),
     ("patch", "token"): st.one_of(st.just(Complete()), st.builds(TopK, st.integers(1, 20))),
     ("token", "patch"): st.one_of(st.just(Complete()), st.builds(TopK, st.integers(1, 8))),
 }
@@ -69,12 +68,14 @@ def test_edges_equal_a_double_loop(kinds, data):
         assert not (edges.source == edges.target).any()
 
 
+@pytest.mark.parametrize("kind", DIRECTIONS)
 @EXAMPLES
-@given(images=image_grids(), topology=INNER)
-def test_directions_share_out_the_edges(images, topology):
-    nodes = random_node_set(images)
+@given(data=st.data())
+def test_directions_share_out_the_edges(kind, data):
+    grids, topologies = {"patch": (image_grids(), INNER), "token": (caption_grids(3), WORDS)}[kind]
+    nodes, topology = random_node_set(data.draw(grids)), data.draw(topologies)
     whole = topology.edges(nodes, nodes)
-    parts = [Directed(topology, direction).edges(nodes, nodes) for direction in DIRECTIONS["patch"]]
+    parts = [Directed(topology, direction).edges(nodes, nodes) for direction in DIRECTIONS[kind]]
     pairs = [pair for part in parts for pair in zip(part.source.tolist(), part.target.tolist(), strict=True)]
     assert sorted(pairs) == sorted(zip(whole.source.tolist(), whole.target.tolist(), strict=True))
     assert torch.equal(torch.stack([part.counts for part in parts]).sum(0), whole.counts)
@@ -91,7 +92,21 @@ def test_directions_say_where_the_source_lies():
     assert heard_by_3 == {"left": [0, 2], "right": [], "above": [1], "below": []}
 
 
-@pytest.mark.parametrize("topology", [Complete(), Grid(2), Window(3), Knn(5), Directed(Grid(1), "left")], ids=repr)
+def test_a_token_hears_what_is_before_it_and_what_comes_after():
+    nodes = random_node_set([(1, 4), (1, 3)])
+    heard = {
+        direction: list(zip(*(x.tolist() for x in Directed(Window(2), direction).edges(nodes, nodes)[:2]), strict=True))
+        for direction in DIRECTIONS["token"]
+    }
+    before = [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3), (4, 5), (4, 6), (5, 6)]
+    assert heard == {"before": before, "after": [(1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (5, 4), (6, 4), (6, 5)]}
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [Complete(), Grid(2), Window(3), Knn(5), Directed(Grid(1), "left"), Directed(Window(1), "after")],
+    ids=repr,
+)
 def test_a_single_node_has_no_edge(topology):
     nodes = random_node_set([(1, 1), (1, 1)])
     edges = topology.edges(nodes, nodes)

@@ -2,19 +2,23 @@
 
 - Started, the heads score as CCA with all its directions does, an item with many captions among them.
 - Dropout hides the same whitened coordinates from all nodes of an item, others from another, and keeps the mean.
-- A model that begins gives places no weight and keeps messages quiet; one that starts at random is left alone.
+- Both matrices multiplied as one are the whitening and then W; in training only dropout makes a difference.
+- A model that begins gives places no weight and keeps messages quiet, but for those that votes compare; one that
+  starts at random is left alone.
+- Its first stage begins as CCA, and its nodes attend across to what lies near them in the space of CCA.
 - Features that are all the same have no closed form, and an error says so.
 """
 
 import pytest
 import torch
-from planted import WIDTHS, planted, tiny_model
+from planted import RELATIONS, WIDTHS, planted, tiny_model
 from torch.nn import functional as F
 
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.nn.heads import Heads
+from cmfg_dgl.nn.joint_attention import joint_attention
 
 SIZE = 16
 
@@ -57,9 +61,31 @@ def test_dropout_hides_a_coordinate_from_a_whole_item():
     )
 
 
-def test_a_model_begins_as_its_closed_form():
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_both_matrices_as_one_are_the_whitening_and_then_the_weights(dropout):
+    torch.manual_seed(1)
+    heads = Heads(WIDTHS, size=SIZE, dropout=dropout).double()
+    for buffer in heads.buffers():
+        buffer.copy_(torch.randn_like(buffer))
+    features, counts = torch.randn(9, WIDTHS["patch"], dtype=torch.float64), torch.tensor([2, 3, 4])
+    state = heads.state_dict()
+    expected = torch.stack(
+        [state["linear.patch.weight"] @ (state["root_patch"].T @ (x - state["mean_patch"])) for x in features]
+    )
+    torch.testing.assert_close(heads.eval().enter("patch", features, counts), expected, atol=1e-12, rtol=1e-12)
+    trained = [heads.train().enter("patch", features, counts) for _ in range(2)]
+    if dropout:
+        assert not torch.allclose(trained[0], trained[1])
+    else:
+        torch.testing.assert_close(trained[0], expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("score", "across"), [("pooled", 0.1), ("votes", 1.0)])
+@pytest.mark.parametrize("edge_weights", ["per_layer", "once"])
+def test_a_model_begins_as_its_closed_form(edge_weights, score, across):
     collection = planted([1] * 80, seed=5)
-    model, untouched = (tiny_model(start="cca").eval() for _ in range(2))
+    options = {"start": "cca", "score": score, "edge_weights": edge_weights, "layers": 3, "cross_layers": 2}
+    model, untouched = (tiny_model(**options).eval() for _ in range(2))
     model.begin(collection)
     heads = Heads(WIDTHS, size=SIZE, dropout=0.0)
     heads.start(collection, 1.0)
@@ -69,8 +95,71 @@ def test_a_model_begins_as_its_closed_form():
         assert not model.place[kind](torch.randn(7, width)).any()
     for layer, before in zip(model.layers, untouched.layers, strict=True):
         for name, attention in layer.conv.mods.items():
-            torch.testing.assert_close(attention.value.weight, 0.1 * before.conv.mods[name].value.weight)
-            torch.testing.assert_close(attention.query.weight, before.conv.mods[name].query.weight)
+            was = before.conv.mods[name]
+            if name in ("grounds", "describes"):
+                identities = {part: torch.eye(SIZE) for part, _ in attention.named_parameters()}
+                identities["value.weight"] = across * torch.eye(SIZE)
+                torch.testing.assert_close(dict(attention.named_parameters()), identities)
+            else:
+                torch.testing.assert_close(attention.value.weight, 0.1 * was.value.weight)
+                assert all(torch.equal(p, was.get_parameter(n)) for n, p in attention.named_parameters() if n[0] != "v")
+
+
+def begun(**options):
+    """A model that has begun, in float64, with images and captions that it began on and those of other pairs."""
+    model = tiny_model(**({"start": "cca", "layers": 1, "cross_layers": 1} | options)).eval()
+    model.begin(planted([1] * 80, seed=5))
+    held_out = planted([1] * 12, seed=6)
+    images, captions = (
+        side.read(order).to("cpu", torch.float64)
+        for side, order in ((held_out.images, held_out.caption_image), (held_out.captions, torch.arange(12)))
+    )
+    return model.double(), images, captions
+
+
+def test_the_first_stage_begins_as_cca():
+    across = tuple(r for r in RELATIONS if r.cross)
+    for relations, nearness in (across, 1 - 1e-12), (RELATIONS, 0.95):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("planted.RELATIONS", relations)
+            model, *nodes = begun()
+        for kind, side in zip(WIDTHS, nodes, strict=True):
+            means = torch.stack([side.values[a:b].mean(0) for a, b in zip(side.offsets, side.offsets[1:])])
+            expected = model.enter.embed(kind, model.enter.whiten(kind, means))
+            cosine = (model.embed(kind, side) * expected).sum(1)
+            assert cosine.min() > nearness and (relations is across or cosine.min() < 1 - 1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"softmax": "joint", "stacking": "interleaved", "score": "votes"},
+        {"layers": 3, "cross_layers": 2, "edge_weights": "once"},
+    ],
+    ids=["one layer", "interleaved", "once"],
+)
+def test_a_node_first_attends_to_what_lies_near_it_in_the_space_of_cca(options):
+    model, images, captions = begun(**options)
+    shared = {
+        kind: F.layer_norm(model.enter.project(kind, model.enter.whiten(kind, nodes.values)), (SIZE,)).view(-1, 2, 8)
+        for kind, nodes in (("patch", images), ("token", captions))
+    }
+    first = {"patch": images.offsets, "token": captions.offsets}
+    found = 0
+    for part in joint_attention(model, images, captions).relations:
+        if part.relation not in ("grounds", "describes"):
+            continue
+        source, target = part.kinds
+        for b in range(12):
+            s, t = (slice(int(first[kind][b]), int(first[kind][b + 1])) for kind in (source, target))
+            near = torch.einsum("thc,shc->tsh", shared[target][t], shared[source][s]) / 8**0.5
+            mine = (part.target >= t.start) & (part.target < t.stop)
+            got = torch.zeros_like(near)
+            got[part.target[mine] - t.start, part.source[mine] - s.start] = part.weights[mine]
+            torch.testing.assert_close(got, near.softmax(1), atol=1e-9, rtol=1e-9)
+            found += 1
+    assert found == 24 * options.get("cross_layers", 1)
 
 
 def test_a_random_start_is_left_alone():

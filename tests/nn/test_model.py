@@ -91,8 +91,9 @@ def test_every_schema_equals_single_pair_graphs(schema, weights, uniform):
 
 @pytest.mark.parametrize("kernel", ["edge", "block"])
 @pytest.mark.parametrize("softmax", ["relation", "joint"])
-def test_gradients_through_shared_items_equal_those_of_single_pairs(softmax, kernel):
-    model = random_model("sparse", layers=3, cross_layers=2, softmax=softmax, kernel=kernel)
+@pytest.mark.parametrize("score", ["pooled", "votes"])
+def test_gradients_through_shared_items_equal_those_of_single_pairs(score, softmax, kernel):
+    model = random_model("sparse", layers=3, cross_layers=2, softmax=softmax, kernel=kernel, score=score)
     images, captions = items()
     weight = torch.randn(len(PAIRS), dtype=torch.float64)
     parameters = [p for name, p in model.named_parameters() if not name.startswith("log_scales")]
@@ -107,10 +108,11 @@ def test_gradients_through_shared_items_equal_those_of_single_pairs(softmax, ker
 
 
 @pytest.mark.parametrize("schema", ["complete", "sparse"])
+@pytest.mark.parametrize("score", ["pooled", "votes"])
 @EXAMPLES
 @given(data=st.data())
-def test_order_and_companions_change_nothing(schema, data):
-    model = random_model(schema, layers=3, cross_layers=2, softmax="joint")
+def test_order_and_companions_change_nothing(score, schema, data):
+    model = random_model(schema, layers=3, cross_layers=2, softmax="joint", score=score)
     images, captions = items()
     straight = scores(model, images, captions)
     large = random_nodes([(4, 5)], WIDTHS["patch"], 1), random_nodes([(1, 9)], WIDTHS["token"], 1)
@@ -215,7 +217,7 @@ def test_selecting_nothing_gives_nothing():
 
 @pytest.mark.parametrize("kernel", ["edge", "block"])
 @pytest.mark.parametrize("schema", SCHEMAS)
-@pytest.mark.parametrize("options", [{}, PAPER], ids=["default", "paper"])
+@pytest.mark.parametrize("options", [{}, PAPER, {"score": "votes"}], ids=["default", "paper", "votes"])
 @pytest.mark.parametrize("captions", [CAPTIONS, ((1, 1),) * 4], ids=["ragged", "single tokens"])
 def test_fewer_relations_and_single_tokens_run(schema, kernel, options, captions):
     model = random_model(schema, torch.float32, kernel=kernel, layers=3, cross_layers=2, **options)
