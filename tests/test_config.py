@@ -98,7 +98,7 @@ ERRORS = {
     ),
     "knn across": ("graph: {relations: {grounds: {topology: knn}}}", ["relations.grounds.topology knn"]),
     "topk within": ("graph: {relations: {spatial: {topology: topk}}}", ["relations.spatial.topology topk"]),
-    "directed tokens": ("graph: {relations: {context: {directed: true}}}", ["relations.context.directed"]),
+    "directed across": ("graph: {relations: {grounds: {directed: true}}}", ["relations.grounds.directed", "one type"]),
     "relation name": (
         "graph: {relations: {a.b: {source: patch, target: patch}}}",
         ["relations.a.b", "rename"],
@@ -275,7 +275,7 @@ def relations(draw):
         known = Config().graph.relations.get(name)
         ends = (known.source, known.target) if known else draw(st.sampled_from(list(LEGAL)))
         topology = "complete" if name == "spatial" else draw(st.sampled_from(LEGAL[ends]))
-        directed = draw(st.booleans()) if ends == ("patch", "patch") else False
+        directed = draw(st.booleans()) if ends[0] == ends[1] else False
         numbers = {key: draw(st.integers(1, 99)) for key in ("radius", "k", "size")}
         made[name] = RelationConfig(*ends, topology, directed=directed, **numbers)
     return made

@@ -391,7 +391,8 @@ def _hard_negatives(results: Row) -> Table:
     columns = [_Column(kind, "percent", _at("hard_negatives", kind), 1) for kind in kinds]
     note = (
         "In %, how often an image's caption scores higher than a false one that holds the very same words, by what "
-        "was exchanged in it; chance is 50. `images`: the caption beats every false one of its image."
+        "was exchanged in it; chance is 50. `images`: the caption beats every false one of its image. Differences "
+        "between methods are not tested."
     )
     head, cells = ("method", "stage", *_heads(columns)), _cells(rows, _two_names, columns)
     return Table("hard-negatives", "Hard negatives", note, head, cells, names=2, tests=INTERVALS)

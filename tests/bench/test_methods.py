@@ -4,6 +4,7 @@
 - It passes the audit, which an unfitted method must pass too: neither has seen an answer.
 - Everything is chosen on validation; the test split is scored once, and last.
 - All methods have equally many settings to try, and each can be made with them.
+- Of hard negatives each stage tells how often the right caption beats them; the leaky protocol has none.
 - Labels and prompts reach only the methods that say so; without them those methods refuse in one line.
 """
 
@@ -32,7 +33,7 @@ from cmfg_dgl.data.dataset import Split
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.evaluation.audit import audit
 from cmfg_dgl.evaluation.evaluate import score
-from cmfg_dgl.features.collection import Collection
+from cmfg_dgl.features.collection import Collection, HardNegatives
 from cmfg_dgl.nn.heads import Heads
 from cmfg_dgl.nn.model import RIDGE
 
@@ -197,7 +198,13 @@ def test_only_the_last_look_is_at_the_test_split(name: str) -> None:
         for part, seed in ((held_out(), 2), (held_out(), 3))
     )
     data: Any = SimpleNamespace(
-        config=config(), widths=WIDTHS, training=training(), val=val, test=test, searched=test
+        config=config(),
+        widths=WIDTHS,
+        training=training(),
+        val=val,
+        test=test,
+        searched=test,
+        hard_negatives=None,
     )
     with patch("cmfg_dgl.bench.cells.score", wraps=score) as scored:
         record = run_cell(data, name, 0, {}, minutes=5, audited=False)
@@ -206,6 +213,54 @@ def test_only_the_last_look_is_at_the_test_split(name: str) -> None:
     assert len(looks) > 1
     assert all(look is val.collection for look in looks[:-1])
     assert not record["timed_out"]
+    assert all(stage["hard_negatives"] is None for stage in record["stages"].values())
+
+
+def against_captions_of_others() -> HardNegatives:
+    """For all images but the last, which has none, captions of another image as false ones."""
+    collection = held_out().collection
+    false = torch.arange(39).repeat(2)
+    owners = collection.caption_image[false].roll(5)
+    kept = owners != 39
+    false, owners = false[kept], owners[kept]
+    side = replace(
+        collection.captions, count=len(false), read=lambda items: collection.captions.read(false[items])
+    )
+    right = torch.argsort(collection.caption_image)[owners]
+    return HardNegatives(
+        Collection(collection.images, side, owners), right, tuple("ab"[i % 2] for i in range(len(false)))
+    )
+
+
+@pytest.mark.parametrize(("name", "leaky"), [("cmfg", False), ("cca", False), ("scm-32", False), ("cmfg", True)])
+def test_each_stage_faces_the_hard_negatives(name: str, leaky: bool) -> None:
+    part, negatives = held_out(), against_captions_of_others()
+    data: Any = SimpleNamespace(
+        config=config(),
+        widths=WIDTHS,
+        training=training(),
+        val=part,
+        test=part,
+        searched=part,
+        hard_negatives=negatives,
+    )
+    with patch("cmfg_dgl.bench.cells.make_method", wraps=make_method) as made:
+        methods: list[Method] = []
+        made.side_effect = lambda *args, **more: methods.append(make_method(*args, **more)) or methods[-1]
+        stages = run_cell(data, name, 0, {}, minutes=5, audited=False, leaky=leaky)["stages"]
+    if leaky:
+        assert stages["first"]["hard_negatives"] is None
+        return
+    images, captions = methods[0].embeddings(part.collection)
+    where, false, owners = negatives.right, negatives.collection.captions, negatives.collection.caption_image
+    assert set(stages) == ({"first", "two"} if name == "cmfg" else {"first"})
+    _, wrong = methods[0].embeddings(Collection(part.collection.images, false, owners))
+    won = [bool(images[i] @ captions[c] > images[i] @ w) for i, c, w in zip(owners, where, wrong, strict=True)]
+    got = stages["first"]["hard_negatives"]
+    assert got["all"] == pytest.approx(100 * sum(won) / len(won))
+    assert got["a"] == pytest.approx(100 * sum(won[::2]) / len(won[::2]))
+    assert got["images"] <= got["all"] and got["all"] > 60
+    assert set(got) == {"a", "b", "all", "images"}
 
 
 @pytest.mark.parametrize("name", LABELLED)

@@ -437,6 +437,14 @@ RESULTS: dict[str, tuple[Callable[[Path, str], object], str]] = {
     "no protocol": (damage(lambda r: r.pop("protocol")), "no key protocol"),
     "no rsum": (damage(lambda r: r["rows"][1].pop("rsum")), r"no key rows\[1\]\.rsum"),
     "no mean": (damage(lambda r: r["rows"][0]["i2t"]["R@5"].pop("mean")), r"no key rows\[0\]\.i2t\.R@5\.mean"),
+    "false captions": (
+        damage(lambda r: r["rows"][0]["hard_negatives"]["all"].pop("mean")),
+        r"no key rows\[0\]\.hard_negatives\.all\.mean",
+    ),
+    "nothing of false captions": (
+        damage(lambda r: r["rows"][0].pop("hard_negatives")),
+        r"no key rows\[0\]\.hard_negatives",
+    ),
     "words": (damage(lambda r: r["rows"][0]["rsum"].update(mean="high")), r"rows\[0\]\.rsum\.mean is no number"),
     "truth": (damage(lambda r: r["rows"][0].update(parameters=True)), r"rows\[0\]\.parameters is no number"),
     "rows": (damage(lambda r: r.update(rows={})), "rows is no list"),

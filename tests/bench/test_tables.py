@@ -2,7 +2,8 @@
 
 Invariants:
 - every number of results.json that a table is for stands in its row and column, in Markdown and in LaTeX alike;
-- rows fall by mean rsum, those of label relevance by mean mAP@all, whatever the order in the file;
+- rows fall by mean rsum, those of label relevance by mean mAP@all, those of hard negatives by all of them, whatever
+  the order in the file;
 - bold marks the best value of a column and all values that look equal to it, and nothing that is no contest;
 - an interval that has no ends is not shown, and a number that is not finite is a dash;
 - every caption tells data set, split, counts, protocol and seeds;
@@ -79,6 +80,10 @@ def row(method: str, stage: str, at_one: float, half: float | None = 1.5) -> dic
         "rsum": spread(total, None if half is None else 2.2 * half),
         "hit_rsum": spread(total + 4.27, None if half is None else 2.1 * half),
         "label": labels,
+        "hard_negatives": {
+            name: spread(41.3 + 2.6 * i + at_one / 3 * (-1) ** len(method) + 0.8 * two)
+            for i, name in enumerate(["attribute", "place", "all", "images"])
+        },
         "ceiling": {"i2t": 67.31, "t2i": 66.52} if two else None,
         "k": 32 if two else None,
         "alpha": {"mean": 0.35} if two else None,
@@ -208,7 +213,7 @@ def markdown_rows(text: str) -> list[list[list[str]]]:
 
 def test_markdown_holds_every_table_with_equal_columns(results: dict[str, Any]) -> None:
     tables, read = comparison_tables(results), markdown_rows(markdown_tables(results))
-    assert len(tables) == len(read) == 11
+    assert len(tables) == len(read) == 12
     for table, rows in zip(tables, read, strict=True):
         assert len(rows) == len(table.rows) + 1
         assert {len(row) for row in rows} == {len(table.head)}
@@ -281,6 +286,25 @@ def test_label_relevance_cost_alignment_and_attention_stand_in_their_cells(resul
     relations = [tuple(cell.text for cell in line) for line in tables["attention"].rows if line[1].text == "first"]
     assert relations[1] == ("cmfg", "first", "grammar", "2.520", "0.613", "6.110", "0.648", "0.391")
     assert len(tables["alignment"].rows) == len({row["method"] for row in results["rows"]})
+
+
+def test_hard_negatives_stand_in_their_cells(results: dict[str, Any]) -> None:
+    results["rows"][3]["hard_negatives"] = None
+    table = tables_of(results)["hard-negatives"]
+    assert table.head == ("method", "stage", "attribute", "place", "all", "images")
+    assert len(table.rows) == len(results["rows"]) - 1
+    for row in results["rows"]:
+        if row["hard_negatives"] is None:
+            continue
+        (line,) = [r for r in table.rows if (r[0].text.rstrip("†"), r[1].text) == (row["method"], row["stage"])]
+        values = row["hard_negatives"].values()
+        assert [cell.text for cell in line[2:]] == [f"{value['mean']:.1f}" for value in values]
+        assert line[2].interval == "[{lo:.1f}, {hi:.1f}]".format(**row["hard_negatives"]["attribute"])
+    assert "chance is 50" in table.caption
+    everything = [float(row[4].text) for row in table.rows]
+    assert everything == sorted(everything, reverse=True)
+    assert [r[0].text for r in table.rows] != [r[0].text for r in tables_of(results)["cost"].rows]
+    assert [row[4].best for row in table.rows] == [value == everything[0] for value in everything]
 
 
 def test_rows_fall_by_rsum_and_labels_by_map(results: dict[str, Any]) -> None:
@@ -373,7 +397,7 @@ def test_tables_without_rows_are_left_out(results: dict[str, Any]) -> None:
     results["rows"] = [row for row in results["rows"] if row["stage"] == "first" and row["method"] != "cmfg"]
     results["label_relevance"] = None
     for row in results["rows"]:
-        row |= {"label": None, "tests": None, "alignment": None}
+        row |= {"label": None, "hard_negatives": None, "tests": None, "alignment": None}
     assert list(tables_of(results)) == ["summary-first", "i2t-first", "t2i-first", "cost"]
     results["rows"] = []
     assert tables_of(results) == {}

@@ -50,6 +50,12 @@ CHECKS = [
 ]
 
 
+NEGATIVES = {
+    stage: dict(zip(("attribute", "place", "all", "images"), values, strict=True))
+    for stage, values in (("first_stage", (51.23, 60.4, 55.74, 21.06)), ("two_stage", (71.39, 80.57, 75.91, 41.25)))
+}
+
+
 def picture(number: int) -> str:
     """A small drawing as the address of an embedded PNG."""
     image = Image.new("RGB", (96, 96 - 8 * (number % 3)), "white")
@@ -197,6 +203,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = train(tmp_path_factory.mktemp("runs") / "open moji")
     evaluate(folder, "val", 171, 171, 28.95)
     evaluate(folder, "test")
+    change(folder / "evaluation-test.json", hard_negatives=NEGATIVES)
     audit(folder)
     write_report(folder)
     write_card(folder)
@@ -403,6 +410,10 @@ def test_every_number_of_the_results_stands_in_its_cell(whole: Path, report: Pag
         assert all(protocol(split) in text for text in captions)
         assert "6.9" in captions[1]
         assert f"{record['n_images']:,} images and {record['n_captions']:,} captions" in report.text
+    for kind in ("attribute", "place", "all", "images"):
+        values = [NEGATIVES[stage][kind] for stage in ("first_stage", "two_stage")]
+        assert report.row("Hard negatives of the test split", kind) == [f"{value:.1f}" for value in values]
+    assert not any(text.startswith("Hard negatives of the val split") for text in report.captions)
     assert "11,832 pairs a second" in report.text
     assert "9.6 s" in report.text
 

@@ -4,11 +4,14 @@
 - Training leaves out what is quarantined, and images left without a caption with it, up to `data.max_bad_fraction`;
   an evaluation refuses a split that is not whole and a data set that was not read whole, and lists all that is bad.
 - Texts that differ in case, spaces or punctuation alone have one number, others not.
+- Hard negatives of a split are false captions of the same words with the image and the right caption of each, encoded
+  and rounded as the stores' captions are; there are none where the data set knows none.
 - The model's weights depend on the seed alone, and making it leaves torch's random state as it was.
 - Features lie in features.dir, else $CMFG_CACHE, else ~/.cache/cmfg.
 - A device that cannot be used is a configuration error of one line; slow bfloat16 is told, once.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from PIL import Image
 
 from cmfg_dgl.config import load_config
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
+from cmfg_dgl.data.scenes import scene_of
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.build import build_store
 from cmfg_dgl.features.nodes import Nodes
@@ -26,6 +30,7 @@ from cmfg_dgl.features.shards import ShardContent, StoreSpec
 from cmfg_dgl.training.experiment import (
     Experiment,
     _warn_of_slow_products,
+    encoders,
     features_directory,
     select_device,
 )
@@ -144,6 +149,76 @@ def test_numbers_of_texts(toy):
     for a, number_a in zip(texts, numbers.tolist(), strict=True):
         for b, number_b in zip(texts, numbers.tolist(), strict=True):
             assert (number_a == number_b) == (same.get(a, a) == same.get(b, b)), (a, b)
+
+
+@pytest.fixture(scope="module")
+def scenery(tmp_path_factory):
+    """An experiment on a few scenes."""
+    counts = "{train: 2, val: 2, test: 20, objects: [1, 3]}"
+    settings = ["data.name=scenes", f"data.scenes={counts}", "features.image_size=32"]
+    config = load_config(None, [*settings, f"features.dir={tmp_path_factory.mktemp('features')}"])
+    return Experiment.prepare(config)
+
+
+def words(text):
+    return sorted(text.replace(",", "").split())
+
+
+def test_hard_negatives_of_scenes(scenery):
+    view = scenery.evaluation_split("test")
+    negatives = scenery.hard_negatives(view)
+    scenes = [scene_of(scenery.dataset.images[i]) for i in view.images]
+    assert {len(scene.objects) for scene in scenes} == {1, 2, 3}
+    expected = [
+        (image, kind, text)
+        for image, scene in enumerate(scenes)
+        for kind, texts in scene.hard_negatives.items()
+        for text in texts
+    ]
+    owners, read = negatives.collection.caption_image.tolist(), negatives.collection.captions
+    assert list(zip(owners, negatives.kinds, strict=True)) == [(image, kind) for image, kind, _ in expected]
+    assert set(negatives.kinds) == {"attribute", "place"} and set(owners) < set(range(20))
+    assert read.count == len(expected) and negatives.collection.images.count == 20
+    for (image, _, text), right in zip(expected, negatives.right.tolist(), strict=True):
+        caption = scenery.dataset.captions[view.captions[right]]
+        assert caption.image == view.images[image] and caption.text == scenes[image].caption
+        assert text != caption.text and words(text) == words(caption.text)
+    # Of each image's texts the last, encoded by itself.
+    for number in {image: number for number, (image, _, _) in enumerate(expected)}.values():
+        got = read.read(torch.tensor([number]))
+        alone = encoders(scenery.config)[1].encode([expected[number][2]]).nodes
+        assert got.values.dtype == torch.float16
+        torch.testing.assert_close(got.values.float(), alone.values, atol=2e-2, rtol=2e-2)
+    patches = negatives.collection.images.read(torch.arange(20))
+    assert_same(patches, scenery.collection(view).images.read(torch.arange(20)))
+
+
+def test_a_false_caption_is_encoded_as_a_right_one_is(scenery):
+    own = {image.id: caption.text for image, caption in zip(scenery.dataset.images, scenery.dataset.captions)}
+    twins = replace(scenery, dataset=replace(scenery.dataset, hard_negatives=lambda item: {"same": [own[item.id]]}))
+    view = scenery.evaluation_split("test")
+    negatives = twins.hard_negatives(view)
+    stored = scenery.collection(view).captions.read(negatives.right)
+    got = negatives.collection.captions.read(torch.arange(20))
+    assert got.values.dtype == stored.values.dtype == torch.float16
+    assert got.offsets.tolist() == stored.offsets.tolist() and got.grid.tolist() == stored.grid.tolist()
+    torch.testing.assert_close(got.values, stored.values, atol=5e-3, rtol=5e-3)
+
+
+def test_the_right_caption_is_one_of_the_image(toy):
+    experiment, *_ = toy()
+    assert experiment.hard_negatives(experiment.evaluation_split("train")) is None
+    false = {"img0": {"place": ["one", "two"]}, "img3": {"place": [], "attribute": ["three"]}}
+    data = replace(experiment.dataset, hard_negatives=lambda item: false.get(item.id, {}))
+    for split in ("train", "test"):
+        view = experiment.evaluation_split(split)
+        negatives = replace(experiment, dataset=data).hard_negatives(view)
+        if split == "test":  # neither of its images has one
+            assert negatives is None
+            continue
+        assert negatives.kinds == ("place", "place", "attribute")
+        assert view.images[negatives.collection.caption_image].tolist() == [0, 0, 3]
+        assert view.caption_image[negatives.right].tolist() == negatives.collection.caption_image.tolist()
 
 
 def test_weights_depend_on_the_seed_alone(toy):

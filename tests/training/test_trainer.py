@@ -14,6 +14,8 @@
 - TensorBoard shows each step once, with the learning rate of that step, also after going on.
 - A checkpoint of another model is refused.
 - With a shuffle buffer a batch reads from the shards of the buffer alone, and a run goes on bit for bit, too.
+- With near captions each batch is whole groups of them, of an order that differs by epoch, and a run goes on bit for
+  bit, too; groups of one are the plain order.
 """
 
 import json
@@ -37,6 +39,7 @@ from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.retrieval.rank import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
+from cmfg_dgl.training.order import near_order
 from cmfg_dgl.training.trainer import training_losses
 
 WRITTEN = ("checkpoints/last.safetensors", "checkpoints/best.safetensors", "metrics.jsonl")
@@ -467,6 +470,48 @@ def test_a_shuffle_buffer_changes_the_order_and_goes_on_bit_for_bit(tmp_path):
         trainer(tmp_path / "crashed", progress=crash_at(8))[0].fit()
     torch.manual_seed(987)
     again, _ = trainer(tmp_path / "crashed")
+    again.resume(again.last)
+    again.fit()
+    assert_equal_runs(tmp_path / "crashed", tmp_path / "whole")
+
+
+def batches_of(folder, **options):
+    """Captions of each batch of a run, in order."""
+    trainer, seen = tiny_trainer(folder, epochs=2, **options), []
+    whole = trainer.collection
+    _ = whole.captions.means  # read before the spy listens
+    captions = Side("token", 40, lambda items: seen.append(items) or whole.captions.read(items))
+    captions.__dict__["means"] = whole.captions.means
+    trainer.collection = Collection(whole.images, captions, whole.caption_image)
+    trainer.validate = lambda: {"val_rsum": 0.0}
+    trainer.fit()
+    return torch.stack(seen).view(2, 5, 8)
+
+
+def test_near_captions_share_a_batch(tmp_path):
+    plain, near = batches_of(tmp_path / "plain"), batches_of(tmp_path / "near", near_captions=4)
+    assert torch.equal(batches_of(tmp_path / "one", near_captions=1), plain)
+    collection = tiny_trainer(tmp_path / "other").collection
+    means = collection.captions.means
+    for epoch in range(2):
+        expected = near_order(plain[epoch].flatten(), means, collection.caption_image, 4)
+        assert torch.equal(near[epoch].flatten(), expected)
+        groups = near[epoch].reshape(10, 4)
+        vectors = torch.nn.functional.normalize(means - means.mean(0), dim=1)
+        likeness = vectors @ vectors.T
+        within = torch.stack([likeness[g[:1]][:, g[1:]].mean() for g in groups])
+        assert within.mean() > likeness.mean() + 0.2
+    assert not torch.equal(near[0], near[1])
+
+
+def test_near_captions_go_on_bit_for_bit(undisturbed, tmp_path):
+    tiny_trainer(tmp_path / "whole", near_captions=4).fit()
+    assert (tmp_path / "whole" / WRITTEN[0]).read_bytes() != (undisturbed / WRITTEN[0]).read_bytes()
+    with pytest.raises(Crash):
+        tiny_trainer(tmp_path / "crashed", near_captions=4, progress=crash_at(8)).fit()
+    torch.manual_seed(987)
+    again = tiny_trainer(tmp_path / "crashed", near_captions=4)
+    torch.manual_seed(987)
     again.resume(again.last)
     again.fit()
     assert_equal_runs(tmp_path / "crashed", tmp_path / "whole")

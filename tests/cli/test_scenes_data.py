@@ -1,0 +1,137 @@
+"""Rendered scenes through the commands: their hard negatives.
+
+- `cmfg eval` gives, for both stages, what a loop over images and their false captions counts, in JSON, in its table
+  and on the page; the second stage weighs by alpha. `cmfg bench` gives it for each method and stage.
+- Of data without hard negatives nothing is said of them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import cmfg
+
+from cmfg_dgl.config import load_config
+from cmfg_dgl.data.scenes import scene_of
+from cmfg_dgl.features.text import load_text
+from cmfg_dgl.files import read_json
+from cmfg_dgl.training.checkpoint import load_checkpoint
+from cmfg_dgl.training.experiment import Experiment
+from cmfg_dgl.training.trainer import load_weights
+
+OVERRIDES = (
+    "data.scenes={train: 32, val: 12, test: 20, objects: [1, 3]}",
+    "features.image_size=64",
+    "model.width=32",
+    "model.layers=1",
+    "training.epochs=1",
+    "training.batch_size=16",
+    "retrieval.k=4",
+)
+KINDS = ["attribute", "place", "all", "images"]
+
+
+@pytest.fixture(scope="module")
+def scene_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a few scenes, whose nodes vote."""
+    folder = tmp_path_factory.mktemp("runs") / "scenes"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMFG_CACHE", str(cache))
+        result = cmfg("train", "-c", "scenes", *OVERRIDES, "model.score=votes", "-o", folder, "-q")
+    assert result.code == 0, result.err
+    return folder
+
+
+def counted(run: Path, alpha: float) -> dict[str, dict[str, float]]:
+    """Both stages of the hard negatives of test, an image and a caption at a time."""
+    experiment = Experiment.prepare(load_config(str(run / "config.yaml")))
+    model, best = experiment.model(0).eval(), run / "checkpoints" / "best.safetensors"
+    load_weights(model, load_checkpoint(best)[0], best)
+    text = load_text(experiment.config.features.text, max_tokens=experiment.config.features.max_tokens, device="cpu")
+    view, won = experiment.evaluation_split("test"), {"first_stage": [], "two_stage": []}  # type: ignore[var-annotated]
+    collection = experiment.collection(view)
+
+    def scores(image: Any, caption: Any) -> tuple[float, float]:
+        first = (image.embedding * caption.embedding).sum() * model.scale("first")
+        return float(first), float(model.match(image, caption) * model.scale("joint"))
+
+    with torch.inference_mode():
+        for number, position in enumerate(view.images):
+            scene, (caption,) = scene_of(experiment.dataset.images[position]), (view.caption_image == number).nonzero()[0]
+            image = model.encode("patch", model.accept(collection.images.read(torch.tensor([number]))))
+            own = model.encode("token", model.accept(collection.captions.read(torch.tensor([caption]))))
+            right = scores(image, own)
+            for kind, texts in scene.hard_negatives.items():
+                for false in texts:
+                    nodes = model.accept(text.encode([false]).nodes.to("cpu", torch.float16))
+                    wrong = scores(image, model.encode("token", nodes))
+                    first, joint = right[0] - wrong[0], right[1] - wrong[1]
+                    won["first_stage"].append((number, kind, first > 0))
+                    won["two_stage"].append((number, kind, alpha * joint + (1 - alpha) * first > 0))
+    table: dict[str, dict[str, float]] = {}
+    for stage, rows in won.items():
+        images = {number: all(good for n, _, good in rows if n == number) for number, _, _ in rows}
+        parts = {kind: [good for _, k, good in rows if k == kind] for kind in ("attribute", "place")}
+        parts |= {"all": [good for *_, good in rows], "images": list(images.values())}
+        table[stage] = {kind: 100 * sum(goods) / len(goods) for kind, goods in parts.items()}
+    return table
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_eval_counts_hard_negatives_in_both_stages(scene_run: Path, alpha: float) -> None:
+    result = cmfg("eval", scene_run, "--json", "--force", f"retrieval.alpha={alpha}")
+    record = result.json["hard_negatives"]
+    assert [list(stage) for stage in record.values()] == [KINDS, KINDS]
+    expected = counted(scene_run, alpha)
+    for stage, values in expected.items():
+        # A margin of next to nothing may fall to either side in other batches.
+        assert record[stage] == pytest.approx(values, abs=4.0), stage
+    if alpha == 0.0:
+        assert record["first_stage"] == record["two_stage"]
+    else:
+        assert record["first_stage"] != record["two_stage"]
+
+
+def test_tables_and_page_show_them(scene_run: Path) -> None:
+    result = cmfg("eval", scene_run, "--force")
+    record = json.loads((scene_run / "evaluation-test.json").read_text())["hard_negatives"]
+    title, _, table = result.out.partition("hard negatives")
+    assert title and table
+    for stage, name in (("first_stage", "first stage"), ("two_stage", "two stages")):
+        (line,) = [line for line in table.splitlines() if name in line]
+        assert [cell.strip() for cell in line.split("  ") if cell.strip()][1:] == [
+            f"{record[stage][kind]:.1f}" for kind in KINDS
+        ]
+    assert "Hard negatives of the test split" in (scene_run / "report.html").read_text()
+
+
+def test_other_data_say_nothing_of_them(run: Path) -> None:
+    assert "hard_negatives" not in cmfg("eval", run, "--json").json
+    assert "hard negatives" not in cmfg("eval", run).out
+    assert "Hard negatives" not in (run / "report.html").read_text()
+
+
+def test_bench_gives_them_for_each_method_and_stage(tmp_path: Path) -> None:
+    folder, overrides = tmp_path / "bench", json.dumps(list(OVERRIDES))
+    given = ("recipes=[scenes]", f"overrides={overrides}", "methods=[cmfg, cca]", "seeds=[0, 1]", "trials=1")
+    result = cmfg("bench", *given, "-c", "smoke", "-o", folder, "--json")
+    assert result.code == 0, result.err
+    cells = folder / "cells"
+    for row in result.json["rows"]:
+        found = row["hard_negatives"]
+        assert list(found) == KINDS
+        seeds = [read_json(cells / row["method"] / f"{name}.json") for name in ("trial-0", "seed-1")]
+        for kind in KINDS:
+            values = [seed["stages"][row["stage"]]["hard_negatives"][kind] for seed in seeds]
+            assert found[kind]["mean"] == pytest.approx(sum(values) / 2)
+            assert 0 <= found[kind]["mean"] <= 100
+    assert {(row["method"], row["stage"]) for row in result.json["rows"]} == {
+        ("cmfg", "first"),
+        ("cmfg", "two"),
+        ("cca", "first"),
+    }
+    assert "## Hard negatives" in (folder / "tables.md").read_text()
