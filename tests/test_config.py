@@ -98,7 +98,10 @@ ERRORS = {
     ),
     "knn across": ("graph: {relations: {grounds: {topology: knn}}}", ["relations.grounds.topology knn"]),
     "topk within": ("graph: {relations: {spatial: {topology: topk}}}", ["relations.spatial.topology topk"]),
-    "directed across": ("graph: {relations: {grounds: {directed: true}}}", ["relations.grounds.directed", "one type"]),
+    "directed across": (
+        "graph: {relations: {grounds: {directed: true}}}",
+        ["relations.grounds.directed", "one type"],
+    ),
     "relation name": (
         "graph: {relations: {a.b: {source: patch, target: patch}}}",
         ["relations.a.b", "rename"],

@@ -223,9 +223,7 @@ def against_captions_of_others() -> HardNegatives:
     owners = collection.caption_image[false].roll(5)
     kept = owners != 39
     false, owners = false[kept], owners[kept]
-    side = replace(
-        collection.captions, count=len(false), read=lambda items: collection.captions.read(false[items])
-    )
+    side = replace(collection.captions, count=len(false), read=lambda items: collection.captions.read(false[items]))
     right = torch.argsort(collection.caption_image)[owners]
     return HardNegatives(
         Collection(collection.images, side, owners), right, tuple("ab"[i % 2] for i in range(len(false)))

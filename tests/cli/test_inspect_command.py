@@ -3,6 +3,7 @@
 - `--json` has the keys and types of its contract, and names files that are there; so has every result of a query.
 - A picture of the data set given as a file has the score of its pair; a query finds what the evaluation finds.
 - `--faithfulness` adds areas to the JSON, the file and the lines; they agree.
+- `--split` gives the mean over pairs of what `--pair --faithfulness` gives of each; on scenes also pointing.
 - Nothing is overwritten without --force, and with it nothing of an earlier inspection is left.
 - What cannot be used is one line with the exit code of its kind: a missing or broken picture, an unknown id, an
   empty caption, options that do not belong together.
@@ -187,3 +188,31 @@ def test_faithfulness_is_measured_when_asked(trained: Trained, tmp_path: Path) -
         "deletion by attention: area"
         in cmfg("inspect", trained.folder, "--pair", IMAGE, "-o", tmp_path / "out", "--faithfulness", "--force").out
     )
+
+
+def test_a_split_is_the_mean_of_its_pairs(run: Path) -> None:
+    found = cmfg("inspect", run, "--split", "test", "--pairs", "3", "--json")
+    assert found.code == 0, found.err
+    experiment = Experiment.prepare(open_run(str(run)).config)
+    captions = experiment.evaluation_split("test").captions
+    chosen = [captions[0], captions[round((len(captions) - 1) / 2)], captions[-1]]
+    each = []
+    for position in chosen:
+        name = experiment.dataset.captions[position].id
+        output = run / "inspect" / f"split-{position}"
+        each.append(cmfg("inspect", run, "--pair", name, "--faithfulness", "-o", output, "--json").json)
+    for way in ("deletion", "insertion"):
+        for method in ("attention", "gradient"):
+            values = [record["faithfulness"][way][method]["minus_random"] for record in each]
+            assert found.json[way][method]["minus_random"] == pytest.approx(sum(values) / 3, abs=1e-6)
+    assert found.json["protocol"] == experiment.dataset.protocol("test")
+    assert "pointing" not in found.json
+    assert json.loads((run / "faithfulness-test.json").read_text())["pairs"] == 3
+    refused(cmfg("inspect", run, "--split", "test"), 2, "faithfulness-test.json", "--force")
+    shown = cmfg("inspect", run, "--split", "test", "--pairs", "3", "--force")
+    assert f"{found.json['deletion']['attention']['minus_random']:+.4f}" in shown.out
+
+
+def test_a_split_has_no_folder_of_its_own(run: Path, tmp_path: Path) -> None:
+    refused(cmfg("inspect", run, "--split", "val", "-o", tmp_path), 2, "faithfulness-SPLIT.json")
+    refused(cmfg("inspect", run, "--split", "val", "--pair", IMAGE), 2, "--split")

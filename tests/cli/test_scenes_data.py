@@ -51,7 +51,9 @@ def counted(run: Path, alpha: float) -> dict[str, dict[str, float]]:
     experiment = Experiment.prepare(load_config(str(run / "config.yaml")))
     model, best = experiment.model(0).eval(), run / "checkpoints" / "best.safetensors"
     load_weights(model, load_checkpoint(best)[0], best)
-    text = load_text(experiment.config.features.text, max_tokens=experiment.config.features.max_tokens, device="cpu")
+    text = load_text(
+        experiment.config.features.text, max_tokens=experiment.config.features.max_tokens, device="cpu"
+    )
     view, won = experiment.evaluation_split("test"), {"first_stage": [], "two_stage": []}  # type: ignore[var-annotated]
     collection = experiment.collection(view)
 
@@ -61,7 +63,10 @@ def counted(run: Path, alpha: float) -> dict[str, dict[str, float]]:
 
     with torch.inference_mode():
         for number, position in enumerate(view.images):
-            scene, (caption,) = scene_of(experiment.dataset.images[position]), (view.caption_image == number).nonzero()[0]
+            scene, (caption,) = (
+                scene_of(experiment.dataset.images[position]),
+                (view.caption_image == number).nonzero()[0],
+            )
             image = model.encode("patch", model.accept(collection.images.read(torch.tensor([number]))))
             own = model.encode("token", model.accept(collection.captions.read(torch.tensor([caption]))))
             right = scores(image, own)

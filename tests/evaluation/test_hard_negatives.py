@@ -87,7 +87,9 @@ class Reader:
     def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
         pairs = list(zip(image.tolist(), caption.tolist(), strict=True))
         self.asked += [(collection.captions.count == len(SENTENCES), *pair) for pair in pairs]
-        return torch.tensor([self.joint(read(collection.images, i), read(collection.captions, c)) for i, c in pairs])
+        return torch.tensor(
+            [self.joint(read(collection.images, i), read(collection.captions, c)) for i, c in pairs]
+        )
 
 
 class Weighing(Reader):

@@ -6,6 +6,8 @@ Invariants:
 - attention sums to one a token and layer; gradient times attention sums to the gradient of scaling the messages;
 - areas of curves made by hand are those of triangles and rectangles; the interval holds the mean of random orders;
 - a model agrees with itself in the order of patches; constant attention has no order;
+- over many pairs: the mean of each pair's area less random, which a method with the same curves everywhere has at 0;
+  a sign that all pairs share is significant, one that half of them have is not;
 - the result does not depend on how many graphs are scored at a time; a model whose tokens hear no patch has none.
 """
 
@@ -20,7 +22,13 @@ from graphs import SCHEMAS, random_nodes
 from inspections import make_model
 
 from cmfg_dgl.explain import faithfulness
-from cmfg_dgl.explain.faithfulness import Faithfulness, attributions, measure_faithfulness, score_without
+from cmfg_dgl.explain.faithfulness import (
+    Faithfulness,
+    attributions,
+    faithfulness_of_pairs,
+    measure_faithfulness,
+    score_without,
+)
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.nn.model import CMFG
 
@@ -137,3 +145,35 @@ def test_graphs_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_a_relation_from_patches_to_tokens_there_is_none() -> None:
     model = make_model(SCHEMAS["images only hear"]).double()
     assert measure_faithfulness(model, model, *items()) is None
+
+
+def curves(deletion: float, insertion: float) -> Faithfulness:
+    """Curves that are constant, so that an area is the height; random orders have 0 and 1 there."""
+    random = np.array([[0.0] * 3, [1.0] * 3])
+    flat = {"attention": np.full(3, deletion), "gradient": np.full(3, 0.5)}
+    return Faithfulness(
+        np.array([0.0, 0.5, 1.0]), flat, flat | {"attention": np.full(3, insertion)}, random, random, 0.25
+    )
+
+
+def test_many_pairs() -> None:
+    heights = np.linspace(-1.0, 0.3, 12)
+    found = faithfulness_of_pairs([curves(height, 0.5 + (-1) ** n) for n, height in enumerate(heights)])
+    attention = found["deletion"]["attention"]
+    assert attention["minus_random"] == pytest.approx(heights.mean() - 0.5)
+    assert heights.min() - 0.5 <= attention["lo"] <= attention["minus_random"] <= attention["hi"] < 0
+    assert attention["p"] == pytest.approx(2 / 2**12)
+    assert found["insertion"]["attention"]["minus_random"] == pytest.approx(0)
+    assert found["insertion"]["attention"]["p"] > 0.5
+    assert found["deletion"]["gradient"] == {"minus_random": 0, "lo": 0, "hi": 0, "p": 1}
+    assert found["randomised_rank_correlation"] == pytest.approx(0.25)
+
+
+def test_the_area_of_a_pair_is_the_same_alone_and_among_many() -> None:
+    model = make_model(SCHEMAS["complete"]).double()
+    found = measure_faithfulness(model, make_model(SCHEMAS["complete"]).double(), *items())
+    assert found is not None
+    alone, many = found.record(), faithfulness_of_pairs([found, found])
+    for way in ("deletion", "insertion"):
+        for name in ("attention", "gradient"):
+            assert many[way][name]["minus_random"] == pytest.approx(alone[way][name]["minus_random"])

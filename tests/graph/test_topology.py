@@ -95,7 +95,9 @@ def test_directions_say_where_the_source_lies():
 def test_a_token_hears_what_is_before_it_and_what_comes_after():
     nodes = random_node_set([(1, 4), (1, 3)])
     heard = {
-        direction: list(zip(*(x.tolist() for x in Directed(Window(2), direction).edges(nodes, nodes)[:2]), strict=True))
+        direction: list(
+            zip(*(x.tolist() for x in Directed(Window(2), direction).edges(nodes, nodes)[:2]), strict=True)
+        )
         for direction in DIRECTIONS["token"]
     }
     before = [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3), (4, 5), (4, 6), (5, 6)]

@@ -102,7 +102,9 @@ def test_a_model_begins_as_its_closed_form(edge_weights, score, across):
                 torch.testing.assert_close(dict(attention.named_parameters()), identities)
             else:
                 torch.testing.assert_close(attention.value.weight, 0.1 * was.value.weight)
-                assert all(torch.equal(p, was.get_parameter(n)) for n, p in attention.named_parameters() if n[0] != "v")
+                assert all(
+                    torch.equal(p, was.get_parameter(n)) for n, p in attention.named_parameters() if n[0] != "v"
+                )
 
 
 def begun(**options):
@@ -142,7 +144,9 @@ def test_the_first_stage_begins_as_cca():
 def test_a_node_first_attends_to_what_lies_near_it_in_the_space_of_cca(options):
     model, images, captions = begun(**options)
     shared = {
-        kind: F.layer_norm(model.enter.project(kind, model.enter.whiten(kind, nodes.values)), (SIZE,)).view(-1, 2, 8)
+        kind: F.layer_norm(model.enter.project(kind, model.enter.whiten(kind, nodes.values)), (SIZE,)).view(
+            -1, 2, 8
+        )
         for kind, nodes in (("patch", images), ("token", captions))
     }
     first = {"patch": images.offsets, "token": captions.offsets}
