@@ -113,9 +113,9 @@ class FeaturesConfig:
 
     dir: str | None = option(None, "folder of the feature stores; default $CMFG_CACHE or ~/.cache/cmfg")
     vision: str = option(
-        "pyramid",
-        "`pyramid` (EfficientNet-lite0, three stages on one grid), `hybrid` (its last stage), a transformers ViT "
-        "by name or path, or `precomputed`",
+        "hybrid",
+        "`hybrid` (EfficientNet-lite0 grid), `pyramid` (three stages of it on one grid), a transformers ViT by name "
+        "or path, or `precomputed`",
     )
     image_size: int | None = option(
         None, "side of the square image in pixels; default what the encoder likes", least=32

@@ -393,7 +393,7 @@ def load_vision(
         if name == stem.name:
             side = 256 if image_size is None else image_size
             return stem(image_size=side, device=device, compile_batch=compile_batch)
-    folder = locate_model(name, "features.vision", Pyramid.name)
+    folder = locate_model(name, "features.vision", HybridStem.name)
     short = re.sub(r"[^\w.-]+", "-", folder.name if Path(name).expanduser().is_dir() else name)
     return PatchTransformer(
         name=short, folder=folder, image_size=image_size, device=device, compile_batch=compile_batch

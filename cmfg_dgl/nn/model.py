@@ -242,8 +242,8 @@ class CMFG(nn.Module):
         Places and messages begin at next to nothing, so that the first stage begins as CCA and learns what to add.
         Places are then learnt in units of how far the nodes of an item lie apart, or they would be drowned: single
         nodes are whitened by what their means differ in, which is far less.
-        Cross-modal relations begin with equal queries and keys: a node attends to what lies near it in the space
-        that CCA found for both.
+        Cross-modal relations begin with equal queries and keys, so that a node attends to what lies near it in the
+        space that CCA found for both; where nodes vote, they hand on all of it, or there would be nothing to judge.
 
         Raises
         ------

@@ -161,7 +161,7 @@ def test_a_text_model_is_refused(tmp_path):
 
 def test_a_model_that_is_nowhere_is_one_line_with_the_remedy(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match=r"features\.vision.*no/such-model.*local path or `pyramid`") as caught:
+    with pytest.raises(ConfigError, match=r"features\.vision.*no/such-model.*local path or `hybrid`") as caught:
         load_vision("no/such-model", image_size=None, device="cpu")
     assert "\n" not in str(caught.value)
 
