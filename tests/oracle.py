@@ -164,7 +164,7 @@ class Stack:
 
 
 class JointGraph:
-    """The graph of one image and one caption, which has the given relations; `run` gives its nodes after a layer."""
+    """The graph of one image and one caption, which has the given relations."""
 
     def __init__(
         self,

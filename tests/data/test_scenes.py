@@ -7,7 +7,7 @@
 - A scene depends on seed, split and index alone; a larger split begins with the smaller.
 - Val and test show combinations that training lacks, and not the same ones.
 - Within a split a caption fits its own picture alone, and yet many are made of the same words.
-- About half of a family's scenes keep its objects, the others exchange their attributes; both kinds are in every split.
+- About half of a family's scenes keep its objects, the others exchange attributes; both are in every split.
 """
 
 from __future__ import annotations

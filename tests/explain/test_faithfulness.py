@@ -6,8 +6,8 @@ Invariants:
 - attention sums to one a token and layer; gradient times attention sums to the gradient of scaling the messages;
 - areas of curves made by hand are those of triangles and rectangles; the interval holds the mean of random orders;
 - a model agrees with itself in the order of patches; constant attention has no order;
-- over many pairs: the mean of each pair's area less random, which a method with the same curves everywhere has at 0;
-  a sign that all pairs share is significant, one that half of them have is not;
+- over many pairs: the mean of each pair's area less random, 0 for curves that are as random orders are; a sign that
+  all pairs share is significant, one that half of them have is not;
 - the result does not depend on how many graphs are scored at a time; a model whose tokens hear no patch has none.
 """
 

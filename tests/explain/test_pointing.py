@@ -5,7 +5,7 @@ Invariants:
   intra-modal relation has none;
 - hits, chance and IoU are what counting patches one by one gives; the expected IoU is that of random patches;
 - attention on the object's patches alone is a hit with IoU 1; attention elsewhere is a miss with IoU 0;
-- an object without a patch or without a token is left out; means over pairs weigh pairs alike, whatever their objects.
+- an object without a patch or without a token is left out; means weigh pairs alike, whatever their objects.
 """
 
 from __future__ import annotations

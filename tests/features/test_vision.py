@@ -2,7 +2,7 @@
 
 - `hybrid` gives the feature map of EfficientNet-lite0 row by row, whatever the batch; the pixels are RGB and
   scaled so that emoji are classified; the whole image is seen.
-- `pyramid` gives three stages of it, the finer ones averaged over the cells of the last, scaled, whatever the batch.
+- `pyramid` gives three stages of it, the finer ones averaged over the cells of the last, and each scaled.
 - Of each ViT family exactly the patch tokens come out, in order, with the model's own preprocessing; another
   image size interpolates the position embeddings.
 - Hidden states without patches, unequal images, missing models and weights in pickles are errors of one line.

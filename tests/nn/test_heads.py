@@ -126,7 +126,7 @@ def test_the_first_stage_begins_as_cca():
             patch.setattr("planted.RELATIONS", relations)
             model, *nodes = begun()
         for kind, side in zip(WIDTHS, nodes, strict=True):
-            means = torch.stack([side.values[a:b].mean(0) for a, b in zip(side.offsets, side.offsets[1:])])
+            means = torch.stack([part.mean(0) for part in side.values.split(side.counts.tolist())])
             expected = model.enter.embed(kind, model.enter.whiten(kind, means))
             cosine = (model.embed(kind, side) * expected).sum(1)
             assert cosine.min() > nearness and (relations is across or cosine.min() < 1 - 1e-6)

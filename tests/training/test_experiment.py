@@ -4,8 +4,8 @@
 - Training leaves out what is quarantined, and images left without a caption with it, up to `data.max_bad_fraction`;
   an evaluation refuses a split that is not whole and a data set that was not read whole, and lists all that is bad.
 - Texts that differ in case, spaces or punctuation alone have one number, others not.
-- Hard negatives of a split are false captions of the same words with the image and the right caption of each, encoded
-  and rounded as the stores' captions are; there are none where the data set knows none.
+- Hard negatives of a split are false captions of the same words with the image and the right caption of each; they
+  are encoded and rounded as the stores' captions are. There are none where the data set knows none.
 - The model's weights depend on the seed alone, and making it leaves torch's random state as it was.
 - Features lie in features.dir, else $CMFG_CACHE, else ~/.cache/cmfg.
 - A device that cannot be used is a configuration error of one line; slow bfloat16 is told, once.
@@ -194,7 +194,10 @@ def test_hard_negatives_of_scenes(scenery):
 
 
 def test_a_false_caption_is_encoded_as_a_right_one_is(scenery):
-    own = {image.id: caption.text for image, caption in zip(scenery.dataset.images, scenery.dataset.captions)}
+    own = {
+        image.id: caption.text
+        for image, caption in zip(scenery.dataset.images, scenery.dataset.captions, strict=True)
+    }
     twins = replace(scenery, dataset=replace(scenery.dataset, hard_negatives=lambda item: {"same": [own[item.id]]}))
     view = scenery.evaluation_split("test")
     negatives = twins.hard_negatives(view)

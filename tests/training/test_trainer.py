@@ -14,8 +14,8 @@
 - TensorBoard shows each step once, with the learning rate of that step, also after going on.
 - A checkpoint of another model is refused.
 - With a shuffle buffer a batch reads from the shards of the buffer alone, and a run goes on bit for bit, too.
-- With near captions each batch is whole groups of them, of an order that differs by epoch, and a run goes on bit for
-  bit, too; groups of one are the plain order.
+- With near captions each batch is whole groups of them, in an order that differs by epoch, and a run goes on bit
+  for bit, too; groups of one are the plain order.
 """
 
 import json
