@@ -114,8 +114,8 @@ class FeaturesConfig:
     dir: str | None = option(None, "folder of the feature stores; default $CMFG_CACHE or ~/.cache/cmfg")
     vision: str = option(
         "hybrid",
-        "`hybrid` (EfficientNet-lite0 grid), `pyramid` (three stages of it on one grid), a transformers ViT by name "
-        "or path, or `precomputed`",
+        "`hybrid` (EfficientNet-lite0 grid), `pyramid` (three stages of it on one grid), a transformers ViT by "
+        "name or path, or `precomputed`",
     )
     image_size: int | None = option(
         None, "side of the square image in pixels; default what the encoder likes", least=32
