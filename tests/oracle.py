@@ -149,7 +149,8 @@ def initial(weights: Weights, kind: str, nodes: Nodes) -> Tensor:
         cells = [(0.0, c / 16) for c in range(columns)]
     place = torch.tensor(cells, dtype=x.dtype)
     place = torch.nn.functional.gelu(place @ weights[f"place.{kind}.0.weight"].T + weights[f"place.{kind}.0.bias"])
-    return x + place @ weights[f"place.{kind}.2.weight"].T + weights[f"place.{kind}.2.bias"]
+    place = place @ weights[f"place.{kind}.2.weight"].T + weights[f"place.{kind}.2.bias"]
+    return x + weights[f"place_scale_{kind}"] * place
 
 
 @dataclass(frozen=True)
