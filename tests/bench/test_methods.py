@@ -216,23 +216,20 @@ def test_only_the_last_look_is_at_the_test_split(name: str) -> None:
     assert all(stage["hard_negatives"] is None for stage in record["stages"].values())
 
 
-def against_captions_of_others() -> HardNegatives:
-    """For all images but the last, which has none, captions of another image as false ones."""
+def changed_captions() -> HardNegatives:
+    """For all images but the last its own caption twice, with nodes changed a little, as false ones."""
     collection = held_out().collection
-    false = torch.arange(39).repeat(2)
-    owners = collection.caption_image[false].roll(5)
-    kept = owners != 39
-    false, owners = false[kept], owners[kept]
-    side = replace(collection.captions, count=len(false), read=lambda items: collection.captions.read(false[items]))
+    owners = torch.arange(39).repeat_interleave(2)
     right = torch.argsort(collection.caption_image)[owners]
-    return HardNegatives(
-        Collection(collection.images, side, owners), right, tuple("ab"[i % 2] for i in range(len(false)))
-    )
+    own = collection.captions.read(right)
+    noise = torch.randn(own.values.shape, generator=torch.Generator().manual_seed(3))
+    side = replace(collection.captions, count=78, read=replace(own, values=own.values + noise).select)
+    return HardNegatives(Collection(collection.images, side, owners), right, ("a", "b") * 39)
 
 
 @pytest.mark.parametrize(("name", "leaky"), [("cmfg", False), ("cca", False), ("scm-32", False), ("cmfg", True)])
 def test_each_stage_faces_the_hard_negatives(name: str, leaky: bool) -> None:
-    part, negatives = held_out(), against_captions_of_others()
+    part, negatives = held_out(), changed_captions()
     data: Any = SimpleNamespace(
         config=config(),
         widths=WIDTHS,
@@ -242,22 +239,42 @@ def test_each_stage_faces_the_hard_negatives(name: str, leaky: bool) -> None:
         searched=part,
         hard_negatives=negatives,
     )
-    with patch("cmfg_dgl.bench.cells.make_method", wraps=make_method) as made:
-        methods: list[Method] = []
-        made.side_effect = lambda *args, **more: methods.append(make_method(*args, **more)) or methods[-1]
+    methods: list[Method] = []
+
+    def remembered(*args: Any, **more: Any) -> Method:
+        methods.append(make_method(*args, **more))
+        return methods[-1]
+
+    # Validation chooses no weight as large, so that a wrong one shows.
+    alpha = 0.9
+    with (
+        patch("cmfg_dgl.bench.cells.make_method", remembered),
+        patch("cmfg_dgl.bench.cells.choose_alpha", lambda scores: (alpha, [0.0])),
+    ):
         stages = run_cell(data, name, 0, {}, minutes=5, audited=False, leaky=leaky)["stages"]
     if leaky:
         assert stages["first"]["hard_negatives"] is None
         return
-    images, captions = methods[0].embeddings(part.collection)
-    where, false, owners = negatives.right, negatives.collection.captions, negatives.collection.caption_image
-    assert set(stages) == ({"first", "two"} if name == "cmfg" else {"first"})
-    _, wrong = methods[0].embeddings(Collection(part.collection.images, false, owners))
-    won = [bool(images[i] @ captions[c] > images[i] @ w) for i, c, w in zip(owners, where, wrong, strict=True)]
-    got = stages["first"]["hard_negatives"]
-    assert got["all"] == pytest.approx(100 * sum(won) / len(won))
-    assert got["a"] == pytest.approx(100 * sum(won[::2]) / len(won[::2]))
-    assert got["images"] <= got["all"] and got["all"] > 60
+    method, owners = methods[0], negatives.collection.caption_image
+    images, captions = method.embeddings(part.collection)
+    _, wrong = method.embeddings(negatives.collection)
+    margin = torch.stack(
+        [images[i] @ captions[c] - images[i] @ w for i, c, w in zip(owners, negatives.right, wrong, strict=True)]
+    )
+    expected = {"first": margin}
+    if method.reranks:
+        every = torch.arange(len(owners))
+        joint = method.pairs(part.collection, owners, negatives.right)
+        joint = joint - method.pairs(negatives.collection, owners, every)
+        expected["two"] = alpha * joint + (1 - alpha) * margin
+    assert stages.keys() == expected.keys()
+    for stage, values in expected.items():
+        got, won = stages[stage]["hard_negatives"], (values > 0).double()
+        assert got["all"] == pytest.approx(100 * float(won.mean()))
+        assert got["a"] == pytest.approx(100 * float(won[::2].mean()))
+        assert 0 < got["images"] < got["all"] < 100
+    if name == "cmfg":
+        assert stages["first"]["hard_negatives"] != stages["two"]["hard_negatives"]
     assert set(got) == {"a", "b", "all", "images"}
 
 
