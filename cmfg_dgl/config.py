@@ -85,6 +85,11 @@ class DataConfig:
     caption_column: str | None = option(
         None, "huggingface: column of the captions, where the schema leaves a choice"
     )
+    rows: int | None = option(
+        None,
+        "huggingface, theojiang300k: read the first rows of each split only, streamed; default all",
+        least=1,
+    )
     language: str = option("en", "openmoji, tuxpaint: language of the captions, such as fr or ja")
     protocol: str = option(
         "A", "mirflickr25k: which items are trained on, searched and searched for", choices=("A", "B", "paper")

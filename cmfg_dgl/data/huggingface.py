@@ -18,6 +18,7 @@ from PIL import Image
 
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.faults import caption_fault, path_fault, printable
+from cmfg_dgl.data.first_rows import first_rows
 from cmfg_dgl.data.images import decode, read_image
 from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups
 from cmfg_dgl.errors import DataError
@@ -86,6 +87,7 @@ def huggingface(
     name: str,
     image_column: str | None,
     caption_column: str | None,
+    rows: int | None,
     fractions: dict[str, float],
     seed: int,
     near_duplicate: float,
@@ -111,6 +113,8 @@ def huggingface(
         Name of the data set; `huggingface` for the last part of `root`.
     image_column, caption_column
         The columns; None where the schema decides.
+    rows
+        Read only the first rows of each split, streamed, see `first_rows`; None for all.
     fractions, seed, near_duplicate
         As in `hash_split` and `near_duplicate_groups`.
     max_pixels, max_bytes
@@ -127,7 +131,7 @@ def huggingface(
     """
     if root is None:
         raise DataError("data.root is not set; give a name on the hub, a folder or a file, data.root=NAME_OR_PATH")
-    tables = _open(root)
+    tables = _open(root, rows)
     schema = next(iter(tables.values())).features.arrow_schema
     images, captions = _columns(schema)
     path = Path(root).expanduser()
@@ -168,7 +172,10 @@ def huggingface(
         load=partial(source.load, max_pixels=max_pixels, max_bytes=max_bytes),
         bad=tuple(bad),
         near_duplicates=near_duplicates,
-        notes=(f"images are in the column {source.image!r}, captions in {source.caption!r}",),
+        notes=(
+            f"images are in the column {source.image!r}, captions in {source.caption!r}",
+            *_cut_note(tables, rows),
+        ),
     )
 
 
@@ -186,27 +193,42 @@ def _library() -> Any:
     return datasets
 
 
-def _open(root: str) -> dict[str, Any]:
-    """The tables of all splits, by the split's name."""
+def _open(root: str, rows: int | None) -> dict[str, Any]:
+    """The tables of all splits, by the split's name, each cut to its first rows where `rows` says so."""
     datasets, path = _library(), Path(root).expanduser()
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             opened = datasets.load_from_disk(str(path))
-        elif path.is_file() and path.suffix in (".parquet", ".arrow"):
-            opened = datasets.load_dataset(path.suffix[1:], data_files=str(path))
+            tables = dict(opened) if isinstance(opened, dict) else {"train": opened}
+            if rows is None:
+                return tables
+            return {split: table.select(range(min(rows, len(table)))) for split, table in tables.items()}
+        if path.is_file() and path.suffix in (".parquet", ".arrow"):
+            source = {"path": path.suffix[1:], "data_files": str(path)}
         elif path.is_file():
             raise ValueError("neither .parquet nor .arrow")
         elif path.is_dir() and not any(file.suffix in (".parquet", ".arrow") for file in path.rglob("*")):
             raise ValueError("no .parquet and no .arrow file in it")
         else:
-            opened = datasets.load_dataset(str(path) if path.is_dir() else root)
+            source = {"path": str(path) if path.is_dir() else root}
+        return dict(datasets.load_dataset(**source)) if rows is None else first_rows(datasets, root, rows, source)
     except Exception as error:  # a reader may raise anything on damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"data.root={root}: cannot be read ({reason}); give a name on the hub, a folder of save_to_disk, or "
             "Parquet or Arrow files"
         ) from error
-    return dict(opened) if isinstance(opened, dict) else {"train": opened}
+
+
+def _cut_note(tables: Mapping[str, Any], rows: int | None) -> list[str]:
+    """How many rows were read where `rows` limits them."""
+    if rows is None:
+        return []
+    counts = [
+        f"{len(table):,} of {split}{'' if len(table) == rows else ' (it has no more)'}"
+        for split, table in tables.items()
+    ]
+    return [f"data.rows={rows}: the first rows alone were read, {', '.join(counts)}"]
 
 
 def _columns(schema: Any) -> tuple[list[str], list[str]]:

@@ -39,6 +39,7 @@ DATASETS: dict[str, str] = {
 }
 
 LANGUAGES = ("openmoji", "tuxpaint")
+STREAMED = ("huggingface", "theojiang300k")
 
 
 class _ByHash(TypedDict):
@@ -64,6 +65,7 @@ def load_dataset(
     protocol: str,
     image_column: str | None,
     caption_column: str | None,
+    rows: int | None,
     fractions: dict[str, float],
     seed: int,
     near_duplicate: float,
@@ -86,6 +88,8 @@ def load_dataset(
         Which protocol of `mirflickr25k`.
     image_column, caption_column
         Columns of `huggingface` and `theojiang300k`, where the schema leaves a choice.
+    rows
+        How many rows of each split of `huggingface` and `theojiang300k` to read; None for all.
     fractions, seed, near_duplicate
         How to split, see `hash_split` and `near_duplicate_groups`, where the data set brings no splits.
     max_pixels, max_bytes
@@ -96,7 +100,7 @@ def load_dataset(
     Raises
     ------
     ConfigError
-        If there is no such data set or language, or the split cannot be made so.
+        If there is no such data set or language, it cannot be read in part, or the split cannot be made so.
     DataError
         If the data cannot be read.
     """
@@ -104,6 +108,11 @@ def load_dataset(
         raise ConfigError(
             f"data.language={language!r}: only {' and '.join(LANGUAGES)} have captions in several languages; leave "
             f"it out for data.name={name}, whose captions are read as they are"
+        )
+    if rows is not None and name not in STREAMED:
+        raise ConfigError(
+            f"data.rows={rows}: only {' and '.join(STREAMED)} can be read in part; leave it out for "
+            f"data.name={name}"
         )
     split: _ByHash = {"fractions": fractions, "seed": seed, "near_duplicate": near_duplicate}
     bounds: _Bounds = {"max_pixels": max_pixels, "max_bytes": max_bytes}
@@ -132,6 +141,7 @@ def load_dataset(
                 name=name,
                 image_column=image_column,
                 caption_column=caption_column,
+                rows=rows,
                 **split,
                 **bounds,
             )

@@ -57,6 +57,7 @@ def open_dataset(config: Config) -> Dataset:
         protocol=data.protocol,
         image_column=data.image_column,
         caption_column=data.caption_column,
+        rows=data.rows,
         fractions=data.fractions,
         seed=data.seed,
         near_duplicate=data.near_duplicate,

@@ -370,7 +370,7 @@ def test_load_dataset_dispatches_by_name(root: Path) -> None:
     (root / "captions.csv").write_text(as_csv(ROWS), encoding="utf-8")
     options = {
         "root": str(root), "language": "en", "protocol": "A", "image_column": None, "caption_column": None,
-        "fractions": FRACTIONS, "seed": 0, "near_duplicate": 0.75,
+        "rows": None, "fractions": FRACTIONS, "seed": 0, "near_duplicate": 0.75,
         "max_pixels": 63, "max_bytes": 1 << 20,
         "scene_counts": {"train": 3, "val": 2, "test": 1}, "scene_objects": [1, 4],
     }  # fmt: skip
@@ -395,3 +395,6 @@ def test_load_dataset_dispatches_by_name(root: Path) -> None:
     for name in DATASETS.keys() - {"openmoji", "tuxpaint"}:
         with pytest.raises(ConfigError, match=rf"data\.language='fr': only openmoji .*data\.name={name}"):
             load_dataset(name, **{**options, "language": "fr"})
+    for name in DATASETS.keys() - {"huggingface", "theojiang300k"}:
+        with pytest.raises(ConfigError, match=rf"data\.rows=5: only huggingface and .*data\.name={name}"):
+            load_dataset(name, **{**options, "rows": 5})

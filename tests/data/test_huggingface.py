@@ -49,8 +49,8 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read(root: Path | str | None, **changes: Any) -> Dataset:
     options: dict[str, Any] = {
-        "name": "hub", "image_column": None, "caption_column": None, "fractions": FRACTIONS, "seed": 0,
-        "near_duplicate": 0.9, "max_pixels": 1000, "max_bytes": 1 << 20,
+        "name": "hub", "image_column": None, "caption_column": None, "rows": None, "fractions": FRACTIONS,
+        "seed": 0, "near_duplicate": 0.9, "max_pixels": 1000, "max_bytes": 1 << 20,
     }  # fmt: skip
     return huggingface(None if root is None else str(root), **{**options, **changes})
 
