@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from cmfg_dgl.config import Config
-from cmfg_dgl.data.dataset import Dataset, Split
+from cmfg_dgl.data.dataset import Dataset, ImageItem, Split
 from cmfg_dgl.data.images import read_image
-from cmfg_dgl.data.scenes import Scene, scene_of
+from cmfg_dgl.data.scenes import scene_of
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.explain.faithfulness import Faithfulness, faithfulness_of_pairs, measure_faithfulness
 from cmfg_dgl.explain.inspect import Pair, inspect_pair, write_attention
 from cmfg_dgl.explain.inspect_page import write_inspection
 from cmfg_dgl.explain.overlays import write_overlays
-from cmfg_dgl.explain.pointing import Pointing, attention_of_words, point, pointing_of_pairs
+from cmfg_dgl.explain.pointing import NamedObject, Pointing, pointing_of_pair, pointing_of_pairs
 from cmfg_dgl.features.extract import to_half
 from cmfg_dgl.features.text import TextEncoder
 from cmfg_dgl.features.vision import VisionEncoder
 from cmfg_dgl.files import sha256_bytes
-from cmfg_dgl.nn.joint_attention import RelationWeights, joint_attention
+from cmfg_dgl.nn.joint_attention import joint_attention
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.retrieval.rank import GraphScorer, candidates, fuse
 from cmfg_dgl.training.checkpoint import load_checkpoint
@@ -193,9 +193,9 @@ def inspect_split(run: Run, split: str, *, pairs: int, force: bool, progress: Pr
         if found is None:
             raise ConfigError(f"{run.folder}: no relation leads from patches to tokens, so nothing ranks patches")
         curves.append(found)
-        if dataset.name == "scenes":
+        if pair.objects:
             weights = joint_attention(source.models.trained, *nodes).relations
-            for name, objects in _pointing(pair, scene_of(dataset.images[image]), weights).items():
+            for name, objects in pointing_of_pair(weights, pair.spans, pair.boxes, pair.objects).items():
                 pointed.setdefault(name, []).append(objects)
         progress("pairs", done + 1, len(chosen))
     record = {
@@ -208,21 +208,6 @@ def inspect_split(run: Run, split: str, *, pairs: int, force: bool, progress: Pr
     }
     run.write(path.name, record)
     return record
-
-
-def _pointing(pair: Pair, scene: Scene, weights: Sequence[RelationWeights]) -> dict[str, list[Pointing]]:
-    """Cross-modal relation and layer (`grounds.2`) to how the words of each object point at it."""
-    found: dict[str, list[Pointing]] = {}
-    for part in weights:
-        attention = attention_of_words(part, len(pair.tokens), len(pair.boxes))
-        if attention is None:
-            continue
-        for start, end, index in scene.spans:
-            tokens = [n for n, (first, last) in enumerate(pair.spans) if start <= first and last <= end]
-            measured = point(attention, pair.boxes, torch.tensor(tokens), scene.objects[index].box)
-            if measured is not None:
-                found.setdefault(f"{part.relation}.{part.layer}", []).append(measured)
-    return found
 
 
 class _Models(NamedTuple):
@@ -289,7 +274,15 @@ class _Source:
             words=tuple(tokenised.words[tokenised.kept].tolist()),
             image=experiment.images.read([item.id]),
             caption=experiment.captions.read([text.id]),
+            objects=self._objects(item, matching=text.image == image),
         )
+
+    def _objects(self, item: ImageItem, matching: bool) -> tuple[NamedObject, ...]:
+        """What the caption of a scene names and where it lies; nothing of other data or of another caption."""
+        if self._dataset.name != "scenes" or not matching:
+            return ()
+        scene = scene_of(item)
+        return tuple(NamedObject(start, end, scene.objects[index].box) for start, end, index in scene.spans)
 
 
 def _retrieve(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cmfg_dgl.evaluation.attention import metrics_by_relation
 from cmfg_dgl.explain.faithfulness import Faithfulness, measure_faithfulness
+from cmfg_dgl.explain.pointing import NamedObject, pointing_of_pair, pointing_of_pairs
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.vision import Box
 from cmfg_dgl.files import write_atomic, write_json
@@ -43,6 +44,8 @@ class Pair:
         The caption; first character of each token and the one behind its last; the word that it is a piece of.
     image, caption
         Their nodes, one item each.
+    objects
+        What the caption names and where it lies, where that is known.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Pair:
     words: tuple[int, ...]
     image: Nodes
     caption: Nodes
+    objects: tuple[NamedObject, ...] = ()
 
     def __post_init__(self) -> None:
         tokens = len(self.caption.values)
@@ -126,6 +130,9 @@ class Inspection:
         Relation name to what it does.
     faithfulness
         Whether the score follows the attention; None where that was not asked or cannot be.
+    pointing
+        With it, where boxes are known: relation and layer to how words point at their objects, see
+        `pointing_of_pairs`.
     """
 
     pair: Pair
@@ -135,6 +142,7 @@ class Inspection:
     relations: tuple[RelationWeights, ...]
     summaries: dict[str, RelationSummary]
     faithfulness: Faithfulness | None = None
+    pointing: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def used(self, part: RelationWeights) -> Tensor:
         """(E, H), the weights that the model multiplies values by: those of its own scope of the softmax."""
@@ -143,6 +151,8 @@ class Inspection:
     def record(self, files: list[Path]) -> dict[str, Any]:
         """What `cmfg inspect --json` prints of a pair."""
         faithfulness = {} if self.faithfulness is None else {"faithfulness": self.faithfulness.record()}
+        if self.pointing:
+            faithfulness["faithfulness"]["pointing"] = self.pointing
         return {
             "score": self.score,
             "relations": {
@@ -193,7 +203,13 @@ def inspect_pair(model: CMFG, pair: Pair, *, untrained: CMFG | None = None) -> I
         )
     first = (model.embed("patch", image) * model.embed("token", caption)).sum()
     faithfulness = None if untrained is None else measure_faithfulness(model, untrained, image, caption)
-    return Inspection(pair, score, float(first), model.joint, attention.relations, summaries, faithfulness)
+    pointing = {}
+    if faithfulness is not None:
+        found = pointing_of_pair(attention.relations, pair.spans, pair.boxes, pair.objects)
+        pointing = {name: pointing_of_pairs([objects]) for name, objects in found.items()}
+    return Inspection(
+        pair, score, float(first), model.joint, attention.relations, summaries, faithfulness, pointing
+    )
 
 
 def write_attention(inspection: Inspection, folder: Path) -> list[Path]:

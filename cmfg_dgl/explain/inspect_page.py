@@ -58,6 +58,10 @@ def write_inspection(inspection: Inspection, folder: Path) -> Path:
         relations=_rows(inspection),
         kept=_sources_kept(inspection),
         faithfulness=None if inspection.faithfulness is None else _faithfulness(inspection.faithfulness),
+        pointing=[
+            (name, *(f"{100 * values[key]:.1f} %" for key in ("accuracy", "chance", "iou", "chance_iou")))
+            for name, values in inspection.pointing.items()
+        ],
         script=Markup(script),
         script_digest=digest,
         data=_data(inspection),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,15 @@ from cmfg_dgl.explain.faithfulness import bootstrap_interval
 from cmfg_dgl.features.vision import Box
 from cmfg_dgl.nn.joint_attention import RelationWeights
 
-__all__ = ["Pointing", "attention_of_words", "point", "pointing_of_pairs"]
+__all__ = ["NamedObject", "Pointing", "attention_of_words", "point", "pointing_of_pair", "pointing_of_pairs"]
+
+
+class NamedObject(NamedTuple):
+    """Characters `start` to `end` (exclusive) of a caption name what lies in `box` of its picture."""
+
+    start: int
+    end: int
+    box: Box
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,34 @@ def point(attention: Tensor, boxes: Sequence[Box], tokens: Tensor, box: Box) -> 
     common = np.arange(n + 1)
     expected = float((stats.hypergeom(P, n, n).pmf(common) * common / (2 * n - common)).sum())
     return Pointing(float(found[:, 0].double().mean()), n / P, float((both / (2 * n - both)).mean()), expected)
+
+
+def pointing_of_pair(
+    weights: Sequence[RelationWeights],
+    spans: Sequence[tuple[int, int]],
+    boxes: Sequence[Box],
+    objects: Sequence[NamedObject],
+) -> dict[str, list[Pointing]]:
+    """Cross-modal relation and layer (`grounds.2`) to how the words of each object of a pair point at it.
+
+    Parameters
+    ----------
+    weights
+        Attention of one pair.
+    spans, boxes
+        Characters of each token; where each patch lies in the picture.
+    """
+    found: dict[str, list[Pointing]] = {}
+    for part in weights:
+        attention = attention_of_words(part, len(spans), len(boxes))
+        if attention is None:
+            continue
+        for item in objects:
+            tokens = [n for n, (first, last) in enumerate(spans) if item.start <= first and last <= item.end]
+            measured = point(attention, boxes, torch.tensor(tokens, dtype=torch.int64), item.box)
+            if measured is not None:
+                found.setdefault(f"{part.relation}.{part.layer}", []).append(measured)
+    return found
 
 
 def pointing_of_pairs(pairs: Sequence[Sequence[Pointing]]) -> dict[str, float]:

@@ -5,10 +5,14 @@ Invariants:
   intra-modal relation has none;
 - hits, chance and IoU are what counting patches one by one gives; the expected IoU is that of random patches;
 - attention on the object's patches alone is a hit with IoU 1; attention elsewhere is a miss with IoU 0;
+- of a pair whose objects are known, page and record have the numbers; of others neither has any;
 - an object without a patch or without a token is left out; means weigh pairs alike, whatever their objects.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +20,9 @@ import torch
 from graphs import SCHEMAS
 from inspections import make_model, make_pair
 
-from cmfg_dgl.explain.pointing import Pointing, attention_of_words, point, pointing_of_pairs
+from cmfg_dgl.explain.inspect import inspect_pair
+from cmfg_dgl.explain.inspect_page import write_inspection
+from cmfg_dgl.explain.pointing import NamedObject, Pointing, attention_of_words, point, pointing_of_pairs
 from cmfg_dgl.nn.joint_attention import joint_attention
 
 BOXES = [(float(c), float(r), c + 1.0, r + 1.0) for r in range(4) for c in range(5)]
@@ -84,3 +90,26 @@ def test_pairs_weigh_alike() -> None:
     assert (found["iou"], found["chance_iou"]) == pytest.approx((0.3, 0.15))
     assert found["lo"] <= found["accuracy"] <= found["hi"]
     assert pointing_of_pairs([[one]] * 3)["lo"] == pointing_of_pairs([[one]] * 3)["hi"] == 1.0
+
+
+def test_a_pair_on_its_page_and_in_its_record(tmp_path: Path) -> None:
+    named = (NamedObject(3, 16, (10.0, 0.0, 50.0, 20.0)), NamedObject(18, 22, (0.0, 0.0, 1.0, 1.0)))
+    model, other = make_model(SCHEMAS["complete"]), make_model(SCHEMAS["complete"])
+    pair = replace(make_pair(), objects=named)
+    inspection = inspect_pair(model, pair, untrained=other)
+    parts = joint_attention(model, pair.image, pair.caption).relations
+    (grounds,) = (part for part in parts if part.kinds == ("patch", "token"))
+    attention = attention_of_words(grounds, 6, 12)
+    assert attention is not None
+    # The second object lies beside the part of the picture that has patches.
+    expected = point(attention, pair.boxes, torch.tensor([1, 2, 3]), named[0].box)
+    assert expected is not None
+    found = inspection.record([])["faithfulness"]["pointing"]["grounds.1"]
+    assert (found["accuracy"], found["chance"], found["iou"]) == pytest.approx(
+        (expected.hit, expected.chance, expected.iou)
+    )
+    page = write_inspection(inspection, tmp_path).read_text(encoding="utf-8")
+    assert f"{100 * expected.iou:.1f} %" in page
+    assert "point at their objects" in page
+    assert "pointing" not in inspect_pair(model, make_pair(), untrained=other).record([])["faithfulness"]
+    assert not inspect_pair(model, pair).pointing
