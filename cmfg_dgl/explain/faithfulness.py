@@ -59,6 +59,11 @@ class Faithfulness:
     random_insertion: Floats
     randomised: float
 
+    @property
+    def follows(self) -> bool:
+        """Whether the score falls faster by attention than by random orders, beyond the interval over these."""
+        return bool(self._areas(self.deletion, self.random_deletion)["attention"]["hi"] < 0)
+
     def below_random(self) -> dict[str, dict[str, float]]:
         """`deletion` and `insertion`, method: its area less the mean area of random orders."""
         ways = {

@@ -124,6 +124,7 @@ def _faithfulness(found: Faithfulness) -> dict[str, Any]:
         ],
         "random": [f"{record[way]['random']['area']:.4f}" for way in ("deletion", "insertion")],
         "orders": len(found.random_deletion),
+        "follows": found.follows,
         "randomised": _number(found.randomised, "{:+.2f}"),
         "figure": Markup(svg_text(faithfulness_figure(found))),
     }

@@ -6,6 +6,7 @@ Invariants:
 - attention sums to one a token and layer; gradient times attention sums to the gradient of scaling the messages;
 - areas of curves made by hand are those of triangles and rectangles; the interval holds the mean of random orders;
 - a model agrees with itself in the order of patches; constant attention has no order;
+- attention explains something only if its deletion area lies below the interval of random orders;
 - over many pairs: the mean of each pair's area less random, 0 for curves that are as random orders are; a sign that
   all pairs share is significant, one that half of them have is not;
 - the result does not depend on how many graphs are scored at a time; a model whose tokens hear no patch has none.
@@ -177,3 +178,8 @@ def test_the_area_of_a_pair_is_the_same_alone_and_among_many() -> None:
     for way in ("deletion", "insertion"):
         for name in ("attention", "gradient"):
             assert many[way][name]["minus_random"] == pytest.approx(alone[way][name]["minus_random"])
+
+
+@pytest.mark.parametrize(("deletion", "follows"), [(-0.2, True), (0.5, False), (0.9, False)])
+def test_attention_that_explains_nothing(deletion: float, follows: bool) -> None:
+    assert curves(deletion, 0.5).follows is follows

@@ -111,5 +111,7 @@ def test_a_pair_on_its_page_and_in_its_record(tmp_path: Path) -> None:
     page = write_inspection(inspection, tmp_path).read_text(encoding="utf-8")
     assert f"{100 * expected.iou:.1f} %" in page
     assert "point at their objects" in page
+    assert inspection.faithfulness is not None
+    assert ("explains nothing" in page) is not inspection.faithfulness.follows
     assert "pointing" not in inspect_pair(model, make_pair(), untrained=other).record([])["faithfulness"]
     assert not inspect_pair(model, pair).pointing
