@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from graphs import SCHEMAS
+from graphs import CAPTIONS, IMAGES, SCHEMAS, Grids, random_nodes
+from torch import Tensor
 
+from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.nn.model import CMFG
 
 WIDTHS = {"patch": 5, "token": 3}
+
+PAIRS = [(0, 1), (1, 1), (3, 0), (0, 1), (2, 3), (1, 2)]
+"""Image and caption of each pair: not in order, some of them more than once, single nodes among them."""
+
+SAME: tuple[Grids, Grids] = [(2, 2)] * 4, [(1, 3)] * 4
+"""Images and captions that are all of one size."""
 
 
 def random_model(schema: str = "complete", dtype: torch.dtype = torch.float64, **options: Any) -> CMFG:
@@ -24,3 +32,33 @@ def random_model(schema: str = "complete", dtype: torch.dtype = torch.float64, *
         for buffer in model.buffers():
             buffer.copy_(torch.randn_like(buffer) * 0.5)
     return model.to(dtype).eval()
+
+
+def items(
+    images: Grids = IMAGES, captions: Grids = CAPTIONS, dtype: torch.dtype = torch.float64
+) -> tuple[Nodes, Nodes]:
+    """Random images and captions of these sizes."""
+    return random_nodes(images, WIDTHS["patch"], 21, dtype), random_nodes(captions, WIDTHS["token"], 22, dtype)
+
+
+def scores(model: CMFG, images: Nodes, captions: Nodes, pairs: list[tuple[int, int]] = PAIRS) -> Tensor:
+    """What `match` gives each pair."""
+    left, right = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)
+    return model.match(model.encode("patch", images).select(left), model.encode("token", captions).select(right))
+
+
+def single(nodes: Nodes, item: int) -> Nodes:
+    """One of the items."""
+    return nodes.select(torch.tensor([item]))
+
+
+def assert_one_against_many_equals_pairs(model: CMFG, shared: str, images: Nodes, captions: Nodes) -> None:
+    """`match_one` of each item of one kind with some of the other, one of them twice, is `match` pair by pair."""
+    encoded = {"patch": model.encode("patch", images), "token": model.encode("token", captions)}
+    other = "token" if shared == "patch" else "patch"
+    partners = torch.tensor([3, 0, 1, 1, 2])
+    for item in range(4):
+        hub, leaves = encoded[shared].select(torch.tensor([item])), encoded[other].select(partners)
+        pairs = [(item, p) if shared == "patch" else (p, item) for p in partners.tolist()]
+        expected = scores(model, images, captions, pairs)
+        torch.testing.assert_close(model.match_one(hub, leaves), expected, atol=1e-12, rtol=1e-10)

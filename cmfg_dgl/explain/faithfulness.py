@@ -64,20 +64,6 @@ class Faithfulness:
         """Whether the score falls faster by attention than by random orders, beyond the interval over these."""
         return bool(self._areas(self.deletion, self.random_deletion)["attention"]["hi"] < 0)
 
-    def below_random(self) -> dict[str, dict[str, float]]:
-        """`deletion` and `insertion`, method: its area less the mean area of random orders."""
-        ways = {
-            "deletion": (self.deletion, self.random_deletion),
-            "insertion": (self.insertion, self.random_insertion),
-        }
-        return {
-            way: {
-                name: float(trapezoid(curve, self.fractions) - trapezoid(random, self.fractions, axis=1).mean())
-                for name, curve in curves.items()
-            }
-            for way, (curves, random) in ways.items()
-        }
-
     def record(self) -> dict[str, Any]:
         """Areas as JSON values.
 
@@ -185,7 +171,7 @@ def score_without(model: CMFG, image: Nodes, caption: Nodes, gone: Tensor) -> Te
 
 
 def faithfulness_of_pairs(found: Sequence[Faithfulness]) -> dict[str, Any]:
-    """What `below_random` is over many pairs.
+    """How far the areas of many pairs lie above those of their random orders.
 
     Returns
     -------
@@ -194,12 +180,12 @@ def faithfulness_of_pairs(found: Sequence[Faithfulness]) -> dict[str, Any]:
         the p of Wilcoxon's signed-rank test that pairs lie on either side of 0 alike; and the mean
         `randomised_rank_correlation`.
     """
-    differences = [one.below_random() for one in found]
+    records = [one.record() for one in found]
     record: dict[str, Any] = {"randomised_rank_correlation": float(np.nanmean([one.randomised for one in found]))}
     for way in ("deletion", "insertion"):
         record[way] = {}
-        for name in differences[0][way]:
-            values = np.array([difference[way][name] for difference in differences])
+        for name in found[0].deletion:
+            values = np.array([one[way][name]["minus_random"] for one in records])
             low, high = bootstrap_interval(values)
             p = float(stats.wilcoxon(values).pvalue) if np.any(values) else 1.0
             record[way][name] = {"minus_random": float(values.mean()), "lo": low, "hi": high, "p": p}

@@ -44,7 +44,7 @@ def buffered_order(shard: Tensor, buffer: int, generator: torch.Generator) -> Te
     return pairs[torch.argsort(filling[shard[pairs]], stable=True)]
 
 
-def near_order(order: Tensor, captions: Tensor, image: Tensor, size: int) -> Tensor:
+def near_order(order: Tensor, captions: Tensor, image: Tensor, size: int, within: int | None = None) -> Tensor:
     """Bring pairs with near captions together, so that a batch has hard negatives.
 
     The first pair that is left begins a group and takes the `size` - 1 nearest of those left with it, of other
@@ -62,6 +62,9 @@ def near_order(order: Tensor, captions: Tensor, image: Tensor, size: int) -> Ten
         int64, (M,): image of each pair.
     size
         Pairs of a group, at least 1.
+    within
+        A pair stays among so many that `order` has together, as a shuffle buffer wants it; never more than
+        `NEAR_WITHIN`.
 
     Returns
     -------
@@ -70,7 +73,7 @@ def near_order(order: Tensor, captions: Tensor, image: Tensor, size: int) -> Ten
     """
     vectors = F.normalize(captions - captions.mean(0), dim=1)
     groups = []
-    for left in order.split(NEAR_WITHIN):
+    for left in order.split(min(within or NEAR_WITHIN, NEAR_WITHIN)):
         while len(left):
             likeness = vectors[left] @ vectors[left[0]]
             likeness[image[left] == image[left[0]]] = -2.0

@@ -26,7 +26,7 @@ CONTENTS = (
     "README.md",
 )
 OF_SPLITS = (
-    *(f"{kind}-*.json" for kind in ("evaluation", "curves", "examples", "rerank")),
+    *(f"{kind}-*.json" for kind in ("evaluation", "curves", "examples", "faithfulness", "rerank")),
     *("rerank-*.svg", "rerank-*.png", "embeddings-*.safetensors"),
 )
 
@@ -38,8 +38,8 @@ class Run:
     It holds `config.yaml` (resolved), `env.json`, `manifest-train.json` and `training.json` (what was trained
     on), `metrics.jsonl`, `selection.json` (what validation chose), `tb/`, `checkpoints/`, `report.html`,
     `README.md`, `audit.json`, `inspect/`, for each evaluated split `evaluation-`, `curves-` and
-    `examples-SPLIT.json`, and for each on which re-ranking was measured `rerank-SPLIT.json`, `.svg` and `.png`, and
-    `embeddings-SPLIT.safetensors`.
+    `examples-SPLIT.json`, for each whose pairs were inspected `faithfulness-SPLIT.json`, and for each on which
+    re-ranking was measured `rerank-SPLIT.json`, `.svg` and `.png`, and `embeddings-SPLIT.safetensors`.
     """
 
     folder: Path

@@ -250,7 +250,9 @@ class Trainer:
             order = buffered_order(shard[image], self.shuffle_buffer, generator)
         if self.near_captions == 1:
             return order
-        return near_order(order, self.collection.captions.means, image, self.near_captions)
+        return near_order(
+            order, self.collection.captions.means, image, self.near_captions, within=self.shuffle_buffer
+        )
 
     def _step(self, pairs: Collection, texts: Tensor, board: SummaryWriter) -> None:
         state = self.state

@@ -190,6 +190,19 @@ def test_scores_of_pieces_come_back_in_the_order_of_the_pairs(size: int) -> None
     assert len(images_at_a_time) == -(-40 // size)
 
 
+def bench_data(val: Part, test: Part, negatives: HardNegatives | None) -> Any:
+    """What `run_cell` reads of a data set, with parts made by hand."""
+    return SimpleNamespace(
+        config=config(),
+        widths=WIDTHS,
+        training=training(),
+        val=val,
+        test=test,
+        searched=test,
+        hard_negatives=negatives,
+    )
+
+
 @pytest.mark.parametrize("name", ["clip-head", "cca", "scm-32", "cmfg", "gat"])
 def test_only_the_last_look_is_at_the_test_split(name: str) -> None:
     """Epoch, setting and alpha are chosen before the test split is scored, on validation alone."""
@@ -197,15 +210,7 @@ def test_only_the_last_look_is_at_the_test_split(name: str) -> None:
         Part(part.split, planted([1] * 40, seed=seed), part.labels)
         for part, seed in ((held_out(), 2), (held_out(), 3))
     )
-    data: Any = SimpleNamespace(
-        config=config(),
-        widths=WIDTHS,
-        training=training(),
-        val=val,
-        test=test,
-        searched=test,
-        hard_negatives=None,
-    )
+    data = bench_data(val, test, None)
     with patch("cmfg_dgl.bench.cells.score", wraps=score) as scored:
         record = run_cell(data, name, 0, {}, minutes=5, audited=False)
     looks = [call.args[1] for call in scored.call_args_list]
@@ -230,15 +235,7 @@ def changed_captions() -> HardNegatives:
 @pytest.mark.parametrize(("name", "leaky"), [("cmfg", False), ("cca", False), ("scm-32", False), ("cmfg", True)])
 def test_each_stage_faces_the_hard_negatives(name: str, leaky: bool) -> None:
     part, negatives = held_out(), changed_captions()
-    data: Any = SimpleNamespace(
-        config=config(),
-        widths=WIDTHS,
-        training=training(),
-        val=part,
-        test=part,
-        searched=part,
-        hard_negatives=negatives,
-    )
+    data = bench_data(part, part, negatives)
     methods: list[Method] = []
 
     def remembered(*args: Any, **more: Any) -> Method:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 
@@ -33,36 +34,37 @@ def test_a_log_line_comes_once(quiet: bool, capsys: pytest.CaptureFixture[str]) 
         logging.getLogger().removeHandler(root)
 
 
-def test_lines_tell_the_time_left_at_the_pace_since_the_last_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr("cmfg_dgl.cli.output.time.monotonic", lambda: now[0])
-    with Bars(False) as bars:
-        bars.terminal = False
-        # 600 items were found done, and say nothing about the pace.
-        bars("images", 600, 1000)
-        for moment, done in ((110.0, 610), (120.0, 620), (136.0, 700), (137.0, 1000)):
-            now[0] = moment
-            bars("images", done, 1000)
-    assert capsys.readouterr().err.splitlines() == [
+Told = Callable[..., list[str]]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Told:
+    """The lines told of work, given at which moments how much of 1,000 was done."""
+
+    def tell(what: str, *steps: tuple[float, int]) -> list[str]:
+        now = [0.0]
+        monkeypatch.setattr("cmfg_dgl.cli.output.time.monotonic", lambda: now[0])
+        with Bars(False) as bars:
+            bars.terminal = False
+            for now[0], done in steps:
+                bars(what, done, 1000)
+        return capsys.readouterr().err.splitlines()
+
+    return tell
+
+
+def test_lines_tell_the_time_left_at_the_pace_since_the_last_line(told: Told) -> None:
+    # 600 items were found done, and say nothing about the pace.
+    assert told("images", (100.0, 600), (110.0, 610), (120.0, 620), (136.0, 700), (137.0, 1000)) == [
         "images: 620/1000 6 min 20 s left",
         "images: 700/1000 1 min 00 s left",
         "images: 1000/1000",
     ]
 
 
-def test_a_second_round_has_a_pace_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr("cmfg_dgl.cli.output.time.monotonic", lambda: now[0])
-    with Bars(False) as bars:
-        bars.terminal = False
-        for moment, done in ((100.0, 500), (101.0, 1000), (500.0, 100), (520.0, 200), (600.0, 1000)):
-            now[0] = moment
-            bars("re-ranking", done, 1000)
-    assert capsys.readouterr().err.splitlines() == [
+def test_a_second_round_has_a_pace_of_its_own(told: Told) -> None:
+    steps = (100.0, 500), (101.0, 1000), (500.0, 100), (520.0, 200), (600.0, 1000)
+    assert told("re-ranking", *steps) == [
         "re-ranking: 1000/1000",
         "re-ranking: 200/1000 2 min 40 s left",
         "re-ranking: 1000/1000",

@@ -19,14 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub import TEXTS, read
 from PIL import Image
 
 from cmfg_dgl.data.dataset import Dataset
-from cmfg_dgl.data.huggingface import huggingface
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import sha256_bytes
 
-FRACTIONS = {"train": 0.5, "val": 0.2, "test": 0.3}
 FEATURES = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
 
 
@@ -39,19 +38,11 @@ def jpeg(number: int) -> bytes:
 
 
 PICTURES = [jpeg(n) for n in range(30)]
-TEXTS = [f"picture number {n} of word{n} and other{n}" for n in range(30)]
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-def read(root: Path | str, rows: int | None = None) -> Dataset:
-    return huggingface(
-        str(root), name="hub", image_column=None, caption_column=None, rows=rows, fractions=FRACTIONS, seed=0,
-        near_duplicate=0.9, max_pixels=1000, max_bytes=1 << 20,
-    )  # fmt: skip
 
 
 def table(part: slice) -> datasets.Dataset:
@@ -109,7 +100,7 @@ def same(one: Dataset, other: Dataset) -> None:
 @pytest.mark.parametrize("write", [as_shards, as_binary_file, as_saved, as_arrow])
 def test_they_are_the_first_rows_of_the_whole(write: Callable[[Path], Path], rows: int, tmp_path: Path) -> None:
     root = write(tmp_path / "hub")
-    part, whole = read(root, rows), read(root)
+    part, whole = read(root, rows=rows), read(root)
     assert part.images == whole.images[:rows]
     assert part.captions == whole.captions[:rows]
     for item in part.images:
@@ -127,7 +118,7 @@ def several(root: Path) -> Path:
 
 
 def test_each_split_is_cut(tmp_path: Path) -> None:
-    part, whole = read(several(tmp_path / "hub"), 6), read(tmp_path / "hub")
+    part, whole = read(several(tmp_path / "hub"), rows=6), read(tmp_path / "hub")
     own = {"train": [*range(6)], "val": [*range(18, 22)], "test": [*range(22, 28)]}
     assert part.rule == whole.rule == "given"
     assert part.images == tuple(whole.images[n] for numbers in own.values() for n in numbers)
@@ -144,7 +135,7 @@ def test_all_rows_and_more_are_the_whole(tmp_path: Path) -> None:
     root = shards(tmp_path / "hub")
     whole = read(root)
     for rows, more in ((30, ""), (31, " (it has no more)"), (10**12, " (it has no more)")):
-        part = read(root, rows)
+        part = read(root, rows=rows)
         same(part, whole)
         assert part.notes[1].endswith(f"30 of train{more}")
 
@@ -154,7 +145,7 @@ def test_faulty_rows_count_and_are_told(tmp_path: Path) -> None:
     (tmp_path / "hub" / "in.jpg").write_bytes(PICTURES[0])
     cells = [{"bytes": None, "path": "in.jpg"}, None, {"bytes": None, "path": "../x.jpg"}, {"bytes": PICTURES[1]}]
     pq.write_table(pa.table({"image": cells, "caption": TEXTS[:4]}), tmp_path / "hub" / "a.parquet")
-    part, whole = read(tmp_path / "hub", 3), read(tmp_path / "hub")
+    part, whole = read(tmp_path / "hub", rows=3), read(tmp_path / "hub")
     assert part.images == whole.images[:1]
     assert part.bad == whole.bad
     assert [item.id for item in part.bad] == ["train/1", "train/2"]
@@ -163,12 +154,12 @@ def test_faulty_rows_count_and_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [9, 10])
 def test_later_files_are_not_read(rows: int, tmp_path: Path) -> None:
-    wanted = read(shards(tmp_path / "hub"), rows)
+    wanted = read(shards(tmp_path / "hub"), rows=rows)
     damaged = shards(tmp_path / "damaged")
     (damaged / "data" / "train-00001-of-00003.parquet").write_bytes(b"no parquet")
-    same(read(damaged, rows), wanted)
+    same(read(damaged, rows=rows), wanted)
     with pytest.raises(DataError, match="cannot be read"):
-        read(damaged, 11)
+        read(damaged, rows=11)
 
 
 @pytest.mark.parametrize("rows", [3, 4, 257])
@@ -182,7 +173,7 @@ def test_no_more_rows_are_asked_for_than_needed(rows: int, tmp_path: Path, monke
 
     stream = datasets.IterableDataset.from_generator(examples, features=FEATURES)
     monkeypatch.setattr(datasets, "load_dataset", lambda **_: datasets.IterableDatasetDict(train=stream))
-    dataset = read("some/name", rows)
+    dataset = read("some/name", rows=rows)
     assert asked == list(range(rows))
     digests = [item.sha256 for item in dataset.images]
     assert digests == [sha256_bytes(PICTURES[n % 30]) for n in range(rows)]
@@ -190,7 +181,7 @@ def test_no_more_rows_are_asked_for_than_needed(rows: int, tmp_path: Path, monke
 
 def test_bytes_are_kept_where_the_library_decodes_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, load = shards(tmp_path / "hub"), datasets.load_dataset
-    wanted = read(root, 10)
+    wanted = read(root, rows=10)
 
     def threaded(**_: Any) -> Any:
         # So it opens folders of images on the hub.
@@ -198,7 +189,7 @@ def test_bytes_are_kept_where_the_library_decodes_ahead(tmp_path: Path, monkeypa
         return datasets.IterableDatasetDict({k: stream.decode(num_threads=2) for k, stream in streams.items()})
 
     monkeypatch.setattr(datasets, "load_dataset", threaded)
-    same(read("some/name", 10), wanted)
+    same(read("some/name", rows=10), wanted)
 
 
 def test_a_second_reading_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,21 +201,21 @@ def test_a_second_reading_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.M
         return load(path if Path(path).exists() else str(root), **options)
 
     monkeypatch.setattr(datasets, "load_dataset", counted)
-    first = {name: read(name, 6) for name in ("some/name", root)}
+    first = {name: read(name, rows=6) for name in ("some/name", root)}
     assert asked == [{"streaming": True}, {"streaming": True}]
     for name, dataset in first.items():
-        again = read(name, 6)
+        again = read(name, rows=6)
         same(again, dataset)
         assert again.notes == dataset.notes
     assert len(asked) == 2
     for source, rows in (("some/name", 5), ("other/name", 6), (root, 7)):
-        assert len(read(source, rows).splits["train"]) == rows
+        assert len(read(source, rows=rows).splits["train"]) == rows
     assert len(asked) == 5
     # The hub is not asked whether it has changed; files on the disk are looked at.
     test = root / "data" / "test-00000-of-00001.parquet"
     table(slice(0, 8)).to_parquet(test)
-    assert read("some/name", 6).images == first["some/name"].images
-    assert read(root, 6).protocol("test") != first[root].protocol("test")
+    assert read("some/name", rows=6).images == first["some/name"].images
+    assert read(root, rows=6).protocol("test") != first[root].protocol("test")
     assert len(asked) == 6
 
 
@@ -249,9 +240,9 @@ def test_a_stream_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(
         DataError, match=r"^data\.root=some/name: cannot be read \(Couldn't reach the Hub\); give .*$"
     ):
-        read("some/name", 5)
+        read("some/name", rows=5)
     assert not list((tmp_path / "cache").rglob("*.tmp"))
     good[0] = 30
-    assert {name: part.tolist() for name, part in read("some/name", 5).splits.items()} == {
+    assert {name: part.tolist() for name, part in read("some/name", rows=5).splits.items()} == {
         "train": [0, 1, 2, 3, 4], "test": [5, 6, 7, 8, 9],
     }  # fmt: skip

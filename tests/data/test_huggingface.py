@@ -22,14 +22,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub import FRACTIONS, TEXTS, read
 from PIL import Image
 
 from cmfg_dgl.data.check import check_dataset
 from cmfg_dgl.data.dataset import Dataset
-from cmfg_dgl.data.huggingface import huggingface
 from cmfg_dgl.errors import DataError
-
-FRACTIONS = {"train": 0.5, "val": 0.2, "test": 0.3}
 
 
 def png(number: int) -> bytes:
@@ -39,20 +37,11 @@ def png(number: int) -> bytes:
 
 
 PICTURES = [png(n) for n in range(30)]
-TEXTS = [f"picture number {n} of word{n} and other{n}" for n in range(30)]
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-def read(root: Path | str | None, **changes: Any) -> Dataset:
-    options: dict[str, Any] = {
-        "name": "hub", "image_column": None, "caption_column": None, "rows": None, "fractions": FRACTIONS,
-        "seed": 0, "near_duplicate": 0.9, "max_pixels": 1000, "max_bytes": 1 << 20,
-    }  # fmt: skip
-    return huggingface(None if root is None else str(root), **{**options, **changes})
 
 
 def parquet(path: Path, **columns: Any) -> Path:

@@ -17,29 +17,13 @@ import torch
 from graphs import CAPTIONS, EXAMPLES, IMAGES, SCHEMAS, random_nodes
 from hypothesis import given
 from hypothesis import strategies as st
-from models import WIDTHS, random_model
+from models import PAIRS, SAME, WIDTHS, assert_one_against_many_equals_pairs, items, random_model, scores, single
 from oracle import Settings, Stack, pair
 
 from cmfg_dgl.features.nodes import Nodes, concatenate
 from cmfg_dgl.nn.model import MAX_SCALE
 
-PAIRS = [(0, 1), (1, 1), (3, 0), (0, 1), (2, 3), (1, 2)]
-"""Image and caption of each pair: not in order, some of them more than once, single nodes among them."""
-
 PAPER = {"residual": False, "norm": "none", "stacking": "interleaved", "softmax": "joint", "edge_weights": "once"}
-
-
-def items(images=IMAGES, captions=CAPTIONS, dtype=torch.float64):
-    return random_nodes(images, WIDTHS["patch"], 21, dtype), random_nodes(captions, WIDTHS["token"], 22, dtype)
-
-
-def scores(model, images, captions, pairs=PAIRS):
-    left, right = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)
-    return model.match(model.encode("patch", images).select(left), model.encode("token", captions).select(right))
-
-
-def single(nodes, item):
-    return nodes.select(torch.tensor([item]))
 
 
 def assert_equals_oracle(model, schema, settings, stack, images, captions):
@@ -75,7 +59,7 @@ def test_model_equals_single_pair_graphs(index):
     )  # fmt: skip
     settings = Settings(heads=2, joint=softmax == "joint", residual=residual, norm=norm)
     stack = Stack(layers, cross_layers, stacking == "interleaved", weights == "once", pooling)
-    images, captions = items() if index % 2 else items([(2, 2)] * 4, [(1, 3)] * 4)
+    images, captions = items() if index % 2 else items(*SAME)
     assert_equals_oracle(model, schema, settings, stack, images, captions)
 
 
@@ -84,7 +68,7 @@ def test_model_equals_single_pair_graphs(index):
 @pytest.mark.parametrize("uniform", [False, True], ids=["ragged", "uniform"])
 def test_every_schema_equals_single_pair_graphs(schema, weights, uniform):
     model = random_model(schema, layers=3, cross_layers=2, softmax="joint", edge_weights=weights)
-    images, captions = items([(2, 2)] * 4, [(1, 3)] * 4) if uniform else items()
+    images, captions = items(*SAME) if uniform else items()
     stack = Stack(3, 2, False, weights == "once", "mean")
     assert_equals_oracle(model, schema, Settings(heads=2, joint=True), stack, images, captions)
 
@@ -140,15 +124,8 @@ def test_one_against_many_equals_pair_by_pair(shared, index):
         schema, softmax=softmax, edge_weights=weights, pooling=pooling, residual=residual, layers=layers
     )
     assert model.shares
-    images, captions = items() if index % 4 < 2 else items([(2, 2)] * 4, [(1, 3)] * 4)
-    encoded = {"patch": model.encode("patch", images), "token": model.encode("token", captions)}
-    other = "token" if shared == "patch" else "patch"
-    partners = torch.tensor([3, 0, 1, 1, 2])
-    for item in range(4):
-        hub, leaves = encoded[shared].select(torch.tensor([item])), encoded[other].select(partners)
-        pairs = [(item, p) if shared == "patch" else (p, item) for p in partners.tolist()]
-        expected = scores(model, images, captions, pairs)
-        torch.testing.assert_close(model.match_one(hub, leaves), expected, atol=1e-12, rtol=1e-10)
+    images, captions = items() if index % 4 < 2 else items(*SAME)
+    assert_one_against_many_equals_pairs(model, shared, images, captions)
 
 
 @pytest.mark.parametrize(

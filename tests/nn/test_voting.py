@@ -14,29 +14,11 @@ from itertools import product
 
 import pytest
 import torch
-from graphs import CAPTIONS, IMAGES, SCHEMAS, random_nodes
-from models import WIDTHS, random_model
+from graphs import SCHEMAS
+from models import PAIRS, SAME, WIDTHS, assert_one_against_many_equals_pairs, items, random_model, scores, single
 from oracle import Settings, Stack, vote, voted
 
 from cmfg_dgl.nn.voting import NodeVote
-
-PAIRS = [(0, 1), (1, 1), (3, 0), (0, 1), (2, 3)]
-"""Image and caption of each pair: not in order, one of them twice, single nodes among them."""
-
-SAME = [(2, 2)] * 4, [(1, 3)] * 4
-
-
-def items(images=IMAGES, captions=CAPTIONS):
-    return random_nodes(images, WIDTHS["patch"], 21), random_nodes(captions, WIDTHS["token"], 22)
-
-
-def scores(model, images, captions, pairs=PAIRS):
-    left, right = torch.tensor(pairs, dtype=torch.int64).unbind(1)
-    return model.match(model.encode("patch", images).select(left), model.encode("token", captions).select(right))
-
-
-def single(nodes, item):
-    return nodes.select(torch.tensor([item]))
 
 
 def a_vote(width=4, hidden=6):
@@ -112,15 +94,8 @@ STARS = list(
 def test_one_against_many_equals_pair_by_pair(shared, schema, softmax, options):
     model = random_model(schema, score="votes", softmax=softmax, **options)
     assert model.shares
-    other = "token" if shared == "patch" else "patch"
-    partners = torch.tensor([3, 0, 1, 1, 2])
     for images, captions in (items(), items(*SAME)):
-        encoded = {"patch": model.encode("patch", images), "token": model.encode("token", captions)}
-        for item in range(4):
-            hub, leaves = encoded[shared].select(torch.tensor([item])), encoded[other].select(partners)
-            pairs = [(item, p) if shared == "patch" else (p, item) for p in partners.tolist()]
-            expected = scores(model, images, captions, pairs)
-            torch.testing.assert_close(model.match_one(hub, leaves), expected, atol=1e-12, rtol=1e-10)
+        assert_one_against_many_equals_pairs(model, shared, images, captions)
 
 
 @pytest.mark.parametrize(

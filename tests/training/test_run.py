@@ -43,6 +43,8 @@ def finished(tmp_path):
         "evaluation-val",
         "curves-val",
         "examples-my split",
+        "faithfulness-test",
+        "rerank-val",
     ):
         run.write(f"{name}.json", {"name": name})
     for name in ("metrics.jsonl", "report.html", "README.md", "tb/events.1", "checkpoints/last.safetensors"):

@@ -446,7 +446,8 @@ def test_history_holds_the_means_of_the_steps(undisturbed):
         assert [item[name] for item in history] == pytest.approx(means, rel=1e-5)
 
 
-def test_a_shuffle_buffer_changes_the_order_and_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("near", [1, 4])
+def test_a_shuffle_buffer_changes_the_order_and_goes_on_bit_for_bit(tmp_path, near):
     def trainer(folder, **options):
         whole = planted([1] * 40, seed=1)
         read = []
@@ -457,7 +458,7 @@ def test_a_shuffle_buffer_changes_the_order_and_goes_on_bit_for_bit(tmp_path):
 
         images = Side("patch", 40, watched, torch.arange(40) // 4)
         collection = Collection(images, whole.captions, whole.caption_image)
-        return tiny_trainer(folder, collection=collection, shuffle_buffer=8, **options), read
+        return tiny_trainer(folder, collection=collection, shuffle_buffer=8, near_captions=near, **options), read
 
     plain = tmp_path / "plain"
     tiny_trainer(plain).fit()

@@ -1,0 +1,21 @@
+"""Reading tables as those of a hub, for the tests of Hugging Face data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cmfg_dgl.data.dataset import Dataset
+from cmfg_dgl.data.huggingface import huggingface
+
+FRACTIONS = {"train": 0.5, "val": 0.2, "test": 0.3}
+TEXTS = [f"picture number {n} of word{n} and other{n}" for n in range(30)]
+
+
+def read(root: Path | str | None, **changes: Any) -> Dataset:
+    """The data set in `root`, with these arguments in place of the usual ones."""
+    options: dict[str, Any] = {
+        "name": "hub", "image_column": None, "caption_column": None, "rows": None, "fractions": FRACTIONS,
+        "seed": 0, "near_duplicate": 0.9, "max_pixels": 1000, "max_bytes": 1 << 20,
+    }  # fmt: skip
+    return huggingface(None if root is None else str(root), **{**options, **changes})
