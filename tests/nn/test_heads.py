@@ -4,7 +4,7 @@
 - Dropout hides the same whitened coordinates from all nodes of an item, others from another, and keeps the mean.
 - Both matrices multiplied as one are the whitening and then W; in training only dropout makes a difference.
 - A model that begins gives places no weight and keeps messages quiet, but for those that votes compare; one that
-  starts at random is left alone.
+  starts at random is left alone. Places are in units of the standard deviation of nodes, dropout left out.
 - Its first stage begins as CCA, and its nodes attend across to what lies near them in the space of CCA.
 - Features that are all the same have no closed form, and an error says so.
 """
@@ -185,3 +185,21 @@ def test_features_that_do_not_vary_are_told(kind):
         Heads(WIDTHS, size=SIZE, dropout=0.0).start(
             Collection(sides["patch"], sides["token"], collection.caption_image), 1.0
         )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_places_are_in_units_of_how_far_nodes_lie_apart(monkeypatch, training):
+    monkeypatch.setattr("cmfg_dgl.nn.model.SOME_ITEMS", 30)
+    collection = planted([1] * 80, seed=5)
+    model = tiny_model(start="cca", feature_dropout=0.5).train(training)
+    model.begin(collection)
+    assert model.training is training
+    model.eval()
+    for side in (collection.images, collection.captions):
+        nodes = side.read(torch.arange(30))
+        rows = model.enter.enter(side.kind, nodes.values, nodes.counts).double()
+        middle = sum(rows) / len(rows)
+        square = sum((row - middle).square().mean() for row in rows) / (len(rows) - 1)
+        scale = model.get_buffer(f"place_scale_{side.kind}")
+        torch.testing.assert_close(scale.double(), square.sqrt(), atol=0, rtol=1e-5)
+        assert abs(scale - 1) > 1e-2
