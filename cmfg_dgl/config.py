@@ -234,6 +234,12 @@ class ModelConfig:
     feature_dropout: float = option(
         0.5, "dropout of backbone features, whitened (start cca) or projected (random)", least=0.0, most=0.95
     )
+    bank: int = option(
+        4096,
+        "training items of each modality that tell how popular an item is, which its scores are freed of as far as "
+        "validation likes it; 0: scores as they are",
+        least=0,
+    )
 
 
 @dataclass

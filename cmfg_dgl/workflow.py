@@ -23,6 +23,7 @@ from cmfg_dgl.evaluation.evaluate import (
     Scores,
     choose_alpha,
     first_stage,
+    first_stage_rsum,
     label_chance,
     label_metrics,
     mean_record,
@@ -40,7 +41,8 @@ from cmfg_dgl.features.vision import VisionEncoder
 from cmfg_dgl.files import sha256_file, write_atomic
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.retrieval.rank import GraphScorer, Scorer
-from cmfg_dgl.training.checkpoint import load_checkpoint
+from cmfg_dgl.training.bank import fill_bank
+from cmfg_dgl.training.checkpoint import load_checkpoint, save_checkpoint
 from cmfg_dgl.training.experiment import Experiment, build_model, encoders, open_dataset, select_device
 from cmfg_dgl.training.run import Run
 from cmfg_dgl.training.trainer import Trainer, TrainerState, load_weights, training_losses
@@ -113,8 +115,7 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
     torch.manual_seed(run.config.run.seed)
 
     def validate() -> dict[str, float]:
-        record, _ = first_stage(score(scorer, held_out, k=0))
-        return {"val_rsum": record["rsum"], **attention_summary(model, held_out)}
+        return {"val_rsum": first_stage_rsum(scorer, held_out), **attention_summary(model, held_out)}
 
     trainer = _trainer(run, experiment, train, model, validate, progress)
     _keep_manifest(run, experiment.dataset.manifest("train"))
@@ -127,6 +128,8 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
     state = trainer.fit()
     weights, best = load_checkpoint(trainer.best)
     load_weights(model, weights, trainer.best)
+    fill_bank(scorer, trainer.collection, lambda: first_stage_rsum(scorer, held_out))
+    save_checkpoint(trainer.best, model.state_dict(), best)
     dataset = experiment.dataset
     run.write(
         "training.json",
@@ -154,7 +157,7 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
         **_select(run, scores),
     }
     examples = retrieved_examples(dataset, val, scores, selection["alpha"])
-    write_board(run.folder / "tb", dataset, val, scores, examples, step=state.step)
+    write_board(run.folder / "tb", dataset, val, scores, examples, step=state.step, extra=model.popularity.extra)
     # Written last: it says that the run is finished.
     run.write("selection.json", selection)
     write_card(run.folder)

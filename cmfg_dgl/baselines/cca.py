@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -30,9 +29,9 @@ class CCA(Method):
 
     Maximise :math:`\mathrm{tr}(A^\top C_{xy} B)` subject to :math:`A^\top (C_{xx} + \lambda_x I) A = I` and
     :math:`B^\top (C_{yy} + \lambda_y I) B = I`, where :math:`\lambda_x` is `ridge` times the mean of the diagonal
-    of :math:`C_{xx}`, and so for y. A score is the cosine of the two projections, each direction weighted by its
-    correlation (Gong et al. 2014, "A multi-view embedding space for modeling internet images, tags, and their
-    semantics"). How many directions are used is chosen by validation.
+    of :math:`C_{xx}`, and so for y. A score is the cosine of the two projections, each direction of either weighted
+    by a power of its correlation (Gong et al. 2014, "A multi-view embedding space for modeling internet images,
+    tags, and their semantics"). How many directions are used is chosen by validation.
 
     Parameters
     ----------
@@ -40,15 +39,15 @@ class CCA(Method):
         Node type to the width of its features.
     seed
         Of the random maps before fitting; the fit draws nothing.
-    ridge
+    ridge, power
         See above.
     """
 
-    TRIALS: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"ridge": 0.1}, {"ridge": 3.0})
+    TRIALS: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"power": 2.0}, {"ridge": 3.0})
 
-    def __init__(self, widths: Mapping[str, int], *, seed: int, ridge: float = 1.0) -> None:
+    def __init__(self, widths: Mapping[str, int], *, seed: int, ridge: float = 1.0, power: float = 1.0) -> None:
         super().__init__()
-        self.ridge = ridge
+        self.ridge, self.power = ridge, power
         for kind, projection in random_projections(widths, min(widths.values()), seed).items():
             self.register_buffer(f"map_{kind}", projection)
             self.register_buffer(f"mean_{kind}", torch.zeros(widths[kind]))
@@ -61,10 +60,9 @@ class CCA(Method):
         a, b, correlations = canonical_maps(x.double().numpy(), y.double().numpy(), self.ridge)
         found = []
         for size in sorted({min(d, len(correlations)) for d in DIMENSIONS}):
-            # The weight stands on one side and on the other as a root, so that their cosine has it once.
-            root = np.sqrt(correlations[:size])
-            self._keep("patch", x, a[:, :size] * root)
-            self._keep("token", y, b[:, :size] * root)
+            weights = correlations[:size] ** self.power
+            self._keep("patch", x, a[:, :size] * weights)
+            self._keep("token", y, b[:, :size] * weights)
             try:
                 found.append((validate(), -size))
             except OutOfTime:
@@ -72,7 +70,7 @@ class CCA(Method):
                 break
         size = -max(found)[1]
         self.map_patch, self.map_token = (
-            torch.from_numpy(m[:, :size] * np.sqrt(correlations[:size])).float() for m in (a, b)
+            torch.from_numpy(m[:, :size] * correlations[:size] ** self.power).float() for m in (a, b)
         )
 
     def _keep(self, kind: str, features: Tensor, projection: NDArray[np.float64]) -> None:

@@ -90,6 +90,7 @@ def run_cell(
         if not leaky:  # which compares a vector with captions that have seen it
             _face_hard_negatives(method, data, weights, stages)
     first = scores.directions["i2t"]
+    x, y = (side[:, : side.shape[1] - method.extra] for side in (first.queries, first.gallery))
     record: dict[str, Any] = {
         "method": name,
         "seed": seed,
@@ -104,7 +105,7 @@ def run_cell(
         "parameters": method.size,
         "peak_memory_mb": peak[0],
         "attention": method.attention(data.test.collection),
-        "alignment": alignment_metrics(first.queries, first.gallery, data.test.collection.caption_image),
+        "alignment": alignment_metrics(x, y, data.test.collection.caption_image),
     }
     if audited:
         record["audit"] = _audit(method, make(seed + 1).eval(), data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from cmfg_dgl.errors import Interrupted
 from cmfg_dgl.evaluation.attention import attention_of_pairs
 from cmfg_dgl.features.collection import Collection
 from cmfg_dgl.retrieval.rank import GraphScorer
+from cmfg_dgl.training.bank import fill_bank
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import build_model
 from cmfg_dgl.training.trainer import Trainer, load_weights
@@ -83,6 +85,13 @@ class CMFGMethod(Method):
                 raise KeyboardInterrupt from None
             if trainer.best.is_file():
                 load_weights(self.model, load_checkpoint(trainer.best)[0], trainer.best)
+            with suppress(OutOfTime):
+                fill_bank(self.scorer, training.collection, validate)
+
+    @property
+    def extra(self) -> int:
+        """Of `Popularity`."""
+        return self.model.popularity.extra
 
     def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
         """Independent graphs, see `GraphScorer`."""

@@ -143,6 +143,7 @@ HONEST = {
     "rsum": MEAN,
     **{way: {"R@1": MEAN} for way in WAYS},
 }
+TESTS = dict.fromkeys(("difference", "lo", "hi", "p_queries", "p_queries_holm", "p_seeds", "p_seeds_holm"), NUMBER)
 ROW = HONEST | {
     "seeds": [int],
     **dict.fromkeys(WAYS, INSTANCE),
@@ -153,9 +154,8 @@ ROW = HONEST | {
     "k": NUMBER,
     "alpha": _Maybe(MEAN),
     "p_vs_cmfg": NUMBER,
-    "tests": _Maybe(
-        dict.fromkeys(("difference", "lo", "hi", "p_queries", "p_queries_holm", "p_seeds", "p_seeds_holm"), NUMBER)
-    ),
+    "tests": _Maybe(TESTS),
+    "tests_of_two?": _Maybe(TESTS),
     **dict.fromkeys(("train_seconds", "pairs_per_second", "parameters", "peak_memory_mb"), NUMBER),
     "alignment": _Maybe(_Each(MEAN)),
     "attention": _Maybe(_Each(_Each(NUMBER))),

@@ -51,8 +51,16 @@ def collect(
         for name, records in cells.items()
         if stage in records[0]["stages"]
     ]
-    for stage in ("first", "two"):
-        _compare([row for row in rows if row["stage"] == stage], stage, cells, images, caption_image)
+    for stage, ours, key in (
+        ("first", "first", "tests"),
+        ("two", "two", "tests"),
+        ("first", "two", "tests_of_two"),
+    ):
+        found = _compare([row for row in rows if row["stage"] == stage], ours, cells, images, caption_image)
+        for row, test in found:
+            row[key] = test
+    for row in rows:
+        row["p_vs_cmfg"] = row["tests"] and row["tests"]["p_queries_holm"]
     return {
         "protocol": protocol if honest is None else f"LEAKY matched-pair: {protocol}",
         "dataset": dataset,
@@ -94,6 +102,7 @@ def _row(name: str, stage: str, records: Sequence[Record], trials: Sequence[Reco
         "alpha": None if stage == "first" else _interval([record["alpha"] for record in records]),
         "p_vs_cmfg": None,
         "tests": None,
+        "tests_of_two": None,
         "judged_by": records[0]["criterion"],
         "train_seconds": float(np.mean([record["train_seconds"] for record in records])),
         "pairs_per_second": None
@@ -151,20 +160,23 @@ def _compare(
     cells: Mapping[str, Sequence[Record]],
     images: int,
     caption_image: NDArray[np.int64],
-) -> None:
-    """Test the rsum of each row of a stage against CMFG's; p values are corrected over the rows of the stage."""
+) -> list[tuple[Record, Record]]:
+    """Test the rsum of each row of other methods against CMFG's in `stage`, p corrected over the rows."""
     if OURS not in cells or stage not in cells[OURS][0]["stages"]:
-        return
+        return []
     ours = cells[OURS]
     clusters = [np.arange(images, dtype=np.int64), np.asarray(caption_image, np.int64)]
     others = [row for row in rows if row["method"] != OURS]
     tests: list[Record] = []
     for row in others:
         theirs = cells[row["method"]]
-        differences = [_per_query(theirs, stage, way) - _per_query(ours, stage, way) for way in ("i2t", "t2i")]
+        differences = [
+            _per_query(theirs, row["stage"], way) - _per_query(ours, stage, way) for way in ("i2t", "t2i")
+        ]
         found = paired_bootstrap(differences, clusters, images)
         by_seed = [
-            a["stages"][stage]["rsum"] - b["stages"][stage]["rsum"] for a, b in zip(theirs, ours, strict=True)
+            a["stages"][row["stage"]]["rsum"] - b["stages"][stage]["rsum"]
+            for a, b in zip(theirs, ours, strict=True)
         ]
         tests.append(
             {
@@ -178,8 +190,7 @@ def _compare(
     for kind in ("p_queries", "p_seeds"):
         for test, corrected in zip(tests, holm([test[kind] for test in tests]), strict=True):
             test[f"{kind}_holm"] = corrected
-    for row, test in zip(others, tests, strict=True):
-        row["tests"], row["p_vs_cmfg"] = test, test["p_queries_holm"]
+    return list(zip(others, tests, strict=True))
 
 
 def _per_query(records: Sequence[Record], stage: str, way: str) -> NDArray[np.float64]:

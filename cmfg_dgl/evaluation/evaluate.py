@@ -22,6 +22,7 @@ __all__ = [
     "Scores",
     "choose_alpha",
     "first_stage",
+    "first_stage_rsum",
     "label_chance",
     "label_metrics",
     "mean_record",
@@ -251,6 +252,12 @@ def mean_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def first_stage(scores: Scores) -> tuple[dict[str, Any], dict[str, Ranking]]:
     """Metrics and rankings of the independent embeddings."""
     return _record(scores.rank(None))
+
+
+def first_stage_rsum(scorer: Scorer, collection: Collection) -> float:
+    """Rsum of the independent embeddings of a collection."""
+    record, _ = first_stage(score(scorer, collection, k=0))
+    return float(record["rsum"])
 
 
 def two_stage(scores: Scores, alpha: float) -> tuple[dict[str, Any], dict[str, Ranking]]:

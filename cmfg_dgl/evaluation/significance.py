@@ -68,7 +68,7 @@ def paired_bootstrap(
     clusters: Sequence[Integers],
     n_clusters: int,
     *,
-    samples: int = 2000,
+    samples: int = 10_000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Difference:

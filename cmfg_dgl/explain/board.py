@@ -38,6 +38,7 @@ def write_board(
     examples: Sequence[Mapping[str, Any]],
     *,
     step: int,
+    extra: int,
     pairs: int = PAIRS,
 ) -> None:
     """Write the picture `val/retrieved` and the projector's `embeddings` of a split to TensorBoard files.
@@ -52,6 +53,8 @@ def write_board(
         As `retrieved_examples` gives them.
     step
         The last step of training.
+    extra
+        Last coordinates of the embeddings that are no place in the shared space, see `Popularity.extend`.
     pairs
         At most so many images, evenly spaced over the split, each with its first caption.
     """
@@ -64,9 +67,8 @@ def write_board(
         board.add_image("val/retrieved", _retrieved(examples), step, dataformats="HWC")
         rows, tiles = _points(dataset, split, chosen.tolist(), first.tolist())
         vectors = torch.cat([direction.queries[chosen], direction.gallery[first]])
-        board.add_embedding(
-            F.normalize(vectors.float(), dim=1), rows, tiles, step, "embeddings", ["kind", "id", "text"]
-        )
+        shared = F.normalize(vectors[:, : vectors.shape[1] - extra].float(), dim=1)
+        board.add_embedding(shared, rows, tiles, step, "embeddings", ["kind", "id", "text"])
 
 
 def _retrieved(examples: Sequence[Mapping[str, Any]]) -> Any:

@@ -20,8 +20,8 @@ class Heads(nn.Module):
     r"""One linear head a modality, :math:`f(x) = W (C + \lambda I)^{-1/2} (x - \mu)`.
 
     `start` sets mean and covariance to those of the training features, and W to the solution of CCA, each direction
-    weighted by the root of its correlation. So every method that learns by gradient starts from the same closed
-    form: pairs by the thousand are too few to learn it.
+    weighted by its correlation (Gong et al. 2014). So every method that learns by gradient starts from the same
+    closed form: pairs by the thousand are too few to learn it.
 
     Parameters
     ----------
@@ -71,12 +71,14 @@ class Heads(nn.Module):
             white[side.kind] = (vectors - mean) @ root / length
         image = white["patch"][collection.caption_image]
         u, correlations, v = torch.linalg.svd(image.T @ white["token"] / len(image), full_matrices=False)
+        # W has the length that it would have with their roots, whatever the size of correlations.
+        weights = correlations * (correlations.sum() / correlations.square().sum()).sqrt()
         with torch.no_grad():
             for kind, directions in (("patch", u.T), ("token", v)):
                 weight = cast(nn.Linear, self.linear[kind]).weight
                 kept = min(len(weight), len(correlations))
                 weight.zero_()
-                weight[:kept] = directions[:kept] * correlations[:kept, None].sqrt()
+                weight[:kept] = directions[:kept] * weights[:kept, None]
         return white
 
     def whiten(self, kind: str, features: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from cmfg_dgl.nn.heads import Heads
 from cmfg_dgl.nn.kernels import BLOCK_DENSITY
 from cmfg_dgl.nn.layer import CMFGLayer
 from cmfg_dgl.nn.pooling import Pooling
+from cmfg_dgl.nn.popularity import Popularity
 from cmfg_dgl.nn.star import to_hub, to_leaves
 from cmfg_dgl.nn.voting import NodeVote
 
@@ -140,6 +141,8 @@ class CMFG(nn.Module):
         norm and a projection learnt from random weights.
     feature_dropout
         With `cca` dropout of whitened features, an item at a time; with `random` of projected ones.
+    bank
+        Training items of each modality that `Popularity` remembers.
     temperature
         Starting temperature of both scores; their learnt inverses are at most 100.
     bf16
@@ -169,6 +172,7 @@ class CMFG(nn.Module):
         block_density: float = BLOCK_DENSITY,
         dropout: float = 0.0,
         feature_dropout: float = 0.0,
+        bank: int = 0,
         temperature: float = 0.07,
         bf16: bool = False,
         placed: Sequence[str] = ("patch", "token"),
@@ -231,6 +235,7 @@ class CMFG(nn.Module):
         self.mean = Pooling("mean", width)
         voting = widths if score == "votes" else ()
         self.votes = nn.ModuleDict({kind: NodeVote(width, VOTE_WIDTH) for kind in voting})
+        self.popularity = Popularity(bank, width)
         self.log_scales = nn.ParameterDict(
             {stage: nn.Parameter(torch.tensor(-math.log(temperature))) for stage in ("first", "joint")}
         )

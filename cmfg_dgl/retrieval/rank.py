@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cmfg_dgl.features.collection import Collection
+from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.nn.model import CMFG, Encoded
 
 __all__ = ["GraphScorer", "Scorer", "candidates", "fuse"]
@@ -59,19 +59,22 @@ class GraphScorer:
 
     @torch.inference_mode()
     def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
-        """Independent embeddings; the scale is split evenly over both sides."""
-        self.model.eval()
+        """Independent embeddings freed of their popularity; the scale is split evenly over both sides."""
         root = self.model.scale("first").sqrt()
         images, captions = (
-            torch.cat(
-                [
-                    self.model.embed(side.kind, self.model.accept(side.read(part)))
-                    for part in torch.arange(side.count).split(self.batch)
-                ]
-            )
+            self.model.popularity.extend(side.kind, self.embed(side, torch.arange(side.count))) * root
             for side in (collection.images, collection.captions)
         )
-        return (images * root).cpu(), (captions * root).cpu()
+        return images.cpu(), captions.cpu()
+
+    @torch.inference_mode()
+    def embed(self, side: Side, items: Tensor) -> Tensor:
+        """Unit vectors (items, D), on the model's device; `items` are positions, int64."""
+        self.model.eval()
+        parts = [
+            self.model.embed(side.kind, self.model.accept(side.read(part))) for part in items.split(self.batch)
+        ]
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:

@@ -91,6 +91,9 @@ def test_results_keep_their_contract(finished: Path) -> None:
     assert attention["context.1"]["mass"] + attention["grounds.1"]["mass"] == pytest.approx(1)
     difference = rows["cca", "first"]["rsum"]["mean"] - rows["cmfg", "first"]["rsum"]["mean"]
     assert rows["cca", "first"]["tests"]["difference"] == pytest.approx(difference)
+    across = rows["cca", "first"]["rsum"]["mean"] - rows["cmfg", "two"]["rsum"]["mean"]
+    assert rows["cca", "first"]["tests_of_two"]["difference"] == pytest.approx(across)
+    assert rows["cmfg", "first"]["tests_of_two"] is None
     assert results["label_relevance"]["labels"] == 10
     assert rows["scm-16", "first"]["label"]["i2t"]["mAP@all"]["mean"] > 1.5 * results["label_relevance"]["chance"]
     assert set(results["audits"]) == {"cmfg", "cca", "scm-16", "pitl"}

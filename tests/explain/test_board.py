@@ -40,7 +40,7 @@ def colour(image: int) -> tuple[int, int, int]:
     return (40 * image, 255 - 40 * image, 7 * image)
 
 
-def board(folder: Path, pairs: int = PAIRS) -> tuple[Tensor, Tensor]:
+def board(folder: Path, pairs: int = PAIRS, extra: int = 0) -> tuple[Tensor, Tensor]:
     """Write what a toy of six images shows; the embeddings of all images and captions of the data set."""
     dataset = Dataset(
         "toy",
@@ -60,7 +60,7 @@ def board(folder: Path, pairs: int = PAIRS) -> tuple[Tensor, Tensor]:
     )
     scores = score(TableScorer(*here, here[0] @ here[1].T), collection, k=3)
     examples = retrieved_examples(dataset, split, scores, 0.5)
-    write_board(folder, dataset, split, scores, examples, step=17, pairs=pairs)
+    write_board(folder, dataset, split, scores, examples, step=17, extra=extra, pairs=pairs)
     return images, captions
 
 
