@@ -38,8 +38,8 @@ def measure_popularity(
     Returns
     -------
     list of dict
-        One for each bank and sharpness: {"bank", "sharpness", "rsum": mean and 95 % interval over all folds, "gain":
-        the same of what it adds to sharpness 0}.
+        One for each bank and sharpness: {"bank", "sharpness", "rsum", "gain"}, mean and 95 % interval over all
+        folds of the rsum and of what it is above that with the first sharpness.
     """
     found: dict[tuple[int, float], list[float]] = {}
     for train, held_out in _folds(collection, folds, repeats):

@@ -298,7 +298,7 @@ def _one_name(row: Row) -> tuple[str]:
 
 
 def _two_names(row: Row) -> tuple[str, str]:
-    return _name(row), STAGES.get(row["stage"], row["stage"])
+    return _name(row), str(STAGES.get(row["stage"], row["stage"]))
 
 
 def _heads(columns: Sequence[_Column]) -> tuple[str, ...]:
