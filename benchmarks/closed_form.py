@@ -1,6 +1,6 @@
-"""What it is worth to free scores of popularity: CCA by folds of training and validation, the test split unseen.
+"""What CMFG begins with: powers of correlations, and popularity, by folds of training and validation, test unseen.
 
-python benchmarks/popularity.py -c openmoji
+python benchmarks/closed_form.py -c openmoji
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from cmfg_dgl.cli.options import WholeNumbers
 from cmfg_dgl.cli.output import Bars, print_table
@@ -18,43 +20,48 @@ from cmfg_dgl.config import load_config
 from cmfg_dgl.evaluation.evaluate import first_stage_rsum
 from cmfg_dgl.evaluation.significance import mean_interval
 from cmfg_dgl.features.collection import Collection, read_pairs
-from cmfg_dgl.nn.heads import Heads
+from cmfg_dgl.nn.canonical import canonical_maps
 from cmfg_dgl.nn.model import RIDGE
 from cmfg_dgl.nn.popularity import Popularity
 from cmfg_dgl.retrieval.first_stage import Embedded
 from cmfg_dgl.training.bank import SHARPNESS
 from cmfg_dgl.training.experiment import Experiment
 
-__all__ = ["measure_popularity"]
+__all__ = ["measure_closed_form"]
 
 SIZE = 256
 
+Sides = dict[str, Tensor]
 
-def measure_popularity(
-    collection: Collection, *, banks: Sequence[int], sharpness: Sequence[float], folds: int, repeats: int
+
+def measure_closed_form(
+    collection: Collection,
+    *,
+    powers: Sequence[float],
+    banks: Sequence[int],
+    sharpness: Sequence[float],
+    folds: int,
+    repeats: int,
 ) -> list[dict[str, Any]]:
-    """Rsum of CCA, as CMFG begins, on each held-out fold of the images, for banks of so many training items.
+    """Rsum of CCA on each held-out fold of the images.
+
+    Parameters
+    ----------
+    powers
+        Of the correlation that weighs each direction, on either side; CMFG begins with 1.
+    banks, sharpness
+        Training items of either modality, and the sharpness, of `Popularity`.
 
     Returns
     -------
     list of dict
-        One for each bank and sharpness: {"bank", "sharpness", "rsum", "gain"}, mean and 95 % interval over all
-        folds of the rsum and of what it is above that with the first sharpness.
+        One for each power, bank and sharpness: these, "rsum" and "gain", mean and 95 % interval over all folds of
+        the rsum and of what it is above that of the first power, bank and sharpness.
     """
-    found: dict[tuple[int, float], list[float]] = {}
+    found: dict[tuple[float, int, float], list[float]] = {}
     for train, held_out in _folds(collection, folds, repeats):
-        heads = Heads(
-            {side.kind: side.means.shape[1] for side in (train.images, train.captions)}, size=SIZE, dropout=0.0
-        )
-        heads.start(train, RIDGE)
-        with torch.no_grad():
-            known, asked = (
-                {
-                    side.kind: heads.embed(side.kind, heads.whiten(side.kind, side.means))
-                    for side in (part.images, part.captions)
-                }
-                for part in (train, held_out)
-            )
+        for power in powers:
+            known, asked = _embed(train, held_out, power)
             for bank in banks:
                 popularity = Popularity(bank, SIZE)
                 popularity.remember({kind: rows[popularity.choose(len(rows))] for kind, rows in known.items()})
@@ -62,16 +69,36 @@ def measure_popularity(
                     popularity.sharpness.fill_(value)
                     images, captions = (popularity.extend(kind, rows) for kind, rows in asked.items())
                     rsum = first_stage_rsum(Embedded(images, captions, None), held_out)
-                    found.setdefault((bank, value), []).append(rsum)
+                    found.setdefault((power, bank, value), []).append(rsum)
+    first = found[powers[0], banks[0], sharpness[0]]
     return [
         {
+            "power": power,
             "bank": bank,
             "sharpness": value,
             "rsum": mean_interval(rsums),
-            "gain": mean_interval([a - b for a, b in zip(rsums, found[bank, sharpness[0]], strict=True)]),
+            "gain": mean_interval([a - b for a, b in zip(rsums, first, strict=True)]),
         }
-        for (bank, value), rsums in found.items()
+        for (power, bank, value), rsums in found.items()
     ]
+
+
+def _embed(train: Collection, held_out: Collection, power: float) -> tuple[Sides, Sides]:
+    """Unit vectors (items, SIZE) of training and of held-out pairs, by CCA of the training ones."""
+    x, y = train.images.means, train.captions.means
+    *maps, correlations = canonical_maps(x[train.caption_image].double().numpy(), y.double().numpy(), RIDGE)
+    embedded: tuple[Sides, Sides] = {}, {}
+    for kind, mean, directions in (
+        ("patch", x[train.caption_image].mean(0), maps[0]),
+        ("token", y.mean(0), maps[1]),
+    ):
+        weighted = torch.from_numpy(directions * correlations**power).float()
+        # Where there are fewer directions, the rest of the bank's width is empty.
+        projection = F.pad(weighted[:, :SIZE], (0, max(0, SIZE - len(correlations))))
+        for part, sides in zip((train, held_out), embedded, strict=True):
+            side = part.images if kind == "patch" else part.captions
+            sides[kind] = F.normalize((side.means - mean) @ projection, dim=1)
+    return embedded
 
 
 def _folds(collection: Collection, folds: int, repeats: int) -> Iterator[tuple[Collection, Collection]]:
@@ -89,24 +116,34 @@ def _folds(collection: Collection, folds: int, repeats: int) -> Iterator[tuple[C
 @click.command(help=__doc__)
 @click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
 @click.option("-c", "--config", required=True, metavar="FILE|NAME", help="The recipe.")
-@click.option("--banks", type=WholeNumbers("sizes of the bank", 1), default="256,512,4096", show_default=True)
+@click.option("--power", "powers", type=float, multiple=True, default=(0.5, 1, 2), show_default=True)
+@click.option("--banks", type=WholeNumbers("sizes of the bank", 1), default="4096", show_default=True)
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(
-    overrides: tuple[str, ...], config: str, banks: list[int], folds: int, repeats: int, as_json: bool
+    overrides: tuple[str, ...],
+    config: str,
+    powers: tuple[float, ...],
+    banks: list[int],
+    folds: int,
+    repeats: int,
+    as_json: bool,
 ) -> None:
     """Measure, and print the table."""
     with Bars(quiet=False) as bars:
         experiment = Experiment.prepare(load_config(config, overrides), bars)
     collection = experiment.collection(experiment.evaluation_split("train", "val"))
-    rows = measure_popularity(collection, banks=banks, sharpness=SHARPNESS, folds=folds, repeats=repeats)
+    rows = measure_closed_form(
+        collection, powers=powers, banks=banks, sharpness=SHARPNESS, folds=folds, repeats=repeats
+    )
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    head = ("bank", "sharpness", "rsum", "gain", "95 %")
+    head = ("power", "bank", "sharpness", "rsum", "gain", "95 %")
     cells = [
         (
+            f"{row['power']:g}",
             f"{row['bank']:,}",
             f"{row['sharpness']:g}",
             f"{row['rsum'][0]:.1f}",
