@@ -44,7 +44,7 @@ class CCA(Method):
         See above.
     """
 
-    TRIALS: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"power": 2.0}, {"ridge": 3.0})
+    TRIALS: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"power": 0.5}, {"power": 2.0})
 
     def __init__(self, widths: Mapping[str, int], *, seed: int, ridge: float = 1.0, power: float = 1.0) -> None:
         super().__init__()
