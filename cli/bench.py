@@ -14,7 +14,12 @@ __all__ = ["command"]
 
 @click.command("bench")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("-c", "--config", metavar="FILE|NAME", help="A YAML file or a shipped comparison: openmoji, tuxpaint, scenes, smoke.")
+@click.option(
+    "-c",
+    "--config",
+    metavar="FILE|NAME",
+    help="A YAML file or a shipped comparison: openmoji, tuxpaint, scenes, smoke.",
+)
 @click.option("-o", "--output-dir", help="The folder of the comparison; default output_dir of the configuration.")
 @click.option(
     "--report", type=click.Path(), metavar="RUN", help="Write tables and pages of RUN again, from its results.json."
