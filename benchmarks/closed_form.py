@@ -23,8 +23,8 @@ from cmfg_dgl.features.collection import Collection, read_pairs
 from cmfg_dgl.nn.canonical import canonical_maps
 from cmfg_dgl.nn.model import RIDGE
 from cmfg_dgl.nn.popularity import Popularity
+from cmfg_dgl.retrieval.bank import SHARPNESS
 from cmfg_dgl.retrieval.first_stage import Embedded
-from cmfg_dgl.training.bank import SHARPNESS
 from cmfg_dgl.training.experiment import Experiment
 
 __all__ = ["measure_closed_form"]

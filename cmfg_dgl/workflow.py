@@ -40,8 +40,8 @@ from cmfg_dgl.features.text import TextEncoder
 from cmfg_dgl.features.vision import VisionEncoder
 from cmfg_dgl.files import sha256_file, write_atomic
 from cmfg_dgl.nn.model import CMFG
+from cmfg_dgl.retrieval.bank import fill_bank
 from cmfg_dgl.retrieval.rank import GraphScorer, Scorer
-from cmfg_dgl.training.bank import fill_bank
 from cmfg_dgl.training.checkpoint import load_checkpoint, save_checkpoint
 from cmfg_dgl.training.experiment import Experiment, build_model, encoders, open_dataset, select_device
 from cmfg_dgl.training.run import Run

@@ -17,8 +17,8 @@ from cmfg_dgl.config import Config
 from cmfg_dgl.errors import Interrupted
 from cmfg_dgl.evaluation.attention import attention_of_pairs
 from cmfg_dgl.features.collection import Collection
+from cmfg_dgl.retrieval.bank import fill_bank
 from cmfg_dgl.retrieval.rank import GraphScorer
-from cmfg_dgl.training.bank import fill_bank
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import build_model
 from cmfg_dgl.training.trainer import Trainer, load_weights

@@ -11,8 +11,8 @@ import pytest
 import torch
 from planted import planted, tiny_model
 
+from cmfg_dgl.retrieval.bank import SHARPNESS, fill_bank
 from cmfg_dgl.retrieval.rank import GraphScorer
-from cmfg_dgl.training.bank import SHARPNESS, fill_bank
 
 
 def scorer_of(bank):
