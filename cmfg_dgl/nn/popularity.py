@@ -66,8 +66,10 @@ class Popularity(nn.Module):
         beta, held = self.sharpness, int(self.get_buffer(f"held_{OTHER[kind]}"))
         if not beta:
             return embeddings.new_zeros(len(embeddings))
-        near = beta * (embeddings @ self.get_buffer(f"bank_{OTHER[kind]}")[:held].T)
-        return (near.logsumexp(1) - math.log(held)) / beta
+        # In float64 equal embeddings stay equal, wherever they stand in a batch: a tie is a tie.
+        beta, bank = beta.double(), self.get_buffer(f"bank_{OTHER[kind]}")[:held].double()
+        near = beta * (embeddings.double() @ bank.T)
+        return ((near.logsumexp(1) - math.log(held)) / beta).to(embeddings.dtype)
 
     def extend(self, kind: str, embeddings: Tensor) -> Tensor:
         """Vectors (items, D + extra) of embeddings (items, D); an image's times a caption's is s."""

@@ -35,6 +35,8 @@ from cmfg_dgl.training.experiment import build_model
 
 DEAF = (
     "model.start=random",
+    # An item that says nothing is still more or less popular.
+    "model.bank=0",
     "model.residual=false",
     "training.learning_rate=0.01",
     "training.epochs=4",

@@ -4,6 +4,7 @@
 - The inner product of extended vectors is the cosine less both popularities; at sharpness 0 it is the cosine.
 - A planted hub, near to every query and right for none, loses its first places.
 - The bank is chosen evenly, without repeats, and is all there is where that fits.
+- Equal embeddings are equally popular to the last bit, so that a collapsed model's ties stay ties.
 - Filled again with less it forgets the rest.
 """
 
@@ -57,6 +58,13 @@ def test_without_a_bank_scores_are_cosines():
     popularity, images, captions = Popularity(0, D).double(), units(4, 3), units(6, 4)
     got = popularity.extend("patch", images) @ popularity.extend("token", captions).T
     torch.testing.assert_close(got, images @ captions.T, atol=0, rtol=0)
+
+
+def test_equal_embeddings_are_equally_popular():
+    popularity = filled(sharpness=7.0).float()
+    for count in (2, 37, 300):
+        alike = popularity.of("patch", units(1, 3).float().repeat(count, 1))
+        assert (alike == alike[0]).all()
 
 
 def test_a_hub_loses_its_places():
