@@ -59,14 +59,15 @@ def test_a_run_holds_what_is_promised(trained: Any) -> None:
         assert (trained.folder / name).exists(), name
     epochs = [json.loads(line) for line in (trained.folder / "metrics.jsonl").read_text().splitlines()]
     assert [epoch["epoch"] for epoch in epochs] == [1, 2]
-    assert told["first_stage_rsum"] == max(epoch["val_rsum"] for epoch in epochs)
+    # To free scores of popularity may gain on validation; where it does not, they are left alone.
+    assert told["first_stage_rsum"] >= max(epoch["val_rsum"] for epoch in epochs)
     config = yaml.safe_load((trained.folder / "config.yaml").read_text())
     assert config["model"]["width"] == 32
     training = json.loads((trained.folder / "training.json").read_text())
     assert training["quarantined"] == {}
     assert training["train_captions"] == 2 * training["train_images"]
     with safe_open(trained.folder / "checkpoints" / "best.safetensors", framework="np") as file:
-        found = (".mean_", ".root_", "place_scale_")
+        found = (".mean_", ".root_", "place_scale_", "popularity.")
         learnt = [name for name in file.keys() if not any(part in name for part in found)]  # noqa: SIM118
         shapes = [file.get_slice(name).get_shape() for name in learnt]
     assert training["parameters"] == sum(int(np.prod(shape)) for shape in shapes)
@@ -254,7 +255,10 @@ def test_resume_from_another_run_brings_its_best_weights(
     assert result.code == 0, result.err
     assert result.json["epoch"] == 1
     best = Path("checkpoints", "best.safetensors")
-    assert (tmp_path / "second" / best).read_bytes() == (stopped / best).read_bytes()
+    before_bank, after = (load_checkpoint(folder / best)[0] for folder in (stopped, tmp_path / "second"))
+    learnt = [name for name in after if not name.startswith("popularity.")]
+    assert all(after[name].equal(before_bank[name]) for name in learnt)
+    assert not before_bank["popularity.held_patch"] and after["popularity.held_patch"]
     assert len((tmp_path / "second" / "metrics.jsonl").read_text().splitlines()) == 2
     assert contents(stopped) == before
 
