@@ -63,11 +63,12 @@ def measure_closed_form(
         for power in powers:
             known, asked = _embed(train, held_out, power)
             for bank in banks:
-                popularity = Popularity(bank, SIZE)
+                popularity = Popularity(bank, known["patch"].shape[1])
                 popularity.remember({kind: rows[popularity.choose(len(rows))] for kind, rows in known.items()})
                 for value in sharpness:
                     popularity.sharpness.fill_(value)
                     images, captions = (popularity.extend(kind, rows) for kind, rows in asked.items())
+                    # The first stage asks for no joint score, so nobody gives one.
                     rsum = first_stage_rsum(Embedded(images, captions, None), held_out)
                     found.setdefault((power, bank, value), []).append(rsum)
     first = found[powers[0], banks[0], sharpness[0]]
@@ -84,7 +85,7 @@ def measure_closed_form(
 
 
 def _embed(train: Collection, held_out: Collection, power: float) -> tuple[Sides, Sides]:
-    """Unit vectors (items, SIZE) of training and of held-out pairs, by CCA of the training ones."""
+    """Unit vectors (items, at most SIZE) of training and of held-out pairs, by CCA of the training ones."""
     x, y = train.images.means, train.captions.means
     *maps, correlations = canonical_maps(x[train.caption_image].double().numpy(), y.double().numpy(), RIDGE)
     embedded: tuple[Sides, Sides] = {}, {}
@@ -92,9 +93,7 @@ def _embed(train: Collection, held_out: Collection, power: float) -> tuple[Sides
         ("patch", x[train.caption_image].mean(0), maps[0]),
         ("token", y.mean(0), maps[1]),
     ):
-        weighted = torch.from_numpy(directions * correlations**power).float()
-        # Where there are fewer directions, the rest of the bank's width is empty.
-        projection = F.pad(weighted[:, :SIZE], (0, max(0, SIZE - len(correlations))))
+        projection = torch.from_numpy(directions * correlations**power).float()[:, :SIZE]
         for part, sides in zip((train, held_out), embedded, strict=True):
             side = part.images if kind == "patch" else part.captions
             sides[kind] = F.normalize((side.means - mean) @ projection, dim=1)

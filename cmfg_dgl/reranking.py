@@ -14,7 +14,7 @@ from torch import Tensor
 from cmfg_dgl.bench.data import BenchData
 from cmfg_dgl.bench.methods import make_method
 from cmfg_dgl.errors import ConfigError, DataError
-from cmfg_dgl.evaluation.evaluate import ALPHAS, first_stage, score
+from cmfg_dgl.evaluation.evaluate import ALPHAS, first_stage, first_stage_rsum, score
 from cmfg_dgl.evaluation.rerank import curve, query_seconds
 from cmfg_dgl.explain.figures import png_bytes, svg_text
 from cmfg_dgl.explain.rerank_figure import rerank_figure
@@ -178,13 +178,9 @@ class _Job:
         data = BenchData(self.run.config, self.experiment)
         method = make_method(name, data.config, data.widths, data.config.run.seed, {})
 
-        def validate() -> float:
-            value: float = first_stage(score(method, data.val.collection, k=0))[0]["rsum"]
-            return value
-
         @functools.cache
         def fit() -> None:
-            method.fit(data.training, validate)
+            method.fit(data.training, lambda: first_stage_rsum(method, data.val.collection))
             method.eval()
 
         def embed(split: str) -> Sides:

@@ -10,7 +10,7 @@ import torch
 from graphs import Grids, random_nodes
 from torch import Tensor
 
-from cmfg_dgl.evaluation.evaluate import first_stage, score
+from cmfg_dgl.evaluation.evaluate import first_stage_rsum
 from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.graph.relations import Relation
@@ -105,7 +105,7 @@ def tiny_trainer(folder: Path, *, seed: int = 0, **options: Any) -> Trainer:
     torch.manual_seed(seed)
 
     def validate() -> dict[str, float]:
-        return {"val_rsum": first_stage(score(GraphScorer(model), held_out, k=0))[0]["rsum"]}
+        return {"val_rsum": first_stage_rsum(GraphScorer(model), held_out)}
 
     settings: dict[str, Any] = {
         "seed": seed,

@@ -9,7 +9,7 @@ from typing import Any
 from cmfg_dgl.bench.cmfg import CMFGMethod
 from cmfg_dgl.bench.data import BenchData, Part
 from cmfg_dgl.config import Config
-from cmfg_dgl.evaluation.evaluate import ALPHAS, Scores, choose_alpha, first_stage, score
+from cmfg_dgl.evaluation.evaluate import ALPHAS, Scores, choose_alpha, first_stage_rsum, score
 from cmfg_dgl.evaluation.ranking import Ranking, metrics, per_query, rsum
 from cmfg_dgl.memory import give_freed_memory_back
 from cmfg_dgl.nn.drop import drop_relation
@@ -28,13 +28,7 @@ def trained(data: BenchData, config: Config, seed: int) -> CMFG:
     """The model of a configuration, trained as `cmfg train` does, with the epoch of the best validation rsum."""
     give_freed_memory_back()
     method = CMFGMethod(data.widths, seed=seed, config=config)
-    held_out = data.val.collection
-
-    def validate() -> float:
-        value: float = first_stage(score(method.scorer, held_out, k=0))[0]["rsum"]
-        return value
-
-    method.fit(data.training, validate)
+    method.fit(data.training, lambda: first_stage_rsum(method.scorer, data.val.collection))
     return method.model.eval()
 
 

@@ -59,20 +59,18 @@ class CCA(Method):
         x = collection.images.means[collection.caption_image]
         y = collection.captions.means
         a, b, correlations = canonical_maps(x.double().numpy(), y.double().numpy(), self.ridge)
+        a, b = (directions * correlations**self.power for directions in (a, b))
         found = []
         for size in sorted({min(d, len(correlations)) for d in DIMENSIONS}):
-            weights = correlations[:size] ** self.power
-            self._keep("patch", x, a[:, :size] * weights)
-            self._keep("token", y, b[:, :size] * weights)
+            self._keep("patch", x, a[:, :size])
+            self._keep("token", y, b[:, :size])
             try:
                 found.append((validate(), -size))
             except OutOfTime:
                 found = found or [(0.0, -size)]
                 break
         size = -max(found)[1]
-        self.map_patch, self.map_token = (
-            torch.from_numpy(m[:, :size] * correlations[:size] ** self.power).float() for m in (a, b)
-        )
+        self.map_patch, self.map_token = (torch.from_numpy(m[:, :size]).float() for m in (a, b))
 
     def _keep(self, kind: str, features: Tensor, projection: NDArray[np.float64]) -> None:
         self.register_buffer(f"map_{kind}", torch.from_numpy(projection).float())

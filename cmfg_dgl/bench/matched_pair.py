@@ -30,8 +30,8 @@ class MatchedPairCMFG(CMFGMethod):
 
     x(i, j) and y(i, j) are the pooled patches and tokens of the joint graph of image i and caption j. Trained by
     `info_nce` on these vectors, the model learns to write a mark of the pair on both, and a query finds its answer
-    by the mark. It begins with random weights, for no closed form helps to write a mark, and has no
-    bank; features, layers, batches and optimiser are those of the honest method.
+    by the mark. It begins with random weights, for no closed form helps to write a mark, and has no bank; features,
+    layers, batches and optimiser are those of the honest method.
     """
 
     reranks: ClassVar[bool] = False

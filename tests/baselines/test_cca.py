@@ -2,6 +2,7 @@
 
 - Without a ridge its correlations and its projections are scikit-learn's.
 - The constraint holds with a ridge: projected features have the identity for a covariance, the ridge included.
+- A score is the cosine of canonical variates, each times a power of its correlation, by a QR decomposition.
 - The number of directions is what validation likes best of those that there was time for.
 """
 
@@ -47,6 +48,25 @@ def test_projections_are_white(ridge: float) -> None:
         covariance = np.cov(rows.T, bias=True)
         with_ridge = covariance + ridge * np.diag(covariance).mean() * np.eye(len(covariance))
         np.testing.assert_allclose(projection.T @ with_ridge @ projection, np.eye(projection.shape[1]), atol=1e-9)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_scores_weigh_directions_by_a_power_of_their_correlation(power: float) -> None:
+    x, y = correlated()
+
+    def side(kind: str, rows: np.ndarray) -> Side:
+        nodes = Nodes(torch.from_numpy(rows).float(), torch.arange(401), torch.ones(400, 2).long())
+        return Side(kind, 400, nodes.select)
+
+    collection = Collection(side("patch", x), side("token", y), torch.arange(400))
+    method = CCA({"patch": 5, "token": 4}, seed=0, ridge=0.0, power=power)
+    method.fit(TrainingSet(collection, torch.arange(400)), lambda: 0.0)
+    images, captions = method.embeddings(collection)
+    left, right = (np.linalg.qr(rows - rows.mean(0))[0] for rows in (x, y))
+    u, correlations, vt = np.linalg.svd(left.T @ right, full_matrices=False)
+    variates = left @ u * correlations**power, right @ vt.T * correlations**power
+    a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in variates)
+    np.testing.assert_allclose((images @ captions.T).numpy(), a @ b.T, atol=1e-4)
 
 
 @pytest.mark.parametrize("allowed", [0, 2, 99])

@@ -2,6 +2,7 @@
 
 - Fitted, it ranks held-out pairs far above chance by what it is judged by; the same seed gives the same scores.
 - It passes the audit, which an unfitted method must pass too: neither has seen an answer.
+- CMFG remembers training items after its fit; what popularity adds to embeddings is no place in their space.
 - Everything is chosen on validation; the test split is scored once, and last.
 - All methods have equally many settings to try, and each can be made with them.
 - Of hard negatives each stage tells how often the right caption beats them; the leaky protocol has none.
@@ -31,6 +32,7 @@ from cmfg_dgl.bench.methods import METHODS, make_method, method_class
 from cmfg_dgl.config import Config, load_config
 from cmfg_dgl.data.dataset import Split
 from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.evaluation.alignment import alignment_metrics
 from cmfg_dgl.evaluation.audit import audit
 from cmfg_dgl.evaluation.evaluate import score
 from cmfg_dgl.features.collection import Collection, HardNegatives
@@ -171,6 +173,26 @@ def test_cmfg_begins_as_the_closed_form_of_its_training_pairs() -> None:
     heads.start(training().collection, RIDGE)
     for name, value in heads.named_buffers():
         torch.testing.assert_close(method.model.enter.state_dict()[name], value)
+
+
+def test_cmfg_fills_its_bank_and_the_geometry_leaves_popularity_out() -> None:
+    part, made = held_out(), []
+
+    def remembered(*given: Any, **more: Any) -> Method:
+        made.append(make_method(*given, **more))
+        return made[-1]
+
+    with patch("cmfg_dgl.bench.cells.make_method", remembered):
+        record = run_cell(bench_data(part, part, None), "cmfg", 0, {}, minutes=5, audited=False)
+    (method,) = made
+    for side in (training().collection.images, training().collection.captions):
+        assert int(method.model.popularity.get_buffer(f"held_{side.kind}")) == side.count
+    x, y = (
+        method.scorer.embed(side, torch.arange(side.count))
+        for side in (part.collection.images, part.collection.captions)
+    )
+    expected = alignment_metrics(x, y, part.collection.caption_image)
+    assert record["alignment"] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 50])

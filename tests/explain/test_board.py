@@ -80,6 +80,14 @@ def tile(sprite: Any, place: int, points: int) -> Any:
     return sprite.crop((left, top, left + TILE, top + TILE))
 
 
+def test_the_last_coordinates_are_left_out_where_they_are_no_place(tmp_path: Path) -> None:
+    images, captions = board(tmp_path, extra=2)
+    rows, vectors, _ = projected(tmp_path)
+    for (kind, name, _), vector in zip(rows, vectors, strict=True):
+        shared = (images if kind == "image" else captions)[int(name[3:])][:2]
+        assert vector == pytest.approx((shared / shared.norm()).numpy(), abs=1e-6)
+
+
 def test_every_point_has_its_row_its_vector_and_its_tile(tmp_path: Path) -> None:
     images, captions = board(tmp_path)
     rows, vectors, sprite = projected(tmp_path)

@@ -34,7 +34,7 @@ from planted import planted, tiny_model, tiny_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cmfg_dgl.errors import CheckpointError, CmfgError, Interrupted
-from cmfg_dgl.evaluation.evaluate import first_stage, score, two_stage
+from cmfg_dgl.evaluation.evaluate import first_stage, first_stage_rsum, score, two_stage
 from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.retrieval.rank import GraphScorer
@@ -401,7 +401,7 @@ def test_it_learns(tmp_path):
         batch_size=24,
         learning_rate=1e-2,
         label_smoothing=0.0,
-        validate=lambda: {"val_rsum": first_stage(score(GraphScorer(trainer.model), held_out, k=0))[0]["rsum"]},
+        validate=lambda: {"val_rsum": first_stage_rsum(GraphScorer(trainer.model), held_out)},
     )
     before = score(GraphScorer(trainer.model), held_out, k=60)
     chance = first_stage(before)[0]["chance_rsum"]
