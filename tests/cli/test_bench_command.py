@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 from commands import SMALL, cmfg, contents, draw_folder, flip_byte, start
 
+from cmfg_dgl.bench.results import collect
+from cmfg_dgl.config import BenchConfig
 from cmfg_dgl.files import read_json, write_json
 
 METHODS = "methods=[cmfg, cca, scm-16, pitl]"
@@ -97,6 +99,25 @@ def test_results_keep_their_contract(finished: Path) -> None:
     assert results["label_relevance"]["labels"] == 10
     assert rows["scm-16", "first"]["label"]["i2t"]["mAP@all"]["mean"] > 1.5 * results["label_relevance"]["chance"]
     assert set(results["audits"]) == {"cmfg", "cca", "scm-16", "pitl"}
+
+
+def test_a_first_stage_is_tested_against_both_stages_of_cmfg(finished: Path) -> None:
+    cells = {
+        name: [chosen_trial(finished / "cells" / name), read_json(finished / "cells" / name / "seed-1.json")]
+        for name in ("cmfg", "cca")
+    }
+    # As if re-ranking had won each query six points in either direction.
+    for record in cells["cmfg"]:
+        first = record["stages"]["first"]
+        per_query = {way: [value + 6 for value in first["per_query"][way]] for way in ("i2t", "t2i")}
+        record["stages"]["two"] |= {"rsum": first["rsum"] + 12, "per_query": per_query}
+    N, M = (len(cells["cmfg"][0]["stages"]["first"]["per_query"][way]) for way in ("i2t", "t2i"))
+    results = collect(
+        cells, cells, BenchConfig(seeds=[0, 1]), protocol="", dataset="", images=N, caption_image=np.arange(M) % N,
+        label_relevance=None, chance=1.0,
+    )  # fmt: skip
+    (row,) = (row for row in results["rows"] if row["method"] == "cca")
+    assert row["tests_of_two"]["difference"] == pytest.approx(row["tests"]["difference"] - 12)
 
 
 def chosen_trial(cells: Path) -> Any:
