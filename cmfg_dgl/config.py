@@ -429,8 +429,8 @@ def _told(source: str | None, overrides: Sequence[str]) -> str:
     return (source or "defaults") + (" with " + _one_line(" ".join(overrides)) if overrides else "")
 
 
-def to_yaml(config: Config | BenchConfig) -> str:
-    """The whole configuration as YAML that `load_config`, or `load_bench`, reads back to an equal one."""
+def to_yaml(config: Config | BenchConfig | GraphConfig | RetrievalConfig) -> str:
+    """A configuration as YAML; `load_config`, or `load_bench`, reads a whole one back to an equal one."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 

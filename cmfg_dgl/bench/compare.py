@@ -10,7 +10,7 @@ from typing import Any
 from cmfg_dgl.bench.cells import chance_rsum, run_cell
 from cmfg_dgl.bench.data import BenchData
 from cmfg_dgl.bench.kept import digest_of, kept_cell
-from cmfg_dgl.bench.methods import method_class
+from cmfg_dgl.bench.methods import method_class, recipe_of
 from cmfg_dgl.bench.pages import write_outputs
 from cmfg_dgl.bench.results import OURS, collect
 from cmfg_dgl.config import BenchConfig, load_config, to_yaml
@@ -193,5 +193,5 @@ class _Runner:
             "setting": dict(setting),
             "minutes": self.config.minutes,
             **self.data.identity(dict.fromkeys(("train", "val", "test", *dataset.database))),
-            "recipe": to_yaml(self.data.config),
+            "recipe": recipe_of(self.method, self.data.config),
         }

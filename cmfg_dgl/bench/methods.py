@@ -22,11 +22,11 @@ from cmfg_dgl.baselines.uniter import UNITER
 from cmfg_dgl.baselines.vsepp import VSEpp
 from cmfg_dgl.bench.cmfg import CMFGMethod
 from cmfg_dgl.bench.matched_pair import MatchedPairCMFG
-from cmfg_dgl.config import Config
+from cmfg_dgl.config import Config, to_yaml
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.graph.relations import make_relations
 
-__all__ = ["METHODS", "make_method", "method_class"]
+__all__ = ["METHODS", "make_method", "method_class", "recipe_of"]
 
 METHODS: dict[str, type[Method]] = {
     "cmfg": CMFGMethod,
@@ -87,3 +87,15 @@ def make_method(
         arguments = {"config": config, "setting": setting}
     method: Method = kind(widths, seed=seed, **arguments)
     return method
+
+
+def recipe_of(name: str, config: Config) -> str:
+    """What a method and its evaluation read of a recipe besides data and features, as YAML.
+
+    For cmfg all of it, for the others how they are searched and what `make_method` hands them: another setting of
+    cmfg leaves their results as they are.
+    """
+    kind = method_class(name)
+    if issubclass(kind, CMFGMethod):
+        return to_yaml(config)
+    return to_yaml(config.retrieval) + (to_yaml(config.graph) if issubclass(kind, GAT) else "")

@@ -28,7 +28,7 @@ from cmfg_dgl.baselines.uniter import UNITER, transport_distance
 from cmfg_dgl.bench.cells import evaluate_stage, run_cell
 from cmfg_dgl.bench.cmfg import CMFGMethod
 from cmfg_dgl.bench.data import Part
-from cmfg_dgl.bench.methods import METHODS, make_method, method_class
+from cmfg_dgl.bench.methods import METHODS, make_method, method_class, recipe_of
 from cmfg_dgl.config import Config, load_config
 from cmfg_dgl.data.dataset import Split
 from cmfg_dgl.errors import ConfigError, DataError
@@ -351,3 +351,16 @@ def test_all_methods_have_equally_many_settings() -> None:
 def test_an_unknown_method_gets_a_hint() -> None:
     with pytest.raises(ConfigError, match="did you mean vsepp"):
         method_class("vsep")
+
+
+@pytest.mark.parametrize(
+    ("override", "readers"),
+    [
+        ("model.layers=3", {"cmfg"}),
+        ("graph.relations.spatial.radius=3", {"cmfg", "gat"}),
+        ("retrieval.k=7", set(METHODS)),
+    ],
+)
+def test_a_cell_depends_on_the_settings_that_its_method_reads(override: str, readers: set[str]) -> None:
+    plain, other = load_config("folder", []), load_config("folder", [override])
+    assert {name for name in METHODS if recipe_of(name, plain) != recipe_of(name, other)} == readers

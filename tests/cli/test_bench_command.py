@@ -163,6 +163,16 @@ def test_cells_of_other_settings_are_not_mixed_in(comparison: Path, labelled: Pa
     assert "trial-0.json" in result.err and "--force" in result.err
 
 
+def test_settings_of_cmfg_leave_the_cells_of_others_as_they_are(comparison: Path, labelled: Path) -> None:
+    overrides = "overrides=" + json.dumps([f"data.root={labelled}", *SMALL, "model.dropout=0.3"])
+    before = {path: path.stat().st_mtime_ns for path in comparison.rglob("cells/*/*.json")}
+    assert cmfg(*arguments(labelled, comparison, overrides, "methods=[cca, scm-16]")).code == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    result = cmfg(*arguments(labelled, comparison, overrides, "methods=[cmfg]"))
+    assert result.code == 2
+    assert "cmfg" in result.err and "--force" in result.err
+
+
 def test_a_damaged_cell_is_named(comparison: Path, labelled: Path) -> None:
     path = comparison / "cells" / "cca" / "seed-1.json"
     flip_byte(path, 0)
