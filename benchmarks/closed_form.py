@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import torch
+from measure import one_line_errors
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -120,6 +121,7 @@ def _folds(collection: Collection, folds: int, repeats: int) -> Iterator[tuple[C
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@one_line_errors()
 def main(
     overrides: tuple[str, ...],
     config: str,

@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating timing, peak memory, the options of a script, and the machine."""
+"""What the benchmarks share: alternating timing, peak memory, options and errors of a script, and the machine."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import torch
 
+from cmfg_dgl.errors import CmfgError
 from cmfg_dgl.files import to_json
 from cmfg_dgl.memory import keep_freed_memory
 
-__all__ = ["alternate", "benchmark", "machine", "peak_megabytes", "status", "tell"]
+__all__ = ["alternate", "benchmark", "machine", "one_line_errors", "peak_megabytes", "status", "tell"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -137,3 +139,14 @@ def status(key: str) -> int:
 
 def _lines(path: str) -> list[str]:
     return Path(path).read_text(encoding="utf-8").splitlines()
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Let an error of the toolkit end a script as it ends `cmfg`: in one line, with its exit code."""
+    try:
+        yield
+    except CmfgError as error:
+        told = click.ClickException(" ".join(str(error).split()))
+        told.exit_code = error.exit_code
+        raise told from None

@@ -14,6 +14,7 @@ import click
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from measure import one_line_errors
 
 from cmfg_dgl.bench.compare import bench
 from cmfg_dgl.bench.tables import shown, stage_title, with_interval
@@ -151,6 +152,7 @@ def _write(record: Record, folder: Path) -> None:
 @click.option("--seeds", type=WholeNumbers("seeds", 0), default="0,1,2,3,4", show_default=True)
 @click.option("--trials", type=click.IntRange(1, 3), default=1, show_default=True, help="Settings a method tries.")
 @click.option("--minutes", default=10.0, show_default=True, help="Time budget of a fit.")
+@one_line_errors()
 def main(
     overrides: tuple[str, ...],
     config: str,

@@ -6,14 +6,18 @@
 - Records have the keys that others read.
 - Exponents, work and peak memory are right where they are known.
 - RESULTS.md is what the stored results give.
+- A misspelt recipe ends a script in one line that names the right one.
 """
 
 import json
 
+import closed_form
+import pairs
 import pytest
 import torch
 from build import SCHEMAS, make_builders, measure_graphs
 from cases import CASES, COMPLETE, MIXED, SPARSE, make_case
+from click.testing import CliRunner
 from features import measure_store
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,3 +117,12 @@ def test_results_are_what_the_stored_records_give():
     assert (HERE / "RESULTS.md").read_text(encoding="utf-8") == render(records)
     for picture in ("kernels", "rerank", "scaling"):
         assert (HERE / "results" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("arguments", [(closed_form,), (pairs, "--pairs", "10")], ids=["closed_form", "pairs"])
+def test_a_misspelt_recipe_is_told_in_one_line(arguments, tmp_path):
+    script, *more = arguments
+    output = ("-o", str(tmp_path / "out")) if script is pairs else ()
+    result = CliRunner().invoke(script.main, ["-c", "openmojy", *output, *more])
+    assert result.exit_code == 2
+    assert "did you mean openmoji?" in result.stderr and result.stderr.count("\n") == 1
