@@ -8,6 +8,7 @@
   deviation of nodes, dropout left out.
 - Its first stage begins as CCA, and its nodes attend across to what lies near them in the space of CCA and, where
   nodes vote, in the picture.
+- From the first step votes tell a picture from its mirror image; embeddings and cosines in joint graphs do not.
 - Features that are all the same have no closed form, and an error says so.
 """
 
@@ -137,6 +138,26 @@ def test_the_first_stage_begins_as_cca():
             expected = model.enter.embed(kind, model.enter.whiten(kind, means))
             cosine = (model.embed(kind, side) * expected).sum(1)
             assert cosine.min() > nearness and (relations is across or cosine.min() < 1 - 1e-6)
+
+
+def test_only_votes_tell_a_mirrored_picture_from_the_first_step(monkeypatch):
+    monkeypatch.setattr("planted.RELATIONS", tuple(r for r in RELATIONS if r.cross))
+    for score in ("pooled", "votes"):
+        model, images, captions = begun(score=score)
+        mirror = torch.cat(
+            [
+                torch.arange(start, start + rows * columns).view(rows, columns).flip(1).flatten()
+                for start, (rows, columns) in zip(images.offsets.tolist(), images.grid.tolist(), strict=False)
+            ]
+        )
+        mirrored = Nodes(images.values[mirror], images.offsets, images.grid)
+        wide = images.grid[:, 1] > 1
+        assert wide.any() and not wide.all()
+        torch.testing.assert_close(model.embed("patch", mirrored), model.embed("patch", images))
+        caption = model.encode("token", captions)
+        seen, turned = (model.match(model.encode("patch", nodes), caption) for nodes in (images, mirrored))
+        told_apart = (seen - turned).abs() > 1e-4
+        assert torch.equal(told_apart, wide if score == "votes" else torch.zeros_like(wide))
 
 
 @pytest.mark.parametrize(
