@@ -3,6 +3,7 @@
 - `cmfg eval` gives, for both stages, what a loop over images and their false captions counts, in JSON, in its table
   and on the page; the second stage weighs by alpha. `cmfg bench` gives it for each method and stage.
 - Of data without hard negatives nothing is said of them.
+- `benchmarks/places.py` counts the same, by relation and number of objects; a run of other data ends in one line.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import places
 import pytest
 import torch
+from click.testing import CliRunner
 from commands import cmfg
 
 from cmfg_dgl.config import load_config
@@ -147,3 +150,22 @@ def test_bench_gives_them_for_each_method_and_stage(tmp_path: Path) -> None:
         ("cca", "first"),
     }
     assert "## Hard negatives" in (folder / "tables.md").read_text()
+
+
+def test_places_counts_what_a_loop_counts(scene_run: Path) -> None:
+    result = CliRunner().invoke(places.main, [str(scene_run), "--split", "test", "--json"])
+    assert result.exit_code == 0, result.stderr
+    rows = {(row["kind"], row["captions"]): row for row in json.loads(result.stdout)}
+    first, joint = (margins(scene_run, 1.0)[stage] for stage in ("first_stage", "two_stage"))
+    for kind in ("attribute", "place"):
+        parts = [row for (k, group), row in rows.items() if k == kind and group.endswith("objects")]
+        for stage, found in (("first", first), ("joint", joint)):
+            won = [margin > 0 for _, k, margin in found if k == kind]
+            assert rows[kind, "all"]["false"] == len(won) == sum(row["false"] for row in parts)
+            assert rows[kind, "all"][stage] == pytest.approx(100 * sum(won) / len(won))
+
+
+def test_places_refuses_a_run_of_other_data(run: Path) -> None:
+    result = CliRunner().invoke(places.main, [str(run)])
+    assert result.exit_code == 2
+    assert "recipe scenes" in result.stderr and result.stderr.count("\n") == 1
