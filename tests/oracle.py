@@ -70,23 +70,20 @@ def messages(
     hidden: Mapping[str, Tensor],
     settings: Settings,
     attention: Mapping[str, tuple[Weights, Mapping[str, Tensor]]] | None = None,
-    door: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """What the given relations bring to each node (N, D), zero where nothing comes.
 
-    `attention` gives relations the weights and nodes that their attention comes from; `door` is what cross-modal
-    relations read in place of `hidden`.
+    `attention` gives relations the weights and nodes that their attention comes from.
     """
     brought = {}
-    read = {r.name: door if door and r.cross else hidden for r in relations}
     for kind, nodes in hidden.items():
         entering = [r for r in relations if r.target == kind]
         queries, keys, values = [], [], []
         for r in entering:
-            scoring, seen = attention[r.name] if attention else (weights, read[r.name])
+            scoring, seen = attention[r.name] if attention else (weights, hidden)
             queries.append(project(scoring, kind, seen[kind], r.name, "query", settings))
             keys.append(project(scoring, r.source, seen[r.source], r.name, "key", settings))
-            values.append(project(weights, r.source, read[r.name][r.source], r.name, "value", settings))
+            values.append(project(weights, r.source, hidden[r.source], r.name, "value", settings))
         message = torch.zeros_like(nodes)
         if entering:
             rows = []
@@ -115,14 +112,11 @@ def layer(
     hidden: Mapping[str, Tensor],
     settings: Settings,
     attention: Mapping[str, tuple[Weights, Mapping[str, Tensor]]] | None = None,
-    door: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """One layer on one graph; `attention` and `door` as for `messages`."""
-    brought = messages(weights, relations, edges, hidden, settings, attention, door)
+    """One layer on one graph; `attention` as for `messages`."""
+    brought = messages(weights, relations, edges, hidden, settings, attention)
     fired = {kind: message.clamp(min=0) for kind, message in brought.items()}
-    return {
-        kind: nodes + fired[kind] if settings.residual else fired[kind] for kind, nodes in (door or hidden).items()
-    }
+    return {kind: nodes + fired[kind] if settings.residual else fired[kind] for kind, nodes in hidden.items()}
 
 
 def pooled(kind: str, nodes: Tensor, weight: Tensor | None) -> Tensor:
@@ -148,20 +142,15 @@ def initial(weights: Weights, kind: str, nodes: Nodes) -> Tensor:
     else:
         x = normalise(nodes.values, weights[f"enter.{kind}.0.weight"], weights[f"enter.{kind}.0.bias"])
         x = x @ weights[f"enter.{kind}.1.weight"].T + weights[f"enter.{kind}.1.bias"]
-    return x + place(weights, f"place.{kind}", kind, nodes)
-
-
-def place(weights: Weights, network: str, kind: str, nodes: Nodes) -> Tensor:
-    """What the place of each node of one item adds to it, by the network of that name."""
     rows, columns = nodes.grid[0].tolist()
     if kind == "patch":
         cells = [((r + 0.5) / rows, (c + 0.5) / columns) for r in range(rows) for c in range(columns)]
     else:
         cells = [(0.0, c / 16) for c in range(columns)]
-    x = torch.tensor(cells, dtype=weights[f"{network}.0.weight"].dtype)
-    x = torch.nn.functional.gelu(x @ weights[f"{network}.0.weight"].T + weights[f"{network}.0.bias"])
-    x = x @ weights[f"{network}.2.weight"].T + weights[f"{network}.2.bias"]
-    return weights[f"place_scale_{kind}"] * x
+    place = torch.tensor(cells, dtype=x.dtype)
+    place = torch.nn.functional.gelu(place @ weights[f"place.{kind}.0.weight"].T + weights[f"place.{kind}.0.bias"])
+    place = place @ weights[f"place.{kind}.2.weight"].T + weights[f"place.{kind}.2.bias"]
+    return x + weights[f"place_scale_{kind}"] * place
 
 
 @dataclass(frozen=True)
@@ -197,25 +186,14 @@ class JointGraph:
         scored_in = {r.name: self.crossing if r.cross else 0 for r in relations}
         kept = {name: (self.of_layer[i], self.first) for name, i in scored_in.items() if i < stack.layers}
         self.attention = kept if stack.once else None
-        self.patch_place = None
-        if "place_at_door.patch.0.weight" in weights:
-            self.patch_place = place(weights, "place_at_door.patch", "patch", image)
 
     def run(self, layers: int) -> dict[str, Tensor]:
-        """Nodes after so many layers; at the door of the first cross-modal one, as it sees them."""
+        """Nodes after so many layers."""
         hidden = self.first
         for index, own in enumerate(self.of_layer[:layers]):
             used = [r for r in self.relations if not r.cross or index >= self.crossing]
-            hidden = layer(
-                own, used, self.edges, hidden, self.settings, self.attention, self.at_door(index, hidden)
-            )
-        return self.at_door(layers, hidden) or hidden
-
-    def at_door(self, index: int, hidden: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """Nodes as cross-modal relations see them before a layer, where that is not as the others do."""
-        if self.patch_place is None or index != self.crossing:
-            return None
-        return hidden | {"patch": hidden["patch"] + self.patch_place}
+            hidden = layer(own, used, self.edges, hidden, self.settings, self.attention)
+        return hidden
 
 
 def pair(

@@ -32,7 +32,6 @@ __all__ = ["CMFG", "Encoded"]
 MAX_SCALE = 100.0
 RIDGE = 1.0
 QUIET = 0.1
-LOUD = 4.0
 TOKEN_STEP = 16.0
 VOTE_WIDTH = 64
 SOME_ITEMS = 256
@@ -136,7 +135,7 @@ class CMFG(nn.Module):
         `mean`, `attention` or `max`.
     score
         Of a pair in its joint graph: `pooled`, the cosine of both pooled vectors, or `votes`, the sum over both
-        node types of the mean `NodeVote`; then patches are given a second place, which embeddings do not hear.
+        node types of the mean `NodeVote`.
     start
         How backbone features enter: `cca` for `Heads`, whose closed form `begin` finds, or `random` for a layer
         norm and a projection learnt from random weights.
@@ -223,16 +222,19 @@ class CMFG(nn.Module):
                     for kind, size in widths.items()
                 }
             )
-        self.place = nn.ModuleDict({kind: _place_network(width) for kind in widths if kind in placed})
-        votes, doors = score == "votes", ("patch",) if self.first_cross < layers else ()
-        self.place_at_door = nn.ModuleDict(
-            {kind: _place_network(width) for kind in self.place if votes and kind in doors}
+        self.place = nn.ModuleDict(
+            {
+                kind: nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Linear(64, width))
+                for kind in widths
+                if kind in placed
+            }
         )
         for kind in self.place:
             self.register_buffer(f"place_scale_{kind}", torch.ones(()))
         self.pool = nn.ModuleDict({kind: Pooling(pooling, width) for kind in widths})
         self.mean = Pooling("mean", width)
-        self.votes = nn.ModuleDict({kind: NodeVote(width, VOTE_WIDTH) for kind in widths if votes})
+        voting = widths if score == "votes" else ()
+        self.votes = nn.ModuleDict({kind: NodeVote(width, VOTE_WIDTH) for kind in voting})
         self.popularity = Popularity(bank, width)
         self.log_scales = nn.ParameterDict(
             {stage: nn.Parameter(torch.tensor(-math.log(temperature))) for stage in ("first", "joint")}
@@ -244,9 +246,7 @@ class CMFG(nn.Module):
 
         Places and messages begin at next to nothing, so that the first stage begins as CCA and learns what to add.
         Places are then learnt in units of how far the nodes of an item lie apart, or they would be drowned: single
-        nodes are whitened by what their means differ in, which is far less. Where nodes vote, patches are given
-        their place once more at the door, from where no embedding hears it, and there it begins loud: backbones,
-        trained on mirrored pictures as well, leave above and below in their features, but hardly left and right.
+        nodes are whitened by what their means differ in, which is far less.
         Cross-modal relations begin with equal queries and keys, so that a node attends to what lies near it in the
         space that CCA found for both; where nodes vote, they hand on all of it, or there would be nothing to judge.
 
@@ -260,8 +260,6 @@ class CMFG(nn.Module):
         self.enter.start(collection, RIDGE)
         training = self.training
         self.eval()
-        for network in self.place_at_door.values():
-            cast(nn.Linear, cast(nn.Sequential, network)[-1]).weight.mul_(LOUD)
         for side in (collection.images, collection.captions):
             if side.kind in self.place:
                 for parameter in cast(nn.Sequential, self.place[side.kind])[-1].parameters():
@@ -296,7 +294,7 @@ class CMFG(nn.Module):
         """
         initial = self._enter(kind, nodes)
         if kind in self.place:
-            initial = initial + self._placing(self.place, kind, nodes)
+            initial = initial + self.get_buffer(f"place_scale_{kind}") * self.place[kind](self._places(kind, nodes))
         full = NodeSet(nodes.offsets, nodes.grid, nodes.values, initial)
         inner = [r for r in self.relations if not r.cross and r.source == kind]
         graph = build_graph({kind: full}, inner) if inner else None
@@ -306,18 +304,12 @@ class CMFG(nn.Module):
         state, hidden, projected, message_at_door = None, initial, {}, None
         for index, layer in enumerate(self._stack()):
             at_door = joint and index == self.first_cross
-            placed = at_door and kind in self.place_at_door
-            used = self.relations if at_door and not placed else inner
-            parts = {**kept, **self._project(layer, kind, hidden, used)}
+            parts = {**kept, **self._project(layer, kind, hidden, self.relations if at_door else inner)}
             message = layer.messages(graph, {kind: parts}, views)[kind] if inner else None
             if at_door:
-                crossing = [r for r in self.relations if r.cross]
+                crossing = {r.name for r in self.relations if r.cross}
                 state, message_at_door = hidden, message
-                if placed:
-                    state = hidden + self._placing(self.place_at_door, kind, nodes)
-                    parts |= self._project(layer, kind, state, crossing)
-                names = {r.name for r in crossing}
-                projected = {key: value for key, value in parts.items() if key[0] in names}
+                projected = {key: value for key, value in parts.items() if key[0] in crossing}
             hidden = layer.update(hidden, message)
         state, later = hidden if state is None else state, self.first_cross + 1 < len(self.layers)
         last = self.first_cross + 1 == len(self.layers)
@@ -525,11 +517,6 @@ class CMFG(nn.Module):
             nodes.projected if "projected" in reads else None,
         )
 
-    def _placing(self, networks: nn.ModuleDict, kind: str, nodes: Nodes) -> Tensor:
-        """What the place of each node adds to it, (N, D)."""
-        added: Tensor = self.get_buffer(f"place_scale_{kind}") * networks[kind](self._places(kind, nodes))
-        return added
-
     def _places(self, kind: str, nodes: Nodes) -> Tensor:
         """Where each node lies, (N, 2): row and column of a patch in 0 to 1, index of a token in steps of 1/16."""
         counts = nodes.counts
@@ -540,10 +527,6 @@ class CMFG(nn.Module):
         else:
             place = torch.stack([(local // columns + 0.5) / rows, (local % columns + 0.5) / columns], 1)
         return place.to(nodes.values)
-
-
-def _place_network(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Linear(64, width))
 
 
 def _merged(own: Mapping[str, Message], crossed: Mapping[str, Message], kind: str) -> Message | None:
