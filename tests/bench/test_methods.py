@@ -5,6 +5,7 @@
 - CMFG remembers training items after its fit; what popularity adds to embeddings is no place in their space.
 - Everything is chosen on validation; the test split is scored once, and last.
 - All methods have equally many settings to try, and each can be made with them.
+- A cell depends on the settings that its method reads, and no method but CMFG can read others.
 - Of hard negatives each stage tells how often the right caption beats them; the leaky protocol has none.
 - Labels and prompts reach only the methods that say so; without them those methods refuse in one line.
 """
@@ -364,3 +365,13 @@ def test_an_unknown_method_gets_a_hint() -> None:
 def test_a_cell_depends_on_the_settings_that_its_method_reads(override: str, readers: set[str]) -> None:
     plain, other = load_config("folder", []), load_config("folder", [override])
     assert {name for name in METHODS if recipe_of(name, plain) != recipe_of(name, other)} == readers
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "cmfg"])
+def test_a_method_is_made_and_evaluated_from_those_settings_alone(name: str) -> None:
+    part, whole = held_out(), config()
+    read = SimpleNamespace(retrieval=whole.retrieval, **({"graph": whole.graph} if name == "gat" else {}))
+    data = bench_data(part, part, None)
+    data.config = read
+    record = run_cell(data, name, 0, {}, minutes=0, audited=False)
+    assert set(record["stages"]) >= {"first"}
