@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -32,9 +32,11 @@ __all__ = [
     "RunConfig",
     "ScenesConfig",
     "TrainingConfig",
+    "change_config",
     "describe_keys",
     "load_bench",
     "load_config",
+    "merge",
     "recipes",
     "to_yaml",
 ]
@@ -320,6 +322,9 @@ class BenchConfig:
     methods: list[str] = option(["cmfg", "cca"], "methods, in the order in which they are run")
     seeds: list[int] = option([0], "each method is fitted once a seed; the settings are searched with the first")
     trials: int = option(1, "settings that each method may try, the best on validation is taken", least=1, most=3)
+    settings: dict[str, list[dict[str, Any]]] = option(
+        {}, "method to the settings that it tries in place of its own: what its class takes, of cmfg section.key"
+    )
     minutes: float = option(
         5.0, "time budget of one fit; a method that reaches it keeps its best so far", least=0.01
     )
@@ -406,23 +411,43 @@ def load_bench(source: str | None, overrides: Sequence[str] = ()) -> BenchConfig
     return config
 
 
+def change_config(config: Config, values: Mapping[str, Any], where: str) -> Config:
+    """A configuration with some values changed, `section.key` to value, every key checked.
+
+    Raises
+    ------
+    ConfigError
+        With one line that begins with `where`.
+    """
+    merged = OmegaConf.structured(config)
+    for key, value in values.items():
+        merged = merge(merged, _nested(key, value), where)
+    changed = cast(Config, OmegaConf.to_object(merged))
+    _check(changed, where)
+    return changed
+
+
 def _load(schema: type, source: str | None, shipped: dict[str, Path], overrides: Sequence[str]) -> Any:
     merged = OmegaConf.structured(schema)
     if source is not None:
         path = _find(source, shipped)
-        merged = _merge(merged, _read_yaml(path), str(path))
+        merged = merge(merged, _read_yaml(path), str(path))
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not all(key.split(".")):
             raise ConfigError(f"{override!r}: an override is written key.path=value")
-        nested: Any = _parse(text, f"override {override!r}")
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        merged = _merge(merged, nested, f"override {override!r}")
+        where = f"override {override!r}"
+        merged = merge(merged, _nested(key, _parse(text, where)), where)
     try:
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{_told(source, overrides)}: {error.full_key}: {_one_line(error)}") from None
+
+
+def _nested(key: str, value: Any) -> Any:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def _told(source: str | None, overrides: Sequence[str]) -> str:
@@ -487,7 +512,8 @@ def _parse(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: not valid YAML: {_one_line(error)}") from None
 
 
-def _merge(base: Any, update: dict[str, Any], where: str) -> Any:
+def merge(base: Any, update: dict[str, Any], where: str) -> Any:
+    """A configuration of OmegaConf with what `update` says; ConfigError in one line that begins with `where`."""
     try:
         return OmegaConf.merge(base, update)
     except ConfigKeyError as error:
@@ -498,7 +524,7 @@ def _merge(base: Any, update: dict[str, Any], where: str) -> Any:
         key = str(error.full_key or "")
         if not key and (key := _key_of_no_mapping(base, update) or ""):
             message = "holds keys of its own; give those"
-        if "is not a ListConfig" in message:
+        if "is not a ListConfig" in message or "type hint 'typing.List" in message:
             message = "is a list; write it as [A, B]"
         raise ConfigError(f"{where}: {f'{key}: ' if key else ''}{message}") from None
     except (TypeError, ValueError, OverflowError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cmfg_dgl.baselines.method import Method, OutOfTime, TrainingSet, Validate
-from cmfg_dgl.config import Config
+from cmfg_dgl.config import Config, change_config
 from cmfg_dgl.errors import Interrupted
 from cmfg_dgl.evaluation.attention import attention_of_pairs
 from cmfg_dgl.features.collection import Collection
@@ -50,9 +49,7 @@ class CMFGMethod(Method):
         self, widths: Mapping[str, int], *, seed: int, config: Config, setting: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
-        for key, value in (setting or {}).items():
-            section, name = key.split(".")
-            config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+        config = change_config(config, setting or {}, "settings.cmfg")
         self.config, self.seed = config, seed
         self.model = build_model(config, dict(widths), seed)
         self.scorer = GraphScorer(self.model, pair_batch=config.retrieval.pair_batch)

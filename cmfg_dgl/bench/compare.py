@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from cmfg_dgl.bench.kept import digest_of, kept_cell
 from cmfg_dgl.bench.methods import method_class, recipe_of
 from cmfg_dgl.bench.pages import write_outputs
 from cmfg_dgl.bench.results import OURS, collect
+from cmfg_dgl.bench.settings import check_settings, settings_of
 from cmfg_dgl.config import BenchConfig, load_config, to_yaml
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.evaluation.evaluate import label_chance
@@ -44,8 +45,8 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool =
     Raises
     ------
     ConfigError
-        If a method is unknown, a finished cell was made from other data or settings, or the leak is asked for and
-        cmfg is not among the methods.
+        If a method is unknown, one of the settings is not to be had, a finished cell was made from other data or
+        settings, or the leak is asked for and cmfg is not among the methods.
     AuditFailed
         If the audit of a method failed: no table is written.
     """
@@ -54,11 +55,13 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool =
     if leaky and OURS not in config.methods:
         raise ConfigError(f"methods: the matched-pair protocol is about {OURS}, which is not among them; add it")
     recipes = {name: load_config(name, config.overrides) for name in config.recipes}
+    check_settings(config, recipes)
     root = Path(config.output_dir)
     write_atomic(root / "bench.yaml", lambda path: path.write_text(to_yaml(config), encoding="utf-8"))
     folders = []
-    runs = len(config.methods) + leaky
-    tick = _Tick(progress, len(recipes) * runs * (config.trials + len(config.seeds) - 1))
+    runs = [*config.methods, *[OURS] * leaky]
+    cells = sum(len(settings_of(name, config)) + len(config.seeds) - 1 for name in runs)
+    tick = _Tick(progress, len(recipes) * cells)
     for name, recipe in recipes.items():
         folder = root if len(recipes) == 1 else root / Path(name).stem
         data = BenchData.prepare(recipe, progress)
@@ -152,8 +155,7 @@ class _Runner:
     def run(self) -> Iterator[Record]:
         """Search with the first seed, then fit the best setting with the others; give each record as it comes."""
         first, *others = self.config.seeds
-        settings = method_class(self.method).TRIALS[: self.config.trials]
-        for number, setting in enumerate(settings):
+        for number, setting in enumerate(settings_of(self.method, self.config)):
             record = self._cell(f"trial-{number}", first, setting)
             self.trials.append(record)
             yield record
@@ -165,7 +167,7 @@ class _Runner:
             self.kept.append(record)
             yield record
 
-    def _cell(self, name: str, seed: int, setting: Record) -> Record:
+    def _cell(self, name: str, seed: int, setting: Mapping[str, Any]) -> Record:
         path = self.folder / f"{name}.json"
         audited = seed == self.config.seeds[-1]
         made_from = digest_of(self._made_from(seed, setting))
@@ -184,7 +186,7 @@ class _Runner:
         write_json(path, record)
         return record
 
-    def _made_from(self, seed: int, setting: Record) -> Record:
+    def _made_from(self, seed: int, setting: Mapping[str, Any]) -> Record:
         """Everything that a cell depends on."""
         dataset = self.data.experiment.dataset
         return {

@@ -52,7 +52,7 @@ def method_class(name: str) -> type[Method]:
         return METHODS[name]
     close = difflib.get_close_matches(name, METHODS, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    raise ConfigError(f"methods: {name!r} is none; {hint}There are {', '.join(METHODS)}")
+    raise ConfigError(f"{name!r} is no method; {hint}There are {', '.join(METHODS)}")
 
 
 def make_method(
@@ -73,7 +73,7 @@ def make_method(
     widths
         Node type to the width of its features.
     setting
-        One of the class's `TRIALS`.
+        One of `settings_of`.
     leaky
         CMFG as `MatchedPairCMFG`.
     """

@@ -1,6 +1,7 @@
 """`cmfg bench` on a folder of shapes with labels.
 
 - results.json keeps its contract, and its rsums are the means of those of the cells.
+- A method tries the settings that the comparison gives it, else those of its class.
 - Started again, after an end or a kill, it repeats no finished cell; other settings do not mix with old cells.
 - `--report` writes tables and pages again, byte for byte, from results.json.
 - A failed audit leaves no table; a usage error is one line and exit code 2.
@@ -27,6 +28,7 @@ from cmfg_dgl.config import BenchConfig
 from cmfg_dgl.files import read_json, write_json
 
 METHODS = "methods=[cmfg, cca, scm-16, pitl]"
+SETTINGS = "settings={cca: [{ridge: 300.0}, {power: 0.5}]}"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(root: Path, folder: Path, *more: str) -> list[str]:
     overrides = json.dumps([f"data.root={root}", *SMALL])
-    given = ("recipes=[folder]", f"overrides={overrides}", METHODS, "seeds=[0, 1]", "trials=2", *more)
+    given = ("recipes=[folder]", f"overrides={overrides}", METHODS, "seeds=[0, 1]", "trials=2", SETTINGS, *more)
     return ["bench", *given, "-c", "smoke", "-o", str(folder)]
 
 
@@ -87,6 +89,10 @@ def test_results_keep_their_contract(finished: Path) -> None:
         assert row["parameters"] > 0
         assert (row["pairs_per_second"] is None) == (stage == "first")
         assert len(row["search"]) == 2
+    assert [trial["setting"] for trial in rows["cca", "first"]["search"]] == [{"ridge": 300.0}, {"power": 0.5}]
+    assert [trial["setting"] for trial in rows["scm-16", "first"]["search"]] == [{}, {"ridge": 0.3}]
+    ridge, power = (read_json(finished / "cells" / "cca" / f"trial-{number}.json") for number in range(2))
+    assert ridge["stages"]["first"]["per_query"] != power["stages"]["first"]["per_query"]
     assert rows["cmfg", "first"]["attention"] is rows["cca", "first"]["attention"] is None
     attention = rows["cmfg", "two"]["attention"]
     assert set(attention) >= {"grounds.1", "describes.1", "spatial.0", "context.0"}
@@ -213,6 +219,8 @@ def test_a_failed_audit_leaves_no_table(comparison: Path) -> None:
         (["-c", "smoke", "seeds=[-1]"], "the least is 0"),
         (["-c", "smoke", "seeds=3"], "seeds: is a list"),
         (["-c", "smoke", "trials=9"], "the most is 3"),
+        (["-c", "smoke", "settings={vsepp: [{lr: 1}]}"], "settings.vsepp: unknown key 'lr'"),
+        (["-c", "smoke", "settings={vsepp: {epochs: 3}}"], "settings.vsepp: is a list; write it as [A, B]"),
         (["-c", "smoke", "sedes=[1]"], "did you mean seeds"),
         (["-c", "smok"], "did you mean smoke"),
         (["--report", "x", "-c", "smoke"], "give it alone"),
