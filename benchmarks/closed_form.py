@@ -1,4 +1,4 @@
-"""What CMFG begins with: powers of correlations, and popularity, by folds of training and validation, test unseen.
+"""What CMFG begins with: ridges, powers of correlations, popularity, by folds of train and val, test unseen.
 
 python benchmarks/closed_form.py -c openmoji
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import click
@@ -38,6 +39,7 @@ Sides = dict[str, Tensor]
 def measure_closed_form(
     collection: Collection,
     *,
+    ridges: Sequence[float],
     powers: Sequence[float],
     banks: Sequence[int],
     sharpness: Sequence[float],
@@ -48,6 +50,8 @@ def measure_closed_form(
 
     Parameters
     ----------
+    ridges
+        Of `canonical_maps`.
     powers
         Of the correlation that weighs each direction, on either side; CMFG begins with 1.
     banks, sharpness
@@ -56,13 +60,13 @@ def measure_closed_form(
     Returns
     -------
     list of dict
-        One for each power, bank and sharpness: these, "rsum" and "gain", mean and 95 % interval over all folds of
-        the rsum and of what it is above that of the first power, bank and sharpness.
+        One for each ridge, power, bank and sharpness: these, "rsum" and "gain", mean and 95 % interval over all
+        folds of the rsum and of what it is above that of the first of each.
     """
-    found: dict[tuple[float, int, float], list[float]] = {}
+    found: dict[tuple[float, float, int, float], list[float]] = {}
     for train, held_out in _folds(collection, folds, repeats):
-        for power in powers:
-            known, asked = _embed(train, held_out, power)
+        for ridge, power in product(ridges, powers):
+            known, asked = _embed(train, held_out, ridge, power)
             for bank in banks:
                 popularity = Popularity(bank, known["patch"].shape[1])
                 popularity.remember({kind: rows[popularity.choose(len(rows))] for kind, rows in known.items()})
@@ -71,24 +75,25 @@ def measure_closed_form(
                     images, captions = (popularity.extend(kind, rows) for kind, rows in asked.items())
                     # The first stage asks for no joint score, so nobody gives one.
                     rsum = first_stage_rsum(Embedded(images, captions, None), held_out)
-                    found.setdefault((power, bank, value), []).append(rsum)
-    first = found[powers[0], banks[0], sharpness[0]]
+                    found.setdefault((ridge, power, bank, value), []).append(rsum)
+    first = found[ridges[0], powers[0], banks[0], sharpness[0]]
     return [
         {
+            "ridge": ridge,
             "power": power,
             "bank": bank,
             "sharpness": value,
             "rsum": mean_interval(rsums),
             "gain": mean_interval([a - b for a, b in zip(rsums, first, strict=True)]),
         }
-        for (power, bank, value), rsums in found.items()
+        for (ridge, power, bank, value), rsums in found.items()
     ]
 
 
-def _embed(train: Collection, held_out: Collection, power: float) -> tuple[Sides, Sides]:
+def _embed(train: Collection, held_out: Collection, ridge: float, power: float) -> tuple[Sides, Sides]:
     """Unit vectors (items, at most SIZE) of training and of held-out pairs, by CCA of the training ones."""
     x, y = train.images.means, train.captions.means
-    *maps, correlations = canonical_maps(x[train.caption_image].double().numpy(), y.double().numpy(), RIDGE)
+    *maps, correlations = canonical_maps(x[train.caption_image].double().numpy(), y.double().numpy(), ridge)
     embedded: tuple[Sides, Sides] = {}, {}
     for kind, mean, directions in (
         ("patch", x[train.caption_image].mean(0), maps[0]),
@@ -116,6 +121,7 @@ def _folds(collection: Collection, folds: int, repeats: int) -> Iterator[tuple[C
 @click.command(help=__doc__)
 @click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
 @click.option("-c", "--config", required=True, metavar="FILE|NAME", help="The recipe.")
+@click.option("--ridge", "ridges", type=float, multiple=True, default=(RIDGE,), show_default=True)
 @click.option("--power", "powers", type=float, multiple=True, default=(0.5, 1, 2), show_default=True)
 @click.option("--banks", type=WholeNumbers("sizes of the bank", 1), default="4096", show_default=True)
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True)
@@ -125,6 +131,7 @@ def _folds(collection: Collection, folds: int, repeats: int) -> Iterator[tuple[C
 def main(
     overrides: tuple[str, ...],
     config: str,
+    ridges: tuple[float, ...],
     powers: tuple[float, ...],
     banks: list[int],
     folds: int,
@@ -136,14 +143,21 @@ def main(
         experiment = Experiment.prepare(load_config(config, overrides), bars)
     collection = experiment.collection(experiment.evaluation_split("train", "val"))
     rows = measure_closed_form(
-        collection, powers=powers, banks=banks, sharpness=SHARPNESS, folds=folds, repeats=repeats
+        collection,
+        ridges=ridges,
+        powers=powers,
+        banks=banks,
+        sharpness=SHARPNESS,
+        folds=folds,
+        repeats=repeats,
     )
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    head = ("power", "bank", "sharpness", "rsum", "gain", "95 %")
+    head = ("ridge", "power", "bank", "sharpness", "rsum", "gain", "95 %")
     cells = [
         (
+            f"{row['ridge']:g}",
             f"{row['power']:g}",
             f"{row['bank']:,}",
             f"{row['sharpness']:g}",

@@ -1,7 +1,7 @@
 """Pins of `benchmarks/closed_form.py`, on planted pairs.
 
 - Every image is held out once a repeat, with all its captions, and what is left is trained on.
-- The rsum of each power, bank and sharpness is that of the formula on CCA fitted anew, gains above the first.
+- The rsum of each ridge, power, bank and sharpness is that of the formula on CCA fitted anew, gains over the first.
 """
 
 import numpy as np
@@ -46,17 +46,19 @@ def directions(values, ridge):
     )
 
 
-@pytest.mark.parametrize("power", [0.5, 2.0])
+@pytest.mark.parametrize(("ridge", "power"), [(RIDGE, 0.5), (RIDGE, 2.0), (0.1, 1.0)])
 @pytest.mark.parametrize("bank", [4, 1000])
-def test_rsums_are_those_of_the_formula(bank, power):
+def test_rsums_are_those_of_the_formula(bank, ridge, power):
     collection = planted(COUNTS, noise=2.0)
-    found = measure_closed_form(collection, powers=[power], banks=[bank], sharpness=[0.0, 3.0], folds=3, repeats=1)
+    found = measure_closed_form(
+        collection, ridges=[ridge], powers=[power], banks=[bank], sharpness=[0.0, 3.0], folds=3, repeats=1
+    )
     expected = {0.0: [], 3.0: []}
     for train, held_out in _folds(collection, 3, 1):
         x, y = train.images.means.double().numpy(), train.captions.means.double().numpy()
         paired = x[train.caption_image.numpy()]
         means = paired.mean(0), y.mean(0)
-        left, right = directions(paired - means[0], RIDGE), directions(y - means[1], RIDGE)
+        left, right = directions(paired - means[0], ridge), directions(y - means[1], ridge)
         u, correlations, vt = np.linalg.svd(left @ ((paired - means[0]).T @ (y - means[1]) / len(y)) @ right.T)
         rank = min(len(u), len(vt))
         maps = left.T @ u[:, :rank] * correlations**power, right.T @ vt[:rank].T * correlations**power
@@ -77,7 +79,7 @@ def test_rsums_are_those_of_the_formula(bank, power):
             ways = [np.flatnonzero(owner == image) for image in range(len(x))], [[image] for image in owner]
             rsums.append(recalls(scores, ways[0]) + recalls(scores.T, ways[1]))
     for row in found:
-        assert (row["power"], row["bank"]) == (power, bank)
+        assert (row["ridge"], row["power"], row["bank"]) == (ridge, power, bank)
         assert row["rsum"] == pytest.approx(mean_interval(expected[row["sharpness"]]), abs=1e-6)
         gains = np.subtract(expected[row["sharpness"]], expected[0.0])
         assert row["gain"][0] == pytest.approx(gains.mean(), abs=1e-6)
