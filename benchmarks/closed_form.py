@@ -23,7 +23,6 @@ from cmfg_dgl.evaluation.evaluate import first_stage_rsum
 from cmfg_dgl.evaluation.significance import mean_interval
 from cmfg_dgl.features.collection import Collection, read_pairs
 from cmfg_dgl.nn.canonical import canonical_maps
-from cmfg_dgl.nn.model import RIDGE
 from cmfg_dgl.nn.popularity import Popularity
 from cmfg_dgl.retrieval.bank import SHARPNESS
 from cmfg_dgl.retrieval.first_stage import Embedded
@@ -121,7 +120,7 @@ def _folds(collection: Collection, folds: int, repeats: int) -> Iterator[tuple[C
 @click.command(help=__doc__)
 @click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
 @click.option("-c", "--config", required=True, metavar="FILE|NAME", help="The recipe.")
-@click.option("--ridge", "ridges", type=float, multiple=True, default=(RIDGE,), show_default=True)
+@click.option("--ridge", "ridges", type=float, multiple=True, help="The recipe's model.ridge unless given.")
 @click.option("--power", "powers", type=float, multiple=True, default=(0.5, 1, 2), show_default=True)
 @click.option("--banks", type=WholeNumbers("sizes of the bank", 1), default="4096", show_default=True)
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True)
@@ -140,11 +139,12 @@ def main(
 ) -> None:
     """Measure, and print the table."""
     with Bars(quiet=False) as bars:
-        experiment = Experiment.prepare(load_config(config, overrides), bars)
+        recipe = load_config(config, overrides)
+        experiment = Experiment.prepare(recipe, bars)
     collection = experiment.collection(experiment.evaluation_split("train", "val"))
     rows = measure_closed_form(
         collection,
-        ridges=ridges,
+        ridges=ridges or (recipe.model.ridge,),
         powers=powers,
         banks=banks,
         sharpness=SHARPNESS,

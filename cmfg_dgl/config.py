@@ -223,6 +223,11 @@ class ModelConfig:
         "normalised and projected from random weights",
         choices=("cca", "random"),
     )
+    ridge: float = option(
+        1.0,
+        "start cca: added to the variance of each feature, in units of their mean; few training pairs need more",
+        least=1e-6,
+    )
     kernel: str = option(
         "auto", "how a relation is computed; all give the same numbers", choices=("auto", "edge", "block")
     )

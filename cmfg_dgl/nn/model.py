@@ -30,7 +30,6 @@ from cmfg_dgl.nn.voting import NodeVote
 __all__ = ["CMFG", "Encoded"]
 
 MAX_SCALE = 100.0
-RIDGE = 1.0
 QUIET = 0.1
 TOKEN_STEP = 16.0
 VOTE_WIDTH = 64
@@ -139,6 +138,8 @@ class CMFG(nn.Module):
     start
         How backbone features enter: `cca` for `Heads`, whose closed form `begin` finds, or `random` for a layer
         norm and a projection learnt from random weights.
+    ridge
+        Of that closed form, see `CCA`.
     feature_dropout
         With `cca` dropout of whitened features, an item at a time; with `random` of projected ones.
     bank
@@ -168,6 +169,7 @@ class CMFG(nn.Module):
         pooling: str = "mean",
         score: str = "pooled",
         start: str = "random",
+        ridge: float = 1.0,
         kernel: str = "auto",
         block_density: float = BLOCK_DENSITY,
         dropout: float = 0.0,
@@ -187,7 +189,7 @@ class CMFG(nn.Module):
         if stacking == "factorised" and not 0 <= cross_layers <= layers:
             raise ValueError(f"CMFG: cross_layers {cross_layers} is not between 0 and layers {layers}")
         self.relations = tuple(relations)
-        self.mean_pooled = pooling == "mean"
+        self.mean_pooled, self.ridge = pooling == "mean", ridge
         self.joint, self.once = softmax == "joint", edge_weights == "once"
         self.first_cross = 0 if stacking == "interleaved" else layers - cross_layers
         cross = {r.name for r in self.relations if r.cross}
@@ -257,7 +259,7 @@ class CMFG(nn.Module):
         """
         if not isinstance(self.enter, Heads):
             return
-        self.enter.start(collection, RIDGE)
+        self.enter.start(collection, self.ridge)
         training = self.training
         self.eval()
         for side in (collection.images, collection.captions):

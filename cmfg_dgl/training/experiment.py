@@ -324,6 +324,7 @@ def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
             pooling=model.pooling,
             score=model.score,
             start=model.start,
+            ridge=model.ridge,
             kernel=model.kernel,
             block_density=model.block_density,
             dropout=model.dropout,

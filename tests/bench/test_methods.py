@@ -38,7 +38,6 @@ from cmfg_dgl.evaluation.audit import audit
 from cmfg_dgl.evaluation.evaluate import score
 from cmfg_dgl.features.collection import Collection, HardNegatives
 from cmfg_dgl.nn.heads import Heads
-from cmfg_dgl.nn.model import RIDGE
 
 CLASSES = 4
 LABELLED = ("pitl", "mhtn", *(name for name in METHODS if name.rpartition("-")[2].isdigit()))
@@ -166,12 +165,13 @@ def test_a_method_stops_where_validation_does_not_get_better_and_keeps_the_best(
         torch.testing.assert_close(value, seen[2][name], atol=0, rtol=0)
 
 
-def test_cmfg_begins_as_the_closed_form_of_its_training_pairs() -> None:
-    method = make_method("cmfg", config(), WIDTHS, 0, {})
+@pytest.mark.parametrize("ridge", [1.0, 3.0])
+def test_cmfg_begins_as_the_closed_form_of_its_training_pairs(ridge: float) -> None:
+    method = make_method("cmfg", config(), WIDTHS, 0, {"model.ridge": ridge})
     assert isinstance(method, CMFGMethod)
     method.fit(training(), lambda: 0.0)
     heads = Heads(WIDTHS, size=32, dropout=0.0)
-    heads.start(training().collection, RIDGE)
+    heads.start(training().collection, ridge)
     for name, value in heads.named_buffers():
         torch.testing.assert_close(method.model.enter.state_dict()[name], value)
 
