@@ -186,11 +186,13 @@ def introduction(results: Row) -> list[str]:
         " Beside them stand the numbers of the honest protocol, labelled HONEST." if results.get("honest") else ""
     )
     leak = [LEAK + beside] if results["leaky"] else []
+    tried = [len(row["search"]) for row in results["rows"]] or [results["trials"]]
+    few, many = shown("count", min(tried)), shown("count", max(tried))
     return [
         *leak,
         "Rsum is the sum of six recalls in %, at 1, 5 and 10 from image to text and from text to image, so 600 is "
         f"perfect; random scores get {shown('sum', results['chance_rsum'])} here. Every method had "
-        f"{shown('count', results['trials'])} setting{'s' * (results['trials'] != 1)} to try on the "
+        f"{few if few == many else f'{few} to {many}'} setting{'s' * (many != '1')} to try on the "
         f"validation split and {shown('general', results['minutes'])} minutes for one fit.",
         "Rows are ordered by mean rsum, those of label relevance by mean mAP@all, and the best value of a column "
         f"is bold. {MARK} marks methods judged by label relevance: they learn from labels, not from pairs, so "

@@ -7,6 +7,7 @@ Invariants:
 - bold marks the best value of a column and all values that look equal to it, and nothing that is no contest;
 - an interval that has no ends is not shown, and a number that is not finite is a dash;
 - every caption tells data set, split, counts, protocol and seeds;
+- how many settings methods had to try is told, also where they had more or fewer than others;
 - of a leaky protocol every heading and every caption begins with LEAKY, and the honest numbers stand beside;
 - a failed audit, also one that contradicts itself, is refused with method, check and remedy;
 - Markdown shows names letter for letter; LaTeX escapes what it would read as a command, in balanced environments;
@@ -392,6 +393,16 @@ def test_every_caption_tells_what_the_numbers_are_of(results: dict[str, Any]) ->
     assert "Judged by label relevance" not in tables["summary-two"].caption
     text = markdown_tables(results)
     assert "LEAKY" not in text + latex_tables(results)
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [((3, 3), "3 settings to try"), ((1, 3), "1 to 3 settings to try"), ((1, 1), "1 setting to try")],
+)
+def test_how_many_settings_were_tried_is_told(results: dict[str, Any], counts: tuple[int, int], told: str) -> None:
+    for each in results["rows"]:
+        each["search"] = each["search"][: counts[each["method"] == "cmfg"]]
+    assert f"Every method had {told} on the validation split" in " ".join(markdown_tables(results).split())
 
 
 def test_marked_are_exactly_the_methods_judged_by_label(results: dict[str, Any]) -> None:
