@@ -46,13 +46,13 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def method_class(name: str) -> type[Method]:
-    """The class of a method; ConfigError where there is none of that name."""
+def method_class(name: str, where: str = "methods") -> type[Method]:
+    """The class of a method; ConfigError, which begins with the key `where`, if there is none of that name."""
     if name in METHODS:
         return METHODS[name]
     close = difflib.get_close_matches(name, METHODS, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    raise ConfigError(f"{name!r} is no method; {hint}There are {', '.join(METHODS)}")
+    raise ConfigError(f"{where}: {name!r} is no method; {hint}There are {', '.join(METHODS)}")
 
 
 def make_method(

@@ -41,7 +41,7 @@ def check_settings(config: BenchConfig, recipes: Mapping[str, Config]) -> None:
     """
     for name, settings in config.settings.items():
         where = f"settings.{name}"
-        kind = method_class(name)
+        kind = method_class(name, "settings")
         if not settings:
             raise ConfigError(f"{where} is empty; give a list of settings, such as [{{}}], or leave {name} out")
         for setting in settings:

@@ -192,7 +192,7 @@ def introduction(results: Row) -> list[str]:
         *leak,
         "Rsum is the sum of six recalls in %, at 1, 5 and 10 from image to text and from text to image, so 600 is "
         f"perfect; random scores get {shown('sum', results['chance_rsum'])} here. Every method had "
-        f"{few if few == many else f'{few} to {many}'} setting{'s' * (many != '1')} to try on the "
+        f"{few if few == many else f'{few} to {many}'} setting{'s' * (max(tried) != 1)} to try on the "
         f"validation split and {shown('general', results['minutes'])} minutes for one fit.",
         "Rows are ordered by mean rsum, those of label relevance by mean mAP@all, and the best value of a column "
         f"is bold. {MARK} marks methods judged by label relevance: they learn from labels, not from pairs, so "

@@ -83,7 +83,7 @@ def test_every_argument_of_a_class_may_be_given_and_no_other(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"vsep": [{}]}, "did you mean vsepp"),
+        ({"vsep": [{}]}, "settings: 'vsep' is no method; did you mean vsepp"),
         ({"vsepp": []}, "settings.vsepp is empty"),
         ({"vsepp": [{}, {"lerning_rate": 1.0}]}, "did you mean learning_rate"),
         ({"vsepp": [{"dropout": 1.5}]}, "settings.vsepp: dropout probability has to be between 0 and 1"),

@@ -146,6 +146,14 @@ def test_started_again_it_repeats_no_cell(comparison: Path, labelled: Path) -> N
         assert old["rsum"] == pytest.approx(new["rsum"])
 
 
+def test_progress_counts_the_settings_that_there_are(labelled: Path, tmp_path: Path) -> None:
+    given = ("methods=[cca, scm-16]", "settings={cca: [{}]}", "trials=2")
+    result = cmfg(*arguments(labelled, tmp_path / "uneven", *given))
+    assert result.code == 0
+    # One setting of cca and two of scm-16 with the first seed, the best of each with the second.
+    assert "bench: 5/5" in result.err
+
+
 def test_killed_it_goes_on(labelled: Path, cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     process = start(*arguments(labelled, folder, "trials=1", "methods=[cca, cmfg]"), CMFG_CACHE=str(cache))
@@ -214,7 +222,7 @@ def test_a_failed_audit_leaves_no_table(comparison: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["-c", "smoke", "methods=[vsep]"], "did you mean vsepp"),
+        (["-c", "smoke", "methods=[vsep]"], "methods: 'vsep' is no method; did you mean vsepp"),
         (["-c", "smoke", "seeds=[1, 1]"], "none twice"),
         (["-c", "smoke", "seeds=[-1]"], "the least is 0"),
         (["-c", "smoke", "seeds=3"], "seeds: is a list"),
