@@ -1,6 +1,8 @@
 """What CMFG begins with: ridges, powers of correlations, popularity, by folds of train and val, test unseen.
 
 python benchmarks/closed_form.py -c openmoji
+
+A fold is of groups of near-duplicates, as the splits are: parted, one would tell of the other.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 
 import click
 import torch
+from folds import fold_masks, image_groups
 from measure import one_line_errors
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,7 +27,6 @@ from cmfg_dgl.evaluation.significance import mean_interval
 from cmfg_dgl.features.collection import Collection, read_pairs
 from cmfg_dgl.nn.canonical import canonical_maps
 from cmfg_dgl.nn.popularity import Popularity
-from cmfg_dgl.retrieval.bank import SHARPNESS
 from cmfg_dgl.retrieval.first_stage import Embedded
 from cmfg_dgl.training.experiment import Experiment
 
@@ -37,6 +39,7 @@ Sides = dict[str, Tensor]
 
 def measure_closed_form(
     collection: Collection,
+    groups: Tensor,
     *,
     ridges: Sequence[float],
     powers: Sequence[float],
@@ -45,10 +48,12 @@ def measure_closed_form(
     folds: int,
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """Rsum of CCA on each held-out fold of the images.
+    """Rsum of CCA on each held-out fold of the groups.
 
     Parameters
     ----------
+    groups
+        int64, (N,): which images stay together.
     ridges
         Of `canonical_maps`.
     powers
@@ -63,7 +68,7 @@ def measure_closed_form(
         folds of the rsum and of what it is above that of the first of each.
     """
     found: dict[tuple[float, float, int, float], list[float]] = {}
-    for train, held_out in _folds(collection, folds, repeats):
+    for train, held_out in _folds(collection, groups, folds, repeats):
         for ridge, power in product(ridges, powers):
             known, asked = _embed(train, held_out, ridge, power)
             for bank in banks:
@@ -105,16 +110,16 @@ def _embed(train: Collection, held_out: Collection, ridge: float, power: float) 
     return embedded
 
 
-def _folds(collection: Collection, folds: int, repeats: int) -> Iterator[tuple[Collection, Collection]]:
-    """Training pairs and held-out pairs, by image; each repeat has an order of its own."""
-    for repeat in range(repeats):
-        order = torch.randperm(collection.images.count, generator=torch.Generator().manual_seed(repeat))
-        for fold in order.chunk(folds):
-            held_out = torch.isin(collection.caption_image, fold)
-            yield (
-                read_pairs(collection, torch.nonzero(~held_out)[:, 0]),
-                read_pairs(collection, torch.nonzero(held_out)[:, 0]),
-            )
+def _folds(
+    collection: Collection, groups: Tensor, folds: int, repeats: int
+) -> Iterator[tuple[Collection, Collection]]:
+    """Training pairs and held-out pairs of `fold_masks`."""
+    for images in fold_masks(groups, folds, repeats):
+        captions = images[collection.caption_image]
+        yield (
+            read_pairs(collection, torch.nonzero(~captions)[:, 0]),
+            read_pairs(collection, torch.nonzero(captions)[:, 0]),
+        )
 
 
 @click.command(help=__doc__)
@@ -123,6 +128,7 @@ def _folds(collection: Collection, folds: int, repeats: int) -> Iterator[tuple[C
 @click.option("--ridge", "ridges", type=float, multiple=True, help="The recipe's model.ridge unless given.")
 @click.option("--power", "powers", type=float, multiple=True, default=(0.5, 1, 2), show_default=True)
 @click.option("--banks", type=WholeNumbers("sizes of the bank", 1), default="4096", show_default=True)
+@click.option("--sharpness", type=float, multiple=True, default=(0, 4, 8, 12), show_default=True)
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -133,6 +139,7 @@ def main(
     ridges: tuple[float, ...],
     powers: tuple[float, ...],
     banks: list[int],
+    sharpness: tuple[float, ...],
     folds: int,
     repeats: int,
     as_json: bool,
@@ -141,13 +148,14 @@ def main(
     with Bars(quiet=False) as bars:
         recipe = load_config(config, overrides)
         experiment = Experiment.prepare(recipe, bars)
-    collection = experiment.collection(experiment.evaluation_split("train", "val"))
+    split = experiment.evaluation_split("train", "val")
     rows = measure_closed_form(
-        collection,
+        experiment.collection(split),
+        image_groups(experiment.dataset, split.images),
         ridges=ridges or (recipe.model.ridge,),
         powers=powers,
         banks=banks,
-        sharpness=SHARPNESS,
+        sharpness=sharpness,
         folds=folds,
         repeats=repeats,
     )

@@ -243,9 +243,12 @@ class ModelConfig:
     )
     bank: int = option(
         4096,
-        "training items of each modality that tell how popular an item is, which its scores are freed of as far as "
-        "validation likes it; 0: scores as they are",
+        "training items of each modality that tell how popular an item is, of which its scores are freed; 0: "
+        "scores as they are",
         least=0,
+    )
+    sharpness: float = option(
+        8.0, "bank: how much nearer items of it count more than others, in inverse cosines", least=0.1
     )
 
 

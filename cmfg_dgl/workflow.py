@@ -128,7 +128,7 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
     state = trainer.fit()
     weights, best = load_checkpoint(trainer.best)
     load_weights(model, weights, trainer.best)
-    fill_bank(scorer, trainer.collection, lambda: first_stage_rsum(scorer, held_out))
+    fill_bank(scorer, trainer.collection, run.config.model.sharpness)
     save_checkpoint(trainer.best, model.state_dict(), best)
     dataset = experiment.dataset
     run.write(

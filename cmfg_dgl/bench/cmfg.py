@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -82,8 +81,7 @@ class CMFGMethod(Method):
                 raise KeyboardInterrupt from None
             if trainer.best.is_file():
                 load_weights(self.model, load_checkpoint(trainer.best)[0], trainer.best)
-            with suppress(OutOfTime):
-                fill_bank(self.scorer, training.collection, validate)
+            fill_bank(self.scorer, training.collection, self.config.model.sharpness)
 
     @property
     def extra(self) -> int:

@@ -113,6 +113,9 @@ class Dataset:
         `DataError` where they are not usable.
     hard_negatives
         False captions of an image by kind, where the data set knows some.
+    groups
+        int64, (images,): images that a split should not part, such as near-duplicates, have equal numbers; None
+        where nothing is known of that.
     """
 
     name: str
@@ -129,6 +132,7 @@ class Dataset:
     miscounts: tuple[str, ...] = ()
     regions: Callable[[ImageItem], NDArray[np.float32]] | None = None
     hard_negatives: Callable[[ImageItem], Mapping[str, Sequence[str]]] | None = None
+    groups: NDArray[np.int64] | None = None
     _captions_of: list[list[int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -187,6 +187,7 @@ def listed_dataset(
         near_duplicates=near_duplicates,
         published=published,
         notes=notes,
+        groups=groups,
     )
 
 

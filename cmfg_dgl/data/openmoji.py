@@ -78,6 +78,7 @@ def openmoji(
         load=partial(_load, size=size),
         near_duplicates=near_duplicates,
         notes=(f"{nameless:,} emoji have no name in {language!r} and are left out",) if nameless else (),
+        groups=groups,
     )
 
 

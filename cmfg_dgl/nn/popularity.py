@@ -21,11 +21,11 @@ class Popularity(nn.Module):
         s(x, y) = \langle x, y \rangle - p(x) - p(y)
 
     with :math:`y_r` the embeddings of training items of the other modality, the bank, and :math:`\beta` the
-    sharpness; at 0, as it begins, p is 0. In high dimensions some items, hubs, are near to most queries without
-    being right for any (Radovanovic et al. 2010). This is the inverted softmax (Smith et al. 2017) against a bank
-    of training queries as in QB-Norm (Bogolin et al. 2022), here for both directions at once, for p(x) is the same
-    for all that a query x is compared with. A score reads nothing but its two items and the training split, so one
-    index of inner products serves it.
+    sharpness; at 0, as it is until the bank is filled, p is 0. In high dimensions some items, hubs, are near to
+    most queries without being right for any (Radovanovic et al. 2010). This is the inverted softmax (Smith et al.
+    2017) against a bank of training queries as in QB-Norm (Bogolin et al. 2022), here for both directions at once,
+    for p(x) is the same for all that a query x is compared with. A score reads nothing but its two items and the
+    training split, so one index of inner products serves it.
 
     Parameters
     ----------

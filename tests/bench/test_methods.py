@@ -184,8 +184,10 @@ def test_cmfg_fills_its_bank_and_the_geometry_leaves_popularity_out() -> None:
         return made[-1]
 
     with patch("cmfg_dgl.bench.cells.make_method", remembered):
-        record = run_cell(bench_data(part, part, None), "cmfg", 0, {}, minutes=5, audited=False)
+        setting = {"model.sharpness": 5.0}
+        record = run_cell(bench_data(part, part, None), "cmfg", 0, setting, minutes=5, audited=False)
     (method,) = made
+    assert float(method.model.popularity.sharpness) == 5
     for side in (training().collection.images, training().collection.captions):
         assert int(method.model.popularity.get_buffer(f"held_{side.kind}")) == side.count
     x, y = (
@@ -336,7 +338,8 @@ def test_a_spent_budget_keeps_the_best_so_far(name: str) -> None:
         calls.append([x.clone() for x in method.embeddings(held_out().collection)])
         return -float(len(calls))
 
-    method = make_method(name, config(), WIDTHS, 0, {})
+    # A bank is filled whenever training ends, and would add to what was best.
+    method = make_method(name, config(), WIDTHS, 0, {"model.bank": 0} if name == "cmfg" else {})
     method.fit(training(), validate)
     for mine, best in zip(method.eval().embeddings(held_out().collection), calls[0], strict=True):
         torch.testing.assert_close(mine, best)

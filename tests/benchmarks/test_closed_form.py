@@ -1,30 +1,36 @@
 """Pins of `benchmarks/closed_form.py`, on planted pairs.
 
-- Every image is held out once a repeat, with all its captions, and what is left is trained on.
+- Every image is held out once a repeat, with all its captions and its whole group, and what is left is trained on.
 - The rsum of each ridge, power, bank and sharpness is that of the formula on CCA fitted anew, gains over the first.
 """
 
 import numpy as np
 import pytest
+import torch
 from closed_form import _folds, measure_closed_form
 from planted import planted
 
 from cmfg_dgl.evaluation.significance import mean_interval
 
 COUNTS = [2, 1, 3, 1] * 8
+GROUPS = torch.tensor([7, 7, 3, 9, 5, 5, 5, 8] * 2 + list(range(20, 36)))
 
 
 def test_folds_hold_every_image_out_once():
     collection = planted(COUNTS)
     held = [0] * len(COUNTS)
-    for train, held_out in _folds(collection, 3, 2):
+    for train, held_out in _folds(collection, GROUPS, 3, 2):
         assert train.images.count + held_out.images.count == len(COUNTS)
         assert train.captions.count + held_out.captions.count == sum(COUNTS)
-        known = {tuple(row) for row in train.images.means.tolist()}
-        assert not known & {tuple(row) for row in held_out.images.means.tolist()}
-        for row in held_out.images.means:
-            held[int((collection.images.means == row).all(1).nonzero()[0])] += 1
+        known, new = (_places(part, collection) for part in (train, held_out))
+        assert not set(GROUPS[known].tolist()) & set(GROUPS[new].tolist())
+        for image in new:
+            held[image] += 1
     assert held == [2] * len(COUNTS)
+
+
+def _places(part, collection):
+    return [int((collection.images.means == row).all(1).nonzero()[0]) for row in part.images.means]
 
 
 def recalls(scores, owner):
@@ -50,10 +56,10 @@ def directions(values, ridge):
 def test_rsums_are_those_of_the_formula(bank, ridge, power):
     collection = planted(COUNTS, noise=2.0)
     found = measure_closed_form(
-        collection, ridges=[ridge], powers=[power], banks=[bank], sharpness=[0.0, 3.0], folds=3, repeats=1
+        collection, GROUPS, ridges=[ridge], powers=[power], banks=[bank], sharpness=[0.0, 3.0], folds=3, repeats=1
     )
     expected = {0.0: [], 3.0: []}
-    for train, held_out in _folds(collection, 3, 1):
+    for train, held_out in _folds(collection, GROUPS, 3, 1):
         x, y = train.images.means.double().numpy(), train.captions.means.double().numpy()
         paired = x[train.caption_image.numpy()]
         means = paired.mean(0), y.mean(0)

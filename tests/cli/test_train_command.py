@@ -59,9 +59,10 @@ def test_a_run_holds_what_is_promised(trained: Any) -> None:
         assert (trained.folder / name).exists(), name
     epochs = [json.loads(line) for line in (trained.folder / "metrics.jsonl").read_text().splitlines()]
     assert [epoch["epoch"] for epoch in epochs] == [1, 2]
-    # To free scores of popularity may gain on validation; where it does not, they are left alone.
-    assert told["first_stage_rsum"] >= max(epoch["val_rsum"] for epoch in epochs)
+    assert told["epoch"] == max(epochs, key=lambda epoch: epoch["val_rsum"])["epoch"]
     config = yaml.safe_load((trained.folder / "config.yaml").read_text())
+    weights, _ = load_checkpoint(trained.folder / "checkpoints" / "best.safetensors")
+    assert float(weights["popularity.sharpness"]) == config["model"]["sharpness"]
     assert config["model"]["width"] == 32
     training = json.loads((trained.folder / "training.json").read_text())
     assert training["quarantined"] == {}

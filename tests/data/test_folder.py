@@ -345,10 +345,12 @@ def test_splits_are_disjoint_and_stable(rows: list[tuple[str, str]], seed: int, 
         assert sorted(members.tolist()) == list(range(len(dataset.images)))
         home = homes(dataset)
         digest = {image.id: image.sha256 for image in dataset.images}
+        group = {image.id: number for image, number in zip(dataset.images, dataset.groups.tolist(), strict=True)}
+        assert len({(group[name], home[name]) for name in home}) == len(set(group.values()))
         for text, name in ((t, n) for n, ts in texts(dataset).items() for t in ts):
             for text2, name2 in ((t, n) for n, ts in texts(dataset).items() for t in ts):
                 if normalise_caption(text) == normalise_caption(text2) or digest[name] == digest[name2]:
-                    assert home[name] == home[name2]
+                    assert group[name] == group[name2]
 
         unrelated = [(f"{i}.png", f"word{i} other{i}") for i in range(100, 110)]
         more = rows + unrelated

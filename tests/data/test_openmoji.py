@@ -88,6 +88,9 @@ def test_the_same_drawing_is_in_one_split_whatever_the_seed() -> None:
         first = set(halves.splits["a"].tolist())
         for one, other in pairs:
             assert (position[one] in first) == (position[other] in first)
+            assert halves.groups[position[one]] == halves.groups[position[other]]
+        assert not set(halves.groups[halves.splits["a"]]) & set(halves.groups[halves.splits["b"]])
+    assert len(set(halves.groups)) > 1000
 
 
 def test_drawings_are_rgb_on_white(dataset: Dataset) -> None:

@@ -1,17 +1,14 @@
 """Pins of filling the bank.
 
 - It holds the embeddings of the chosen training items, each modality its own, as `embed` gives them one by one.
-- Of all sharpnesses the one that validation likes best stays, the least of equals; validation sees each of them.
-- If validation stops, the best so far stays; if at once, none.
 - A model without a bank is left alone.
 - What the scorer then gives as embeddings is freed of popularity, and the scale stands before it.
 """
 
-import pytest
 import torch
 from planted import planted, tiny_model
 
-from cmfg_dgl.retrieval.bank import SHARPNESS, fill_bank
+from cmfg_dgl.retrieval.bank import fill_bank
 from cmfg_dgl.retrieval.rank import GraphScorer
 
 
@@ -22,52 +19,25 @@ def scorer_of(bank):
 def test_the_bank_holds_embeddings_of_training_items():
     scorer, training = scorer_of(4), planted([2] * 9)
     popularity = scorer.model.popularity
-    fill_bank(scorer, training, lambda: 0.0)
+    fill_bank(scorer, training, 8.0)
     for side in (training.images, training.captions):
         rows = [scorer.model.embed(side.kind, side.read(item[None]))[0] for item in popularity.choose(side.count)]
         bank = popularity.get_buffer(f"bank_{side.kind}")
         torch.testing.assert_close(bank, torch.stack(rows), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("values", "kept"), [((5, 9, 9, 8), 1), ((5, 5, 5, 5), 0), ((1, 2, 3, 4), 3)])
-def test_the_best_sharpness_stays(values, kept):
-    scorer, seen = scorer_of(4), []
-
-    def validate():
-        seen.append(float(scorer.model.popularity.sharpness))
-        return float(values[len(seen) - 1])
-
-    fill_bank(scorer, planted([2] * 9), validate)
-    assert seen == list(SHARPNESS)
-    assert float(scorer.model.popularity.sharpness) == SHARPNESS[kept]
-
-
-@pytest.mark.parametrize(("before", "kept"), [(0, 0), (3, 2)])
-def test_what_validation_knew_when_it_stopped_stays(before, kept):
-    scorer, values = scorer_of(4), iter(range(before))
-
-    def validate():
-        for value in values:
-            return float(value)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fill_bank(scorer, planted([2] * 9), validate)
-    assert float(scorer.model.popularity.sharpness) == SHARPNESS[kept]
-
-
 def test_a_model_without_a_bank_is_left_alone():
     scorer = scorer_of(0)
     before = {name: value.clone() for name, value in scorer.model.state_dict().items()}
-    fill_bank(scorer, planted([2] * 9), pytest.fail)
+    fill_bank(scorer, planted([2] * 9), 8.0)
     torch.testing.assert_close(scorer.model.state_dict(), before, atol=0, rtol=0)
 
 
 def test_embeddings_are_freed_of_popularity():
     scorer, training = scorer_of(8), planted([2] * 9)
-    fill_bank(scorer, training, iter(range(len(SHARPNESS))).__next__)
+    fill_bank(scorer, training, 5.0)
     popularity = scorer.model.popularity
-    assert float(popularity.sharpness) == SHARPNESS[-1]
+    assert float(popularity.sharpness) == 5.0
     images, captions = scorer.embeddings(training)
     x, y = (scorer.embed(side, torch.arange(side.count)) for side in (training.images, training.captions))
     expected = x @ y.T - popularity.of("patch", x)[:, None] - popularity.of("token", y)
