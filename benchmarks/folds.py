@@ -40,7 +40,6 @@ __all__ = ["compare", "fold_datasets", "fold_masks", "image_groups", "main", "me
 
 Record = dict[str, Any]
 Try = tuple[str, Mapping[str, Any]]
-Progress = Any
 
 VALIDATION = 8
 """Of the groups that a fold leaves, one in so many is its validation split."""
@@ -92,7 +91,7 @@ def measure_folds(
     repeats: int,
     minutes: float,
     folder: Path,
-    progress: Progress,
+    progress: Any,
 ) -> list[list[Record]]:
     """Fit and evaluate what is tried on every fold, or read it from `folder/cells`; a fold's number is its seed.
 
@@ -107,20 +106,15 @@ def measure_folds(
         data, row = BenchData(config, replace(experiment, dataset=dataset)), []
         split = data.test.split
         for number, (name, setting) in enumerate(tries):
-            made_from: Record = {
-                "method": name,
-                "setting": dict(setting),
-                "minutes": minutes,
-                **data.identity(("train", "val", "test")),
-                "recipe": recipe_of(name, config),
-            }
-            # By what it is tried, so that more may be tried beside what is there.
-            key = digest_of({"method": name, "setting": dict(setting)})[:12]
-            path = folder / "cells" / f"{name}-{key}" / f"fold-{fold}.json"
-            cell = kept_cell(path, digest_of(made_from))
+            tried = {"method": name, "setting": dict(setting)}
+            identity, recipe = data.identity(("train", "val", "test")), recipe_of(name, config)
+            made_from = digest_of({**tried, "minutes": minutes, **identity, "recipe": recipe})
+            # Called by what is tried, so that more can be tried beside it.
+            path = folder / "cells" / f"{name}-{digest_of(tried)[:12]}" / f"fold-{fold}.json"
+            cell = kept_cell(path, made_from)
             if cell is None:
                 cell = run_cell(data, name, fold, setting, minutes=minutes, audited=False)
-                cell["made_from"] = digest_of(made_from)
+                cell["made_from"] = made_from
                 write_json(path, cell)
             row.append(cell | {"images": split.images, "owners": split.images[split.caption_image]})
             done, message = fold * len(tries) + number + 1, f"{name} fold {fold}: {cell['val']:.1f} on validation"
