@@ -140,6 +140,7 @@ def compare(found: Sequence[Sequence[Record]]) -> list[Record]:
             ]
             record: Record = {"method": cell["method"], "setting": cell["setting"], "stage": stage}
             record["rsum"] = float(sum(part.mean() for part in points))
+            record["timed_out"] = sum(row[number]["timed_out"] for row in found)
             if base:
                 less = [theirs - ours for theirs, ours in zip(points, base, strict=True)]
                 record |= asdict(paired_bootstrap(less, clusters, size))
@@ -213,6 +214,10 @@ def main(
         for row in rows
     ]
     print_table(f"{experiment.dataset.name}, {folds} folds of train and val, {repeats} times", HEAD, cells)
+    for row in rows:
+        if row["timed_out"] and row["stage"] == "first":
+            kept = f"{row['timed_out']} fits reached --minutes {minutes:g} and kept the best that they had"
+            click.echo(f"{row['method']} {row['setting'] or ''}: {kept}")
 
 
 if __name__ == "__main__":

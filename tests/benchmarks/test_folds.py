@@ -3,6 +3,7 @@
 - A fold's test images are of the recipe's training and validation splits, each once a repeat; no group is parted.
 - Every cell is what `run_cell` gives on that fold, its number the seed; started again, none is repeated.
 - Rsum and difference are those of all queries, an image with all its queries drawn anew; p are Holm's.
+- Fits that reached their budget are counted.
 - What is tried is read as `settings` of a comparison are, and refused in one line.
 """
 
@@ -137,6 +138,13 @@ def test_differences_are_of_all_queries(measured: tuple[Path, Any]) -> None:
         raw.append(expected.p)
     least, most = sorted(raw)
     assert sorted(row["p"] for row in rows[1:]) == pytest.approx([min(1, 2 * least), min(1, max(2 * least, most))])
+
+
+def test_fits_that_ran_out_of_time_are_counted(measured: tuple[Path, Any]) -> None:
+    found = [[*fold] for fold in measured[1]]
+    for fold in found[1:3]:
+        fold[1] = fold[1] | {"timed_out": True}
+    assert [row["timed_out"] for row in compare(found)] == [0, 2, 0]
 
 
 @pytest.mark.parametrize(
