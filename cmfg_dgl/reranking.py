@@ -174,9 +174,10 @@ class _Job:
         )
 
     def _fitted(self, name: str) -> Callable[[str], Sides]:
-        """A method of the comparison with the settings that it tries first; it is fitted when it is first asked."""
+        """A method of the comparison with the ridge of the run; it is fitted when it is first asked."""
         data = BenchData(self.run.config, self.experiment)
-        method = make_method(name, data.config, data.widths, data.config.run.seed, {})
+        setting = {"ridge": data.config.model.ridge}
+        method = make_method(name, data.config, data.widths, data.config.run.seed, setting)
 
         @functools.cache
         def fit() -> None:

@@ -125,12 +125,21 @@ def open_split(run: Path) -> dict[str, list[str]]:
     return ids
 
 
-def test_a_method_finds_what_it_finds_alone(finished: Path) -> None:
-    data = BenchData.prepare(open_run(str(finished)).config, None)
-    method = make_method("cca", data.config, data.widths, 0, {})
-    method.fit(data.training, lambda: first_stage(score(method, data.val.collection, k=0))[0]["rsum"])
-    expected = first_stage(score(method, data.test.collection, k=0))[0]
-    assert stored(finished, "test")["first_stages"]["cca"]["first_stage"]["rsum"] == pytest.approx(expected["rsum"])
+def test_a_method_finds_what_it_finds_alone_with_the_ridge_of_the_run(trained: Any, tmp_path: Path) -> None:
+    run = tmp_path / "ridge"
+    assert cmfg(*trained.arguments, "model.ridge=0.001", "training.epochs=1", "-o", run, "-q").code == 0
+    result = rerank(run, "--split", "test", "--first-stage", "cca")
+    assert result.code == 0, result.err
+    data = BenchData.prepare(open_run(str(run)).config, None)
+    expected = []
+    for ridge in (0.001, 1.0):
+        method = make_method("cca", data.config, data.widths, 0, {"ridge": ridge})
+        method.fit(
+            data.training, lambda method=method: first_stage(score(method, data.val.collection, k=0))[0]["rsum"]
+        )
+        expected.append(first_stage(score(method, data.test.collection, k=0))[0]["rsum"])
+    assert expected[0] != expected[1]
+    assert result.json["first_stages"]["cca"]["first_stage"]["rsum"] == pytest.approx(expected[0])
 
 
 def test_a_finished_first_stage_is_not_measured_again(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
