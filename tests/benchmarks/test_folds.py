@@ -66,7 +66,7 @@ def test_groups_are_held_out_whole_and_once_a_repeat(numbers: list[int], count: 
 def test_a_fold_is_of_training_and_validation_and_parts_no_group(experiment: Experiment) -> None:
     dataset = experiment.dataset
     numbers = np.arange(len(dataset.images)) // 3
-    grouped = replace(dataset, groups=numbers)
+    grouped = replace(dataset, groups=numbers, database=("train",))
     seen: Counter[int] = Counter()
     orders = []
     for fold in fold_datasets(grouped, 3, 2):
@@ -75,10 +75,11 @@ def test_a_fold_is_of_training_and_validation_and_parts_no_group(experiment: Exp
         assert sorted(images) == sorted([*dataset.splits["train"], *dataset.splits["val"]])
         assert sum(len(set(numbers[part])) for part in parts) == len(set(numbers[images]))
         assert len(parts[1]) < len(parts[0])
+        assert fold.database == ()  # a database would bring images of training into the gallery
         seen.update(parts[2])
         orders.append(parts[2])
     assert set(seen.values()) == {2} and orders[0] != orders[3]
-    assert len({fold.protocol("test") for fold in fold_datasets(dataset, 3, 2)}) == 6
+    assert len({fold.rule for fold in fold_datasets(dataset, 3, 2)}) == 6
 
 
 def test_an_image_without_a_group_is_its_own(experiment: Experiment) -> None:

@@ -252,7 +252,8 @@ def test_resume_from_another_run_brings_its_best_weights(
     trained: Any, stopped: Path, tmp_path: Path, given: str
 ) -> None:
     before = contents(stopped)
-    result = cmfg(*trained.arguments, CONSTANT, "-o", "second", "--resume", stopped / given, "--json")
+    changed = (CONSTANT, "model.sharpness=5")
+    result = cmfg(*trained.arguments, *changed, "-o", "second", "--resume", stopped / given, "--json")
     assert result.code == 0, result.err
     assert result.json["epoch"] == 1
     best = Path("checkpoints", "best.safetensors")
@@ -260,6 +261,7 @@ def test_resume_from_another_run_brings_its_best_weights(
     learnt = [name for name in after if not name.startswith("popularity.")]
     assert all(after[name].equal(before_bank[name]) for name in learnt)
     assert not before_bank["popularity.held_patch"] and after["popularity.held_patch"]
+    assert (float(before_bank["popularity.sharpness"]), float(after["popularity.sharpness"])) == (0, 5)
     assert len((tmp_path / "second" / "metrics.jsonl").read_text().splitlines()) == 2
     assert contents(stopped) == before
 
