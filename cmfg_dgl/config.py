@@ -248,7 +248,7 @@ class ModelConfig:
         least=0,
     )
     sharpness: float = option(
-        8.0, "bank: how much nearer items of it count more than others, in inverse cosines", least=0.1
+        8.0, "bank: how much more the nearest of its items count than others, in inverse cosines", least=0.1
     )
 
 
