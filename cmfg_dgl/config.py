@@ -248,7 +248,10 @@ class ModelConfig:
         least=0,
     )
     sharpness: float = option(
-        8.0, "bank: how much more the nearest of its items count than others, in inverse cosines", least=0.1
+        8.0,
+        "bank: how much more the nearest of its items count than others, in inverse cosines, from 400 images on; with "
+        "fewer it is less in proportion",
+        least=0.1,
     )
 
 

@@ -7,7 +7,11 @@ import torch
 from cmfg_dgl.features.collection import Collection
 from cmfg_dgl.retrieval.rank import GraphScorer
 
-__all__ = ["fill_bank"]
+__all__ = ["ENOUGH", "fill_bank"]
+
+ENOUGH = 400
+"""Images in the bank from which on it is as sharp as it is told; with fewer it is blunter in proportion, for the few
+that are near an item are near it by chance (docs/results.md)."""
 
 
 @torch.no_grad()
@@ -21,12 +25,14 @@ def fill_bank(scorer: GraphScorer, training: Collection, sharpness: float) -> No
     training
         The training split.
     sharpness
-        Of `Popularity`, in inverse cosines: a setting, and not chosen on validation, whose noise is as large as
-        what there is to win (docs/results.md).
+        Of `Popularity`, in inverse cosines, from `ENOUGH` images on: a setting, and not chosen on validation, whose
+        noise is as large as what there is to win (docs/results.md).
     """
     popularity = scorer.model.popularity
     if not popularity.size:
         return
     sides = training.images, training.captions
     popularity.remember({side.kind: scorer.embed(side, popularity.choose(side.count)) for side in sides})
-    popularity.sharpness.fill_(sharpness)
+    # Captions are at least as many as images.
+    held = min(popularity.size, training.images.count)
+    popularity.sharpness.fill_(sharpness * min(1, held / ENOUGH))

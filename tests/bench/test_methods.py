@@ -38,6 +38,7 @@ from cmfg_dgl.evaluation.audit import audit
 from cmfg_dgl.evaluation.evaluate import score
 from cmfg_dgl.features.collection import Collection, HardNegatives
 from cmfg_dgl.nn.heads import Heads
+from cmfg_dgl.retrieval.bank import ENOUGH
 
 CLASSES = 4
 LABELLED = ("pitl", "mhtn", *(name for name in METHODS if name.rpartition("-")[2].isdigit()))
@@ -187,7 +188,9 @@ def test_cmfg_fills_its_bank_and_the_geometry_leaves_popularity_out() -> None:
         setting = {"model.sharpness": 5.0}
         record = run_cell(bench_data(part, part, None), "cmfg", 0, setting, minutes=5, audited=False)
     (method,) = made
-    assert float(method.model.popularity.sharpness) == 5
+    assert float(method.model.popularity.sharpness) == pytest.approx(
+        5 * training().collection.images.count / ENOUGH
+    )
     for side in (training().collection.images, training().collection.captions):
         assert int(method.model.popularity.get_buffer(f"held_{side.kind}")) == side.count
     x, y = (

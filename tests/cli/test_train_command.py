@@ -35,6 +35,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cmfg_dgl.cli.output import Bars
 from cmfg_dgl.config import load_config
+from cmfg_dgl.retrieval.bank import ENOUGH
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment
 
@@ -62,7 +63,8 @@ def test_a_run_holds_what_is_promised(trained: Any) -> None:
     assert told["epoch"] == max(epochs, key=lambda epoch: epoch["val_rsum"])["epoch"]
     config = yaml.safe_load((trained.folder / "config.yaml").read_text())
     weights, _ = load_checkpoint(trained.folder / "checkpoints" / "best.safetensors")
-    assert float(weights["popularity.sharpness"]) == config["model"]["sharpness"]
+    blunter = json.loads((trained.folder / "training.json").read_text())["train_images"] / ENOUGH
+    assert float(weights["popularity.sharpness"]) == pytest.approx(config["model"]["sharpness"] * blunter)
     assert config["model"]["width"] == 32
     training = json.loads((trained.folder / "training.json").read_text())
     assert training["quarantined"] == {}
@@ -261,7 +263,9 @@ def test_resume_from_another_run_brings_its_best_weights(
     learnt = [name for name in after if not name.startswith("popularity.")]
     assert all(after[name].equal(before_bank[name]) for name in learnt)
     assert not before_bank["popularity.held_patch"] and after["popularity.held_patch"]
-    assert (float(before_bank["popularity.sharpness"]), float(after["popularity.sharpness"])) == (0, 5)
+    told = json.loads((tmp_path / "second" / "training.json").read_text())
+    assert float(before_bank["popularity.sharpness"]) == 0
+    assert float(after["popularity.sharpness"]) == pytest.approx(5 * told["train_images"] / ENOUGH)
     assert len((tmp_path / "second" / "metrics.jsonl").read_text().splitlines()) == 2
     assert contents(stopped) == before
 
