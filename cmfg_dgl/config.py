@@ -249,8 +249,8 @@ class ModelConfig:
     )
     sharpness: float = option(
         8.0,
-        "bank: how much more the nearest of its items count than others, in inverse cosines, from 400 images on; with "
-        "fewer it is less in proportion",
+        "bank: how much more the nearest of its items count than others, in inverse cosines, from 400 images on; "
+        "with fewer it is less in proportion",
         least=0.1,
     )
 

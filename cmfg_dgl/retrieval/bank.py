@@ -10,8 +10,8 @@ from cmfg_dgl.retrieval.rank import GraphScorer
 __all__ = ["ENOUGH", "fill_bank"]
 
 ENOUGH = 400
-"""Images in the bank from which on it is as sharp as it is told; with fewer it is blunter in proportion, for the few
-that are near an item are near it by chance (docs/results.md)."""
+"""Images in the bank from which on it is as sharp as it is told; with fewer it is blunter in proportion, for the
+few that are near an item are near it by chance (docs/results.md)."""
 
 
 @torch.no_grad()
