@@ -28,7 +28,12 @@ def canonical_maps(
     """
     x, y = x - x.mean(0), y - y.mean(0)
     root_x, root_y = inverse_root(x, ridge), inverse_root(y, ridge)
-    u, correlations, v = scipy.linalg.svd(root_x @ (x.T @ y / len(x)) @ root_y, full_matrices=False)
+    across = root_x @ (x.T @ y / len(x)) @ root_y
+    try:
+        u, correlations, v = scipy.linalg.svd(across, full_matrices=False)
+    except scipy.linalg.LinAlgError:
+        # The faster algorithm gives up on some matrices of few pairs.
+        u, correlations, v = scipy.linalg.svd(across, full_matrices=False, lapack_driver="gesvd")
     return root_x @ u, root_y @ v.T, correlations
 
 

@@ -1,6 +1,7 @@
 """CCA in closed form.
 
 - Without a ridge its correlations and its projections are scikit-learn's.
+- Where LAPACK's faster decomposition does not converge, the slower one gives the same.
 - The constraint holds with a ridge: projected features have the identity for a covariance, the ridge included.
 - A score is the cosine of canonical variates, each times a power of its correlation, by a QR decomposition.
 - The number of directions is what validation likes best of those that there was time for.
@@ -8,8 +9,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from sklearn import cross_decomposition
 
@@ -39,6 +43,23 @@ def test_without_a_ridge_it_is_scikit_learns() -> None:
     for mine, other in zip(ours, (u, v), strict=True):
         for i in range(3):
             assert abs(np.corrcoef(mine[:, i], other[:, i])[0, 1]) == pytest.approx(1, abs=1e-6)
+
+
+def test_where_the_fast_decomposition_gives_up_another_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = correlated()
+    expected, decompose = canonical_maps(x, y, 0.3), scipy.linalg.svd
+
+    def giving_up(matrix: np.ndarray, **given: Any) -> Any:
+        if given.get("lapack_driver", "gesdd") == "gesdd":
+            raise scipy.linalg.LinAlgError("SVD did not converge")
+        return decompose(matrix, **given)
+
+    monkeypatch.setattr(scipy.linalg, "svd", giving_up)
+    a, b, correlations = canonical_maps(x, y, 0.3)
+    np.testing.assert_allclose(correlations, expected[2], atol=1e-12)
+    signs = np.sign((a * expected[0]).sum(0))
+    np.testing.assert_allclose(a * signs, expected[0], atol=1e-9)
+    np.testing.assert_allclose(b * signs, expected[1], atol=1e-9)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.3, 2.0])
