@@ -15,7 +15,7 @@ from typing import Any
 import click
 import torch
 from folds import fold_masks, image_groups
-from measure import one_line_errors
+from measure import one_line_errors, recipe_arguments
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -123,8 +123,7 @@ def _folds(
 
 
 @click.command(help=__doc__)
-@click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
-@click.option("-c", "--config", required=True, metavar="FILE|NAME", help="The recipe.")
+@recipe_arguments
 @click.option("--ridge", "ridges", type=float, multiple=True, help="The recipe's model.ridge unless given.")
 @click.option("--power", "powers", type=float, multiple=True, default=(0.5, 1, 2), show_default=True)
 @click.option("--banks", type=WholeNumbers("sizes of the bank", 1), default="4096", show_default=True)

@@ -16,20 +16,18 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from measure import one_line_errors
+from measure import one_line_errors, recipe_arguments
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 from torch import Tensor
-from yaml import YAMLError
 
-from cmfg_dgl.bench.cells import run_cell
+from cmfg_dgl.bench.compare import finished_cell
 from cmfg_dgl.bench.data import BenchData
-from cmfg_dgl.bench.kept import digest_of, kept_cell
-from cmfg_dgl.bench.methods import method_class, recipe_of
+from cmfg_dgl.bench.kept import digest_of
+from cmfg_dgl.bench.methods import method_class
 from cmfg_dgl.bench.settings import check_settings
 from cmfg_dgl.bench.tables import shown, stage_title
 from cmfg_dgl.cli.output import Bars, print_table
-from cmfg_dgl.config import BenchConfig, Config, load_config
+from cmfg_dgl.config import BenchConfig, Config, load_config, parse_yaml
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.evaluation.significance import holm, paired_bootstrap
@@ -101,21 +99,15 @@ def measure_folds(
         For each fold the cell of each try, see `run_cell`, with "images" and "owners": the image of each query of
         either direction, its position in the data set.
     """
-    config, found = experiment.config, []
+    found = []
     for fold, dataset in enumerate(fold_datasets(experiment.dataset, folds, repeats)):
-        data, row = BenchData(config, replace(experiment, dataset=dataset)), []
+        data, row = BenchData(experiment.config, replace(experiment, dataset=dataset)), []
         split = data.test.split
         for number, (name, setting) in enumerate(tries):
-            tried = {"method": name, "setting": dict(setting)}
-            identity, recipe = data.identity(("train", "val", "test")), recipe_of(name, config)
-            made_from = digest_of({**tried, "minutes": minutes, **identity, "recipe": recipe})
             # Called by what is tried, so that more can be tried beside it.
-            path = folder / "cells" / f"{name}-{digest_of(tried)[:12]}" / f"fold-{fold}.json"
-            cell = kept_cell(path, made_from)
-            if cell is None:
-                cell = run_cell(data, name, fold, setting, minutes=minutes, audited=False)
-                cell["made_from"] = made_from
-                write_json(path, cell)
+            tried = f"{name}-{digest_of(setting)[:12]}"
+            path = folder / "cells" / tried / f"fold-{fold}.json"
+            cell = finished_cell(path, data, name, fold, setting, minutes=minutes, audited=False)
             row.append(cell | {"images": split.images, "owners": split.images[split.caption_image]})
             done, message = fold * len(tries) + number + 1, f"{name} fold {fold}: {cell['val']:.1f} on validation"
             progress("folds", done, folds * repeats * len(tries), message)
@@ -153,11 +145,7 @@ def compare(found: Sequence[Sequence[Record]]) -> list[Record]:
 
 def parse_try(text: str) -> Try:
     """`METHOD` or `METHOD: {KEY: VALUE}`; ConfigError where it is neither."""
-    try:
-        read = OmegaConf.to_container(OmegaConf.create(text))
-    except (YAMLError, ValueError) as error:
-        raise ConfigError(f"--try {text!r}: {error}") from None
-    # OmegaConf reads a lone word as a key without a value.
+    read = parse_yaml(text, f"--try {text!r}")
     name, setting = next(iter(read.items())) if isinstance(read, dict) and len(read) == 1 else (text, None)
     if setting is not None and not isinstance(setting, dict):
         raise ConfigError(f"--try {text!r}: give a method, or a method and its setting as 'cca: {{ridge: 3.0}}'")
@@ -174,8 +162,7 @@ def _check(tries: Sequence[Try], config: Config) -> None:
 
 
 @click.command(help=__doc__)
-@click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
-@click.option("-c", "--config", required=True, metavar="FILE|NAME", help="The recipe.")
+@recipe_arguments
 @click.option("-o", "--output-dir", type=click.Path(path_type=Path), required=True)
 @click.option("--try", "tries", multiple=True, required=True, metavar="METHOD|'METHOD: {KEY: VALUE}'")
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True)

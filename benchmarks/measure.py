@@ -20,7 +20,16 @@ from cmfg_dgl.errors import CmfgError
 from cmfg_dgl.files import to_json
 from cmfg_dgl.memory import keep_freed_memory
 
-__all__ = ["alternate", "benchmark", "machine", "one_line_errors", "peak_megabytes", "status", "tell"]
+__all__ = [
+    "alternate",
+    "benchmark",
+    "machine",
+    "one_line_errors",
+    "peak_megabytes",
+    "recipe_arguments",
+    "status",
+    "tell",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -108,6 +117,12 @@ def benchmark(title: str) -> Callable[[Command], click.Command]:
         return command
 
     return decorate
+
+
+def recipe_arguments(command: Command) -> Command:
+    """Add the recipe, `--config/-c`, and overrides of it."""
+    command = click.option("-c", "--config", required=True, metavar="FILE|NAME", help="The recipe.")(command)
+    return click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")(command)
 
 
 def tell(message: str) -> None:

@@ -14,7 +14,7 @@ import click
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from measure import one_line_errors
+from measure import one_line_errors, recipe_arguments
 
 from cmfg_dgl.bench.compare import bench
 from cmfg_dgl.bench.tables import shown, stage_title, with_interval
@@ -144,8 +144,7 @@ def _write(record: Record, folder: Path) -> None:
 
 
 @click.command(help=__doc__)
-@click.argument("overrides", nargs=-1, metavar="[KEY.PATH=VALUE]...")
-@click.option("-c", "--config", required=True, metavar="FILE|NAME", help="The recipe.")
+@recipe_arguments
 @click.option("-o", "--output-dir", type=click.Path(path_type=Path), required=True)
 @click.option("--pairs", type=WholeNumbers("numbers of pairs", 1), required=True, help="All pairs come besides.")
 @click.option("--methods", default=METHODS, show_default=True, help="As in cmfg bench, with commas.")

@@ -37,6 +37,7 @@ __all__ = [
     "load_bench",
     "load_config",
     "merge",
+    "parse_yaml",
     "recipes",
     "to_yaml",
 ]
@@ -448,7 +449,7 @@ def _load(schema: type, source: str | None, shipped: dict[str, Path], overrides:
         if not sign or not all(key.split(".")):
             raise ConfigError(f"{override!r}: an override is written key.path=value")
         where = f"override {override!r}"
-        merged = merge(merged, _nested(key, _parse(text, where)), where)
+        merged = merge(merged, _nested(key, parse_yaml(text, where)), where)
     try:
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
@@ -508,7 +509,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {_one_line(error)}; give a UTF-8 file") from None
-    value = _parse(text, str(path))
+    value = parse_yaml(text, str(path))
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -516,7 +517,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """The value that a YAML text stands for; ConfigError in one line that begins with `where`."""
     try:
         return yaml.load(text, _BoundedLoader)
     except Exception as error:  # PyYAML lets the errors of int(), date() and hash() through.

@@ -19,7 +19,7 @@ from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.evaluation.evaluate import label_chance
 from cmfg_dgl.files import write_atomic, write_json
 
-__all__ = ["bench"]
+__all__ = ["bench", "finished_cell"]
 
 Record = dict[str, Any]
 Progress = Callable[..., None]
@@ -168,32 +168,54 @@ class _Runner:
             yield record
 
     def _cell(self, name: str, seed: int, setting: Mapping[str, Any]) -> Record:
-        path = self.folder / f"{name}.json"
-        audited = seed == self.config.seeds[-1]
-        made_from = digest_of(self._made_from(seed, setting))
-        kept = None if self.force else kept_cell(path, made_from)
-        if kept is not None and (not audited or "audit" in kept):
-            return kept
-        record = run_cell(
+        return finished_cell(
+            self.folder / f"{name}.json",
             self.data,
             self.method,
             seed,
             setting,
             minutes=self.config.minutes,
-            audited=audited,
+            audited=seed == self.config.seeds[-1],
             leaky=self.leaky,
-        ) | {"made_from": made_from}
-        write_json(path, record)
-        return record
+            force=self.force,
+        )
 
-    def _made_from(self, seed: int, setting: Mapping[str, Any]) -> Record:
-        """Everything that a cell depends on."""
-        dataset = self.data.experiment.dataset
-        return {
-            "method": self.method,
+
+def finished_cell(
+    path: Path,
+    data: BenchData,
+    method: str,
+    seed: int,
+    setting: Mapping[str, Any],
+    *,
+    minutes: float,
+    audited: bool,
+    leaky: bool = False,
+    force: bool = False,
+) -> Record:
+    """The cell in a file if it is there and, where asked, audited; else it is run, see `run_cell`, and written.
+
+    Raises
+    ------
+    ConfigError
+        If the file's was made from other data or settings, unless `force` says to run it anyway.
+    CheckpointError
+        If the file is damaged.
+    """
+    made_from = digest_of(
+        {
+            "method": method,
             "seed": seed,
             "setting": dict(setting),
-            "minutes": self.config.minutes,
-            **self.data.identity(dict.fromkeys(("train", "val", "test", *dataset.database))),
-            "recipe": recipe_of(self.method, self.data.config),
+            "minutes": minutes,
+            **data.identity(dict.fromkeys(("train", "val", "test", *data.experiment.dataset.database))),
+            "recipe": recipe_of(method, data.config),
         }
+    )
+    kept = None if force else kept_cell(path, made_from)
+    if kept is not None and (not audited or "audit" in kept):
+        return kept
+    record = run_cell(data, method, seed, setting, minutes=minutes, audited=audited, leaky=leaky)
+    record["made_from"] = made_from
+    write_json(path, record)
+    return record
