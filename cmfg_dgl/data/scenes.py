@@ -108,11 +108,14 @@ def scenes(*, counts: Mapping[str, int], objects: Sequence[int], seed: int) -> D
     images: list[ImageItem] = []
     captions: list[CaptionItem] = []
     splits = {}
+    families: dict[tuple[str, int], int] = {}
+    groups: list[int] = []
     for split in SPLITS:
         splits[split] = np.arange(len(images), len(images) + counts[split], dtype=np.int64)
         for index, scene in _told_apart(seed, split, counts[split], fewest, most):
             name = f"{split}-{index:06}"
             labels = tuple(dict.fromkeys(f"{item.look.colour} {item.look.shape}" for item in scene.objects))
+            groups.append(families.setdefault((split, index // FAMILY), len(families)))
             captions.append(CaptionItem(f"{name}#0", len(images), scene.caption))
             images.append(ImageItem(name, f"scene:{seed}/{split}/{index}/{fewest}/{most}", _digest(scene), labels))
     return Dataset(
@@ -123,6 +126,7 @@ def scenes(*, counts: Mapping[str, int], objects: Sequence[int], seed: int) -> D
         rule=f"scenes-{VERSION},objects-{fewest}-{most},seed-{seed}",
         load=_load,
         hard_negatives=lambda item: scene_of(item).hard_negatives,
+        groups=np.asarray(groups, np.int64),
     )
 
 

@@ -346,6 +346,13 @@ def test_the_same_words_say_different_things(dataset: Dataset) -> None:
         assert sum(n for n in bags.values() if n > 1) > len(positions) / 2
 
 
+def test_a_family_is_a_group(dataset: Dataset) -> None:
+    families = [image.id[: image.id.index("-")] + str(int(image.id.split("-")[1]) // 8) for image in dataset.images]
+    groups = dataset.groups.tolist()
+    pairs = set(zip(families, groups, strict=True))
+    assert len(pairs) == len(set(families)) == len(set(groups)) < len(dataset.images)
+
+
 def kept(scenes: Sequence[Scene]) -> tuple[int, int]:
     """How many scenes of a family show the objects that most of it shows, and in how many orders."""
     looks = Counter(tuple(sorted(scene.statement.looks)) for scene in scenes)
