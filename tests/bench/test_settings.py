@@ -86,6 +86,7 @@ def test_every_argument_of_a_class_may_be_given_and_no_other(name: str) -> None:
         ({"vsep": [{}]}, "settings: 'vsep' is no method; did you mean vsepp"),
         ({"vsepp": []}, "settings.vsepp is empty"),
         ({"vsepp": [{}, {"lerning_rate": 1.0}]}, "did you mean learning_rate"),
+        ({"vsepp": [{"learning_rate": "3e-4"}]}, "settings.vsepp: learning_rate is the text '3e-4'; write"),
         ({"vsepp": [{"dropout": 1.5}]}, "settings.vsepp: dropout probability has to be between 0 and 1"),
         ({"albef": [{"size": 255}]}, "settings.albef: embed_dim must be divisible"),
         ({"gat": [{"heads_each": 3}]}, "settings.gat: size 256 is no multiple of heads_each 3"),

@@ -168,6 +168,7 @@ def test_what_is_tried(text: str, tried: Any) -> None:
         ("cca: {ridge", "--try"),
         ("[cca]", "is no method"),
         ("cca: {rigde: 3.0}", "rigde"),
+        ("cca: {ridge: 3e-4}", "such as 3.0e-4"),
         ("cmfg: {data.seed: 3}", "data.seed"),
     ],
 )
