@@ -31,7 +31,7 @@ setup(
     package_data={
         "cmfg_dgl": ["py.typed"],
         "cmfg_dgl.configs": ["*.yaml", "bench/*.yaml"],
-        "cmfg_dgl.explain": ["templates/*"],
+        "cmfg_dgl.reporting": ["templates/*"],
     },
     entry_points={"console_scripts": ["cmfg = cmfg_dgl.cli.main:main"]},
     install_requires=[

@@ -71,12 +71,12 @@ def measure_compile(repeat: int, seed: int) -> dict[str, Any]:
 
 
 def measure_memory(repeat: int, seed: int) -> list[dict[str, Any]]:
-    """Processes that keep freed memory and processes that do not, in turns; see kept.py."""
+    """Processes that keep freed memory and processes that do not, in turns; see freed_memory.py."""
     tell("choices: freed memory")
     taken: dict[str, list[dict[str, float]]] = {"kept": [], "given back": []}
     for _ in range(repeat):
         for name, flag in (("kept", "--keep"), ("given back", "--no-keep")):
-            command = [sys.executable, str(Path(__file__).with_name("kept.py")), flag, "--seed", str(seed)]
+            command = [sys.executable, str(Path(__file__).with_name("freed_memory.py")), flag, "--seed", str(seed)]
             command += ["--threads", str(torch.get_num_threads())]
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
             taken[name].append(json.loads(done.stdout))

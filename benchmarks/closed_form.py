@@ -24,10 +24,10 @@ from cmfg_dgl.cli.output import Bars, print_table
 from cmfg_dgl.config import load_config
 from cmfg_dgl.evaluation.evaluate import first_stage_rsum
 from cmfg_dgl.evaluation.significance import mean_interval
-from cmfg_dgl.features.collection import Collection, read_pairs
+from cmfg_dgl.features.pair_dataset import Collection, read_pairs
 from cmfg_dgl.nn.canonical import canonical_maps
-from cmfg_dgl.nn.popularity import Popularity
-from cmfg_dgl.retrieval.first_stage import Embedded
+from cmfg_dgl.nn.hubness import Popularity
+from cmfg_dgl.retrieval.embeddings import Embedded
 from cmfg_dgl.training.experiment import Experiment
 
 __all__ = ["measure_closed_form"]

@@ -16,10 +16,10 @@ from cases import random_items, square
 from measure import alternate, benchmark, tell
 from torch import Tensor
 
-from cmfg_dgl.features.build import build_store
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.shards import ShardContent, StoreSpec
-from cmfg_dgl.features.store import FeatureStore
+from cmfg_dgl.features.store.build import build_store
+from cmfg_dgl.features.store.reader import FeatureStore
+from cmfg_dgl.features.store.shards import ShardContent, StoreSpec
 
 __all__ = ["measure_store"]
 

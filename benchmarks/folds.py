@@ -20,18 +20,18 @@ from measure import one_line_errors, recipe_arguments
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmfg_dgl.bench.compare import finished_cell
-from cmfg_dgl.bench.data import BenchData
-from cmfg_dgl.bench.kept import digest_of
-from cmfg_dgl.bench.methods import method_class
-from cmfg_dgl.bench.settings import check_settings
-from cmfg_dgl.bench.tables import shown, stage_title
 from cmfg_dgl.cli.output import Bars, print_table
 from cmfg_dgl.config import BenchConfig, Config, load_config, parse_yaml
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.evaluation.significance import holm, paired_bootstrap
+from cmfg_dgl.experiments.bench.data import BenchData
+from cmfg_dgl.experiments.bench.methods import method_class
+from cmfg_dgl.experiments.bench.settings import check_settings
+from cmfg_dgl.experiments.cache import digest_of
 from cmfg_dgl.files import write_json
+from cmfg_dgl.jobs.bench import finished_cell
+from cmfg_dgl.reporting.bench_tables import shown, stage_title
 from cmfg_dgl.training.experiment import Experiment
 
 __all__ = ["compare", "fold_datasets", "fold_masks", "image_groups", "main", "measure_folds", "parse_try"]

@@ -14,7 +14,7 @@ from typing import Any
 from measure import benchmark, tell
 from PIL import Image
 
-from cmfg_dgl.data.mirflickr import ANNOTATIONS, COMMON_TAGS, IMAGES, LABELS, PROTOCOLS, TAGS, mirflickr25k
+from cmfg_dgl.data.formats.mirflickr import ANNOTATIONS, COMMON_TAGS, IMAGES, LABELS, PROTOCOLS, TAGS, mirflickr25k
 
 __all__ = ["measure_loading", "write_mirflickr"]
 

@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from measure import one_line_errors, recipe_arguments
 
-from cmfg_dgl.bench.compare import bench
-from cmfg_dgl.bench.tables import shown, stage_title, with_interval
 from cmfg_dgl.cli.options import WholeNumbers
 from cmfg_dgl.cli.output import Bars, print_table
 from cmfg_dgl.config import BenchConfig, load_config
-from cmfg_dgl.explain.figures import FONT, GREY, STYLE, WIDTH, png_bytes, svg_text
 from cmfg_dgl.files import read_json, write_atomic, write_json
+from cmfg_dgl.jobs.bench import bench
+from cmfg_dgl.reporting.bench_tables import shown, stage_title, with_interval
+from cmfg_dgl.reporting.figures import FONT, GREY, STYLE, WIDTH, png_bytes, svg_text
 from cmfg_dgl.training.experiment import Experiment
 
 __all__ = ["main", "measure_pairs", "pairs_figure", "pairs_table"]

@@ -13,13 +13,13 @@ import click
 from measure import one_line_errors
 
 from cmfg_dgl.cli.output import Bars, print_table
-from cmfg_dgl.data.scenes import Scene, scene_of
+from cmfg_dgl.data.formats.scenes import Scene, scene_of
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.evaluation.hard_negatives import Margins, hard_negative_margins
+from cmfg_dgl.jobs.results import graph_scorer, trained_model
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment
-from cmfg_dgl.training.run import open_run
-from cmfg_dgl.workflow import graph_scorer, trained_model
+from cmfg_dgl.training.run_directory import open_run
 
 __all__ = ["groups_of", "refused"]
 

@@ -20,11 +20,11 @@ from cases import random_items, square
 from measure import benchmark, tell
 from torch import Tensor
 
-from cmfg_dgl.features.build import build_store
-from cmfg_dgl.features.collection import Collection, Side, read_ahead, read_pairs
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.shards import ShardContent, StoreSpec
-from cmfg_dgl.features.store import FeatureStore
+from cmfg_dgl.features.pair_dataset import Collection, Side, read_ahead, read_pairs
+from cmfg_dgl.features.store.build import build_store
+from cmfg_dgl.features.store.reader import FeatureStore
+from cmfg_dgl.features.store.shards import ShardContent, StoreSpec
 from cmfg_dgl.training.order import buffered_order
 
 __all__ = ["measure_reading"]

@@ -14,10 +14,10 @@ from measure import alternate, benchmark, peak_megabytes, tell
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.pair_dataset import Collection, Side
 from cmfg_dgl.nn.model import CMFG
-from cmfg_dgl.retrieval.rank import GraphScorer
+from cmfg_dgl.retrieval.scorer import GraphScorer
 
 __all__ = ["PATCHES", "TOKENS", "Uniter", "make_collection", "make_model", "measure_rerank", "profile_star"]
 

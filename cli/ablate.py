@@ -93,9 +93,9 @@ def command(
     if search is not None:
         _search(verbosity, config, overrides, sweeps, search, seeds, Path(output_dir), as_json)
         return
-    from cmfg_dgl.ablation.pages import ablation_table
-    from cmfg_dgl.ablation.run import Plan, ablate
-    from cmfg_dgl.ablation.variants import Recipe, baseline, relation_variants, sweep_variants
+    from cmfg_dgl.experiments.ablation.variants import Recipe, baseline, relation_variants, sweep_variants
+    from cmfg_dgl.jobs.ablate import Plan, ablate
+    from cmfg_dgl.reporting.ablation_pages import ablation_table
 
     recipe = Recipe(config, overrides)
     variants = []
@@ -139,8 +139,8 @@ def _search(
     for name, flag in UNSEARCHED.items():
         if name in given:
             raise click.UsageError(f"--search judges by the two-stage rsum on validation alone; leave {flag} out")
-    from cmfg_dgl.ablation.search import parse_space, search
-    from cmfg_dgl.ablation.variants import Recipe
+    from cmfg_dgl.experiments.ablation.variants import Recipe
+    from cmfg_dgl.jobs.ablation_search import parse_space, search
 
     recipe = Recipe(config, overrides)
     axes = parse_space(recipe, sweeps)

@@ -24,13 +24,13 @@ def command(verbosity: Verbosity, run: str, overrides: tuple[str, ...], force: b
     \b
     cmfg audit runs/openmoji
     """
-    from cmfg_dgl import workflow
     from cmfg_dgl.evaluation.audit import shown
-    from cmfg_dgl.training.run import open_run
+    from cmfg_dgl.jobs.audit import audit_run
+    from cmfg_dgl.training.run_directory import open_run
 
     opened = open_run(run, overrides)
     with Bars(verbosity.quiet) as bars:
-        record = workflow.audit_run(opened, force=force, progress=bars)
+        record = audit_run(opened, force=force, progress=bars)
     if as_json:
         print_json(record)
     else:

@@ -59,10 +59,10 @@ def command(
         raise click.UsageError("--report RUN reads a finished comparison; give it alone")
     if report is None and config is None:
         raise click.UsageError("give -c FILE|NAME, such as -c smoke, or --report RUN")
-    from cmfg_dgl.bench.compare import bench
-    from cmfg_dgl.bench.pages import write_outputs
     from cmfg_dgl.config import load_bench
     from cmfg_dgl.files import read_json
+    from cmfg_dgl.jobs.bench import bench
+    from cmfg_dgl.reporting.bench_pages import write_outputs
 
     if report is not None:
         folders = [Path(report)]

@@ -59,7 +59,7 @@ def get(name: str, target: Path | None, deb: Path | None, as_json: bool) -> None
 
     The other data sets are in installed packages, or downloaded as docs/data.md tells.
     """
-    from cmfg_dgl.data.debian import HOW, download_package, unpack_stamps
+    from cmfg_dgl.data.formats.debian import HOW, download_package, unpack_stamps
 
     if target is None:
         record, told = {"dataset": name, "root": None, "files": 0, "how": HOW}, HOW
@@ -150,7 +150,7 @@ def check(
     cmfg data check -c openmoji
     cmfg data check data.name=folder data.root=DIR
     """
-    from cmfg_dgl.data.check import check_dataset
+    from cmfg_dgl.data.doctor import check_dataset
     from cmfg_dgl.errors import DataError
     from cmfg_dgl.training.experiment import open_dataset
 

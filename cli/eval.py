@@ -38,12 +38,12 @@ def command(
     cmfg eval runs/openmoji retrieval.k=64 --force --json
     cmfg eval runs/coco --folds 5
     """
-    from cmfg_dgl import workflow
-    from cmfg_dgl.training.run import open_run
+    from cmfg_dgl.jobs.evaluate import evaluate_run
+    from cmfg_dgl.training.run_directory import open_run
 
     opened = open_run(run, overrides)
     with Bars(verbosity.quiet) as bars:
-        record = workflow.evaluate_run(opened, split, folds=folds, force=force, progress=bars)
+        record = evaluate_run(opened, split, folds=folds, force=force, progress=bars)
     if as_json:
         print_json(record)
     else:

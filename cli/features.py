@@ -14,7 +14,7 @@ from .options import Verbosity, config_options, force_option, json_option, verbo
 from .output import Bars, duration, print_json, print_table
 
 if TYPE_CHECKING:
-    from cmfg_dgl.features.store import FeatureStore
+    from cmfg_dgl.features.store.reader import FeatureStore
 
 __all__ = ["command"]
 
@@ -108,7 +108,7 @@ def build(
 
 
 def _build_share(verbosity: Verbosity, settings: Config, number: int, of: int, as_json: bool) -> None:
-    from cmfg_dgl.features.build import Share
+    from cmfg_dgl.features.store.build import Share
     from cmfg_dgl.training.experiment import extractions, tell
 
     share, workers, built = Share(number, of), settings.features.workers, {}

@@ -60,8 +60,8 @@ def command(
         raise click.UsageError("give one of --image FILE --text CAPTION, --pair ID, --query ID and --split NAME")
     if split is not None and output_dir is not None:
         raise click.UsageError("--split writes RUN/faithfulness-SPLIT.json; leave -o out")
-    from cmfg_dgl import inspection
-    from cmfg_dgl.training.run import open_run
+    from cmfg_dgl.jobs import inspect as inspection
+    from cmfg_dgl.training.run_directory import open_run
 
     opened, output = open_run(run, overrides), None if output_dir is None else Path(output_dir)
     options: dict[str, Any] = {"output": output, "force": force, "faithfulness": faithfulness}

@@ -57,8 +57,8 @@ def command(
     cmfg rerank runs/openmoji --split test --k 8,32,128 --first-stage own --first-stage cca
     cmfg rerank runs/openmoji --first-stage clip.safetensors
     """
-    from cmfg_dgl.reranking import rerank_run
-    from cmfg_dgl.training.run import open_run
+    from cmfg_dgl.jobs.rerank import rerank_run
+    from cmfg_dgl.training.run_directory import open_run
 
     opened = open_run(run, overrides)
     with Bars(verbosity.quiet) as bars:

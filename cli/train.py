@@ -41,12 +41,13 @@ def command(
     """
     if force and resume:
         raise click.UsageError("--force starts over and --resume goes on; give one of them")
-    from cmfg_dgl import workflow
-    from cmfg_dgl.training.run import create_run
+    from cmfg_dgl.jobs.dry_run import dry_run as try_one_batch
+    from cmfg_dgl.jobs.train import find_checkpoint, train_run
+    from cmfg_dgl.training.run_directory import create_run
 
     if dry_run:
         with Bars(verbosity.quiet):
-            result = workflow.dry_run(settings)
+            result = try_one_batch(settings)
         if as_json:
             print_json(asdict(result))
         else:
@@ -61,10 +62,10 @@ def command(
             print_table("dry run: nothing was written", ["", "value"], rows)
         return
     if resume not in (None, "auto"):
-        workflow.find_checkpoint(resume)
+        find_checkpoint(resume)
     run = create_run(settings, resume=resume is not None, force=force)
     with Bars(verbosity.quiet) as bars:
-        selection = workflow.train_run(run, checkpoint=resume, progress=bars)
+        selection = train_run(run, checkpoint=resume, progress=bars)
     if as_json:
         print_json({"run": str(run.folder), **selection})
         return

@@ -13,10 +13,10 @@ from graphs import Grids
 from planted import SIGNAL, WIDTHS
 from torch import Tensor
 
-from cmfg_dgl.baselines.method import Method, TrainingSet
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.experiments.baselines.method import Method, TrainingSet
 from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.pair_dataset import Collection, Side
 
 CLASSES, GROUPS = 6, 3
 BITS = 16

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cmfg_dgl.data.dataset import Dataset
-from cmfg_dgl.data.huggingface import huggingface
+from cmfg_dgl.data.formats.huggingface import huggingface
 
 FRACTIONS = {"train": 0.5, "val": 0.2, "test": 0.3}
 TEXTS = [f"picture number {n} of word{n} and other{n}" for n in range(30)]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cmfg_dgl.data.dataset import Dataset
-from cmfg_dgl.data.mirflickr import LABELS
+from cmfg_dgl.data.formats.mirflickr import LABELS
 
 R1 = (
     "baby",

@@ -11,12 +11,12 @@ from graphs import Grids, random_nodes
 from torch import Tensor
 
 from cmfg_dgl.evaluation.evaluate import first_stage_rsum
-from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.pair_dataset import Collection, Side
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete, Grid
 from cmfg_dgl.nn.model import CMFG
-from cmfg_dgl.retrieval.rank import GraphScorer
+from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.trainer import Trainer
 
 WIDTHS = {"patch": 12, "token": 9}

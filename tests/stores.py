@@ -2,9 +2,9 @@
 
 import torch
 
-from cmfg_dgl.features.build import build_store
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.shards import ShardContent, StoreSpec
+from cmfg_dgl.features.store.build import build_store
+from cmfg_dgl.features.store.shards import ShardContent, StoreSpec
 
 WIDTH = 5
 IDS = tuple(f"item {i}" for i in range(23))

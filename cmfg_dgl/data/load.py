@@ -6,18 +6,18 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from cmfg_dgl.data.blip import blip
-from cmfg_dgl.data.clip_benchmark import clip_benchmark
 from cmfg_dgl.data.dataset import Dataset
-from cmfg_dgl.data.folder import folder
-from cmfg_dgl.data.huggingface import THEOJIANG, huggingface
-from cmfg_dgl.data.karpathy import karpathy
-from cmfg_dgl.data.mirflickr import mirflickr25k
-from cmfg_dgl.data.openmoji import openmoji
-from cmfg_dgl.data.precomputed import precomputed
-from cmfg_dgl.data.scenes import scenes
-from cmfg_dgl.data.tuxpaint import tuxpaint
-from cmfg_dgl.data.webdataset import webdataset
+from cmfg_dgl.data.formats.blip import blip
+from cmfg_dgl.data.formats.clip_benchmark import clip_benchmark
+from cmfg_dgl.data.formats.folder import folder
+from cmfg_dgl.data.formats.huggingface import THEOJIANG, huggingface
+from cmfg_dgl.data.formats.karpathy import karpathy
+from cmfg_dgl.data.formats.mirflickr import mirflickr25k
+from cmfg_dgl.data.formats.openmoji import openmoji
+from cmfg_dgl.data.formats.precomputed import precomputed
+from cmfg_dgl.data.formats.scenes import scenes
+from cmfg_dgl.data.formats.tuxpaint import tuxpaint
+from cmfg_dgl.data.formats.webdataset import webdataset
 from cmfg_dgl.errors import ConfigError
 
 __all__ = ["DATASETS", "load_dataset"]

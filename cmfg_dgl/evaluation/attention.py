@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cmfg_dgl.features.collection import Collection
+from cmfg_dgl.features.pair_dataset import Collection
 from cmfg_dgl.nn.joint_attention import JointAttention, RelationWeights, joint_attention
 from cmfg_dgl.nn.kernels import NO_EDGE
 from cmfg_dgl.nn.model import CMFG

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cmfg_dgl.evaluation.evaluate import Scores, first_stage, score
 from cmfg_dgl.evaluation.ranking import Ranking, metrics, rank_positives
-from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.retrieval.rank import Scorer
+from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.retrieval.scorer import Scorer
 
 __all__ = ["AuditReport", "Check", "audit", "shown", "subset"]
 

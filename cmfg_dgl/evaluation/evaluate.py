@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmfg_dgl.evaluation.ranking import Ranking, chance, hit_rsum, metrics, pooled_metrics, rank_positives, rsum
-from cmfg_dgl.features.collection import Collection
-from cmfg_dgl.retrieval.rank import Scorer, candidates, fuse
+from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.retrieval.scorer import Scorer, candidates, fuse
 
 __all__ = [
     "ALPHAS",

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmfg_dgl.features.collection import Collection, HardNegatives
-from cmfg_dgl.retrieval.rank import Scorer
+from cmfg_dgl.features.pair_dataset import Collection, HardNegatives
+from cmfg_dgl.retrieval.scorer import Scorer
 
 __all__ = ["Margins", "hard_negative_margins"]
 

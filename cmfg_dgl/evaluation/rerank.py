@@ -14,8 +14,8 @@ import torch
 
 from cmfg_dgl.evaluation.evaluate import DIRECTIONS, Direction, Scores, choose_alpha, two_stage
 from cmfg_dgl.evaluation.ranking import Ranking, metrics, rsum
-from cmfg_dgl.features.collection import Collection
-from cmfg_dgl.retrieval.rank import Scorer, fuse
+from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.retrieval.scorer import Scorer, fuse
 
 __all__ = ["ceiling_rsum", "curve", "query_seconds", "within"]
 

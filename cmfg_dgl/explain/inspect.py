@@ -17,8 +17,8 @@ from torch import Tensor
 from cmfg_dgl.evaluation.attention import metrics_by_relation
 from cmfg_dgl.explain.faithfulness import Faithfulness, measure_faithfulness
 from cmfg_dgl.explain.pointing import NamedObject, pointing_of_pair, pointing_of_pairs
+from cmfg_dgl.features.encoders.vision import Box
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.vision import Box
 from cmfg_dgl.files import write_atomic, write_json
 from cmfg_dgl.nn.drop import drop_relation
 from cmfg_dgl.nn.joint_attention import RelationWeights, joint_attention

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from cmfg_dgl.explain.faithfulness import bootstrap_interval
-from cmfg_dgl.features.vision import Box
+from cmfg_dgl.features.encoders.vision import Box
 from cmfg_dgl.nn.joint_attention import RelationWeights
 
 __all__ = ["NamedObject", "Pointing", "attention_of_words", "point", "pointing_of_pair", "pointing_of_pairs"]

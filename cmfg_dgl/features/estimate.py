@@ -11,9 +11,9 @@ from pathlib import Path
 
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.features.extract import Extraction
-from cmfg_dgl.features.sealed import read_sealed
-from cmfg_dgl.features.shards import shard_bytes
-from cmfg_dgl.features.store import INDEX, key_difference
+from cmfg_dgl.features.store.checksummed import read_sealed
+from cmfg_dgl.features.store.reader import INDEX, key_difference
+from cmfg_dgl.features.store.shards import shard_bytes
 
 __all__ = ["Estimate", "estimate", "free_bytes"]
 

@@ -12,13 +12,13 @@ import torch
 
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.features.build import Share, build_share, build_store, merge_store
+from cmfg_dgl.features.encoders.text import TextEncoder
+from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.features.nodes import Nodes, concatenate
-from cmfg_dgl.features.sealed import read_sealed
-from cmfg_dgl.features.shards import ShardContent, ShardMaker, StoreSpec
-from cmfg_dgl.features.store import FeatureStore, key_difference, store_folder
-from cmfg_dgl.features.text import TextEncoder
-from cmfg_dgl.features.vision import VisionEncoder
+from cmfg_dgl.features.store.build import Share, build_share, build_store, merge_store
+from cmfg_dgl.features.store.checksummed import read_sealed
+from cmfg_dgl.features.store.reader import FeatureStore, key_difference, store_folder
+from cmfg_dgl.features.store.shards import ShardContent, ShardMaker, StoreSpec
 from cmfg_dgl.files import canonical_json, sha256_bytes
 
 __all__ = ["CaptionShards", "Extraction", "ImageShards", "caption_extraction", "image_extraction", "to_half"]

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmfg_dgl.features.collection import Collection
 from cmfg_dgl.features.nodes import Nodes, ragged_positions
+from cmfg_dgl.features.pair_dataset import Collection
 from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete, NodeSet
 from cmfg_dgl.graph.views import NodeBlock, RelationView, relation_view
 from cmfg_dgl.nn.attention import Message, Projected, RelationAttention, merge_messages
-from cmfg_dgl.nn.heads import Heads
+from cmfg_dgl.nn.cca_projection import Heads
+from cmfg_dgl.nn.hubness import Popularity
 from cmfg_dgl.nn.kernels import BLOCK_DENSITY
 from cmfg_dgl.nn.layer import CMFGLayer
+from cmfg_dgl.nn.matching_head import NodeVote
+from cmfg_dgl.nn.one_to_many import to_hub, to_leaves
 from cmfg_dgl.nn.pooling import Pooling
-from cmfg_dgl.nn.popularity import Popularity
-from cmfg_dgl.nn.star import to_hub, to_leaves
-from cmfg_dgl.nn.voting import NodeVote
 
 __all__ = ["CMFG", "Encoded"]
 

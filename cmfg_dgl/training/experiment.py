@@ -18,14 +18,14 @@ from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.load import load_dataset
 from cmfg_dgl.data.splits import first_pairs, normalise_caption
 from cmfg_dgl.errors import ConfigError, DataError
-from cmfg_dgl.features.collection import Collection, HardNegatives, Side
+from cmfg_dgl.features.encoders.reduce import ReducedVision
+from cmfg_dgl.features.encoders.regions import Regions
+from cmfg_dgl.features.encoders.text import TextEncoder, load_text
+from cmfg_dgl.features.encoders.vision import VisionEncoder, load_vision
 from cmfg_dgl.features.extract import Extraction, caption_extraction, image_extraction, to_half
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.reduce import ReducedVision
-from cmfg_dgl.features.regions import Regions
-from cmfg_dgl.features.store import FeatureStore
-from cmfg_dgl.features.text import TextEncoder, load_text
-from cmfg_dgl.features.vision import VisionEncoder, load_vision
+from cmfg_dgl.features.pair_dataset import Collection, HardNegatives, Side
+from cmfg_dgl.features.store.reader import FeatureStore
 from cmfg_dgl.graph.relations import make_relations
 from cmfg_dgl.memory import keep_freed_memory
 from cmfg_dgl.nn.model import CMFG

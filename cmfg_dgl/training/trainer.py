@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
 from cmfg_dgl.errors import CheckpointError, CmfgError, Interrupted
-from cmfg_dgl.features.collection import Collection, read_ahead
+from cmfg_dgl.features.pair_dataset import Collection, read_ahead
 from cmfg_dgl.files import write_atomic
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.training.checkpoint import load_checkpoint, save_checkpoint

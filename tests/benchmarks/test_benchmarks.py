@@ -30,7 +30,7 @@ from rerank import measure_rerank
 from roofline import layer_work
 from scaling import exponent, measure_sweep
 
-from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.features.pair_dataset import Collection, Side
 
 
 @pytest.mark.parametrize("relations", [COMPLETE, SPARSE, MIXED], ids=["complete", "sparse", "mixed"])

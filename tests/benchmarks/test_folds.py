@@ -25,11 +25,11 @@ from folds import compare, fold_datasets, fold_masks, image_groups, measure_fold
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmfg_dgl.bench.cells import run_cell
-from cmfg_dgl.bench.data import BenchData
 from cmfg_dgl.config import Config, load_config
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.evaluation.significance import paired_bootstrap
+from cmfg_dgl.experiments.bench.cells import run_cell
+from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.training.experiment import Experiment, open_dataset
 
 TRIES = [("cca", {}), ("clip-head", {}), ("cca", {"ridge": 0.1})]

@@ -16,10 +16,10 @@ import pytest
 from commands import SMALL, draw_folder
 from pairs import measure_pairs, pairs_figure, pairs_table
 
-from cmfg_dgl.bench.compare import bench
 from cmfg_dgl.config import BenchConfig, load_config
 from cmfg_dgl.evaluation.significance import mean_interval
 from cmfg_dgl.files import read_json
+from cmfg_dgl.jobs.bench import bench
 from cmfg_dgl.training.experiment import open_dataset
 
 METHODS, SEEDS, NUMBERS = ["cca", "clip-head"], [0, 1], [20, 40]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from places import groups_of, refused
 
-from cmfg_dgl.data.scenes import make_scene
+from cmfg_dgl.data.formats.scenes import make_scene
 from cmfg_dgl.evaluation.hard_negatives import Margins
-from cmfg_dgl.features.collection import Collection, HardNegatives, Side
 from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.pair_dataset import Collection, HardNegatives, Side
 
 
 def test_shares_are_those_of_a_loop():

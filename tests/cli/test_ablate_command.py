@@ -25,11 +25,11 @@ import numpy as np
 import pytest
 from commands import SMALL, Result, cmfg, contents, flip_byte, start
 
-from cmfg_dgl.bench.data import BenchData
 from cmfg_dgl.config import load_config
 from cmfg_dgl.evaluation.evaluate import first_stage, score, two_stage
+from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.files import read_json
-from cmfg_dgl.retrieval.rank import GraphScorer
+from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import build_model
 

@@ -17,10 +17,11 @@ import torch
 from commands import cmfg, contents
 from torch import Tensor
 
-from cmfg_dgl import workflow
 from cmfg_dgl.config import load_config
-from cmfg_dgl.features.collection import Collection
-from cmfg_dgl.retrieval.rank import GraphScorer
+from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.jobs import audit as audit_job
+from cmfg_dgl.jobs import results
+from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.experiment import open_dataset
 
 CHECKS = {
@@ -71,7 +72,7 @@ def test_an_honest_run_passes(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "audit: 8/8" in result.err
 
     before = contents(run)
-    monkeypatch.setattr(workflow, "audit", None)
+    monkeypatch.setattr(audit_job, "audit", None)
     assert cmfg("audit", run, "--json").out == result.out
     table = cmfg("audit", run)
     assert table.code == 0
@@ -84,7 +85,7 @@ def test_an_honest_run_passes(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_leaky_scorer_fails(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workflow, "GraphScorer", MatchedPairScorer)
+    monkeypatch.setattr(results, "GraphScorer", MatchedPairScorer)
     result = cmfg("audit", run, "--json")
     assert result.code == 1
     named = check_contract(result.json)
@@ -115,7 +116,7 @@ def test_a_test_caption_seen_in_training_fails(run: Path) -> None:
 
 
 def test_a_value_that_is_no_number_is_null(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workflow, "GraphScorer", BrokenScorer)
+    monkeypatch.setattr(results, "GraphScorer", BrokenScorer)
     result = cmfg("audit", run, "--json")
     assert result.code == 1
     named = check_contract(result.json)

@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 from commands import SMALL, cmfg, contents, draw_folder, flip_byte, start
 
-from cmfg_dgl.bench.results import collect
 from cmfg_dgl.config import BenchConfig
+from cmfg_dgl.experiments.bench.results import collect
 from cmfg_dgl.files import read_json, write_json
 
 METHODS = "methods=[cmfg, cca, scm-16, pitl]"

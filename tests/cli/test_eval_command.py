@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from commands import cmfg, contents, flip_byte, start
 
-from cmfg_dgl import workflow
-from cmfg_dgl.retrieval.rank import GraphScorer
+from cmfg_dgl.jobs import evaluate as evaluate_job
+from cmfg_dgl.retrieval.scorer import GraphScorer
 
 PERCENTAGES = {
     f"{name}@{k}" for name in ("R", "P", "hit") for k in (1, 5, 10)
@@ -132,7 +132,7 @@ def test_a_result_is_given_again(evaluated: Path, monkeypatch: pytest.MonkeyPatc
     def must_not_run(*_: Any, **__: Any) -> None:
         raise AssertionError("this must not be computed again")
 
-    monkeypatch.setattr(workflow, "score", must_not_run)
+    monkeypatch.setattr(evaluate_job, "score", must_not_run)
     before = contents(evaluated)
     result = cmfg("eval", evaluated, "--json")
     assert result.json == json.loads((evaluated / "evaluation-test.json").read_text())

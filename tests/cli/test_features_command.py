@@ -18,8 +18,8 @@ import pytest
 import torch
 from commands import SMALL, cmfg, contents, draw_folder, flip_byte
 
-from cmfg_dgl.features.store import FeatureStore
-from cmfg_dgl.features.vision import HybridStem
+from cmfg_dgl.features.encoders.vision import HybridStem
+from cmfg_dgl.features.store.reader import FeatureStore
 
 
 @pytest.fixture

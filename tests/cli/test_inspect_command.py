@@ -20,10 +20,10 @@ from commands import Result, cmfg, contents
 from conftest import Trained
 
 from cmfg_dgl.evaluation.evaluate import score
-from cmfg_dgl.retrieval.rank import GraphScorer, fuse
+from cmfg_dgl.retrieval.scorer import GraphScorer, fuse
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment
-from cmfg_dgl.training.run import open_run
+from cmfg_dgl.training.run_directory import open_run
 from cmfg_dgl.training.trainer import load_weights
 
 IMAGE = "red-circle-left.png"

@@ -24,7 +24,7 @@ def test_a_log_line_comes_once(quiet: bool, capsys: pytest.CaptureFixture[str]) 
     logging.getLogger().addHandler(root)
     try:
         with Bars(quiet):
-            logging.getLogger("cmfg_dgl.workflow").warning("left out: %s", "a.jpg")
+            logging.getLogger("cmfg_dgl.jobs.train").warning("left out: %s", "a.jpg")
         assert said == []
         assert capsys.readouterr().err.count("left out: a.jpg") == (not quiet)
         assert logger.propagate

@@ -21,10 +21,10 @@ from commands import cmfg
 from layouts import karpathy_layout, mirflickr_layout
 
 from cmfg_dgl.config import load_config
-from cmfg_dgl.data import mirflickr
-from cmfg_dgl.data.mirflickr import LABELS, PROTOCOLS
+from cmfg_dgl.data.formats import mirflickr
+from cmfg_dgl.data.formats.mirflickr import LABELS, PROTOCOLS
 from cmfg_dgl.evaluation.evaluate import first_stage, score
-from cmfg_dgl.retrieval.rank import GraphScorer
+from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment
 from cmfg_dgl.training.trainer import load_weights

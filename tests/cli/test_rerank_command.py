@@ -20,12 +20,12 @@ import torch
 from commands import Result, cmfg, contents
 from safetensors.torch import load_file
 
-from cmfg_dgl import reranking
-from cmfg_dgl.bench.data import BenchData
-from cmfg_dgl.bench.methods import make_method
 from cmfg_dgl.evaluation.evaluate import ALPHAS, first_stage, score
-from cmfg_dgl.retrieval.first_stage import write_embeddings
-from cmfg_dgl.training.run import open_run
+from cmfg_dgl.experiments.bench.data import BenchData
+from cmfg_dgl.experiments.bench.methods import make_method
+from cmfg_dgl.jobs import rerank as reranking
+from cmfg_dgl.retrieval.embeddings import write_embeddings
+from cmfg_dgl.training.run_directory import open_run
 
 KS = (2, 5, 9)
 

@@ -19,8 +19,8 @@ from click.testing import CliRunner
 from commands import cmfg
 
 from cmfg_dgl.config import load_config
-from cmfg_dgl.data.scenes import scene_of
-from cmfg_dgl.features.text import load_text
+from cmfg_dgl.data.formats.scenes import scene_of
+from cmfg_dgl.features.encoders.text import load_text
 from cmfg_dgl.files import read_json
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment

@@ -35,7 +35,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cmfg_dgl.cli.output import Bars
 from cmfg_dgl.config import load_config
-from cmfg_dgl.retrieval.bank import ENOUGH
+from cmfg_dgl.retrieval.query_bank import ENOUGH
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment
 

@@ -36,7 +36,7 @@ from cmfg_dgl.evaluation.attention import (
     metrics_by_relation,
     relation_mass,
 )
-from cmfg_dgl.features.collection import Collection, Side
+from cmfg_dgl.features.pair_dataset import Collection, Side
 from cmfg_dgl.nn.attention import Message, merge_messages
 from cmfg_dgl.nn.joint_attention import joint_attention
 from cmfg_dgl.nn.kernels import NO_EDGE

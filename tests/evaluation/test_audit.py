@@ -21,8 +21,8 @@ from planted import planted, tiny_model, tiny_trainer
 from cmfg_dgl.evaluation import audit as module
 from cmfg_dgl.evaluation import ranking
 from cmfg_dgl.evaluation.audit import audit, subset
-from cmfg_dgl.features.collection import Collection
-from cmfg_dgl.retrieval.rank import GraphScorer
+from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.trainer import load_weights
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from cmfg_dgl.evaluation.hard_negatives import Margins, hard_negative_margins
-from cmfg_dgl.features.collection import Collection, HardNegatives, Side
 from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.pair_dataset import Collection, HardNegatives, Side
 
 WORDS = 5
 SENTENCES = ([0, 1, 2], [3, 3, 1], [2, 0], [4, 1, 0, 2], [2, 4], [1, 0])

@@ -21,9 +21,9 @@ from graphs import SCHEMAS
 from inspections import make_model, make_pair
 
 from cmfg_dgl.explain.inspect import inspect_pair
-from cmfg_dgl.explain.inspect_page import write_inspection
 from cmfg_dgl.explain.pointing import NamedObject, Pointing, attention_of_words, point, pointing_of_pairs
 from cmfg_dgl.nn.joint_attention import joint_attention
+from cmfg_dgl.reporting.inspect_page import write_inspection
 
 BOXES = [(float(c), float(r), c + 1.0, r + 1.0) for r in range(4) for c in range(5)]
 OBJECT = (0.9, 0.2, 3.4, 2.1)

@@ -8,10 +8,10 @@
 import pytest
 from test_extract import MeanColour, dataset
 
-from cmfg_dgl.features.build import Share
+from cmfg_dgl.features.encoders.text import load_text
 from cmfg_dgl.features.estimate import estimate, free_bytes
 from cmfg_dgl.features.extract import caption_extraction, image_extraction
-from cmfg_dgl.features.text import load_text
+from cmfg_dgl.features.store.build import Share
 
 
 def images_in(folder, data, encoder=None, shard_items=50):

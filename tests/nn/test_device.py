@@ -17,7 +17,7 @@ from pretend import PRETEND, PretendDevice, PretendTensor, to_pretend
 
 from cmfg_dgl.nn.joint_attention import joint_attention, weight_gradients
 from cmfg_dgl.nn.model import CMFG
-from cmfg_dgl.retrieval.rank import GraphScorer
+from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.trainer import training_losses
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: CUDA itself is untested")

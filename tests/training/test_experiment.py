@@ -22,11 +22,11 @@ from PIL import Image
 
 from cmfg_dgl.config import load_config
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
-from cmfg_dgl.data.scenes import scene_of
+from cmfg_dgl.data.formats.scenes import scene_of
 from cmfg_dgl.errors import ConfigError, DataError
-from cmfg_dgl.features.build import build_store
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.shards import ShardContent, StoreSpec
+from cmfg_dgl.features.store.build import build_store
+from cmfg_dgl.features.store.shards import ShardContent, StoreSpec
 from cmfg_dgl.training.experiment import (
     Experiment,
     _warn_of_slow_products,

@@ -35,9 +35,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cmfg_dgl.errors import CheckpointError, CmfgError, Interrupted
 from cmfg_dgl.evaluation.evaluate import first_stage, first_stage_rsum, score, two_stage
-from cmfg_dgl.features.collection import Collection, Side
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.retrieval.rank import GraphScorer
+from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.order import near_order
 from cmfg_dgl.training.trainer import training_losses

@@ -1,0 +1,52 @@
+"""The configuration: typed dataclasses, filled from a YAML file and then from key.path=value overrides.
+
+Every key is documented where it is defined; `cmfg config show` prints the same words.
+"""
+
+from cmfg_dgl.config.keys import (
+    PRECOMPUTED,
+    BenchConfig,
+    Config,
+    DataConfig,
+    FeaturesConfig,
+    GraphConfig,
+    ModelConfig,
+    RelationConfig,
+    RetrievalConfig,
+    RunConfig,
+    ScenesConfig,
+    TrainingConfig,
+)
+from cmfg_dgl.config.read import (
+    change_config,
+    describe_keys,
+    load_bench,
+    load_config,
+    merge,
+    parse_yaml,
+    recipes,
+    to_yaml,
+)
+
+__all__ = [
+    "PRECOMPUTED",
+    "BenchConfig",
+    "Config",
+    "DataConfig",
+    "FeaturesConfig",
+    "GraphConfig",
+    "ModelConfig",
+    "RelationConfig",
+    "RetrievalConfig",
+    "RunConfig",
+    "ScenesConfig",
+    "TrainingConfig",
+    "change_config",
+    "describe_keys",
+    "load_bench",
+    "load_config",
+    "merge",
+    "parse_yaml",
+    "recipes",
+    "to_yaml",
+]

@@ -1,0 +1,143 @@
+"""What a configuration must fulfil beyond the types of its keys: choices, bounds, and keys that fit together."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from cmfg_dgl.config.keys import PRECOMPUTED, BenchConfig, Config, GraphConfig, default_relations
+from cmfg_dgl.errors import ConfigError
+
+__all__ = ["check_bench", "check_config"]
+
+
+def check_config(config: Config, where: str) -> None:
+    """Refuse values that no key allows and keys that do not fit together.
+
+    Raises
+    ------
+    ConfigError
+        With one line that begins with `where` and names the key and the remedy.
+    """
+    _check_values(config, where)
+    _check_model(config, where)
+    _check_relations(config.graph, where)
+    _check_fractions(config.data.fractions, where)
+    if PRECOMPUTED in (config.data.name, config.features.vision):
+        _check_regions(config, where)
+
+
+def check_bench(config: BenchConfig, where: str) -> None:
+    """Refuse a comparison with nothing to compare; errors as for `check_config`."""
+    _check_values(config, where)
+    for name in ("recipes", "methods", "seeds"):
+        values = getattr(config, name)
+        if not values or len(set(values)) < len(values):
+            raise ConfigError(f"{where}: {name} is {values}; give at least one, and none twice")
+    if min(config.seeds) < 0:
+        raise ConfigError(f"{where}: seeds is {config.seeds}; the least is 0")
+
+
+def _check_values(config: Config | BenchConfig, where: str) -> None:
+    for key, item, value in _values(config):
+        metadata = item.metadata
+        if value is None:
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: {key} is {value}; give a finite number")
+        choices, least, most = metadata.get("choices"), metadata.get("least"), metadata.get("most")
+        if choices and value not in choices:
+            close = difflib.get_close_matches(value, choices, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(
+                f"{where}: {key} is {value!r}; choose from {', '.join(c for c in choices if c)}{hint}"
+            )
+        if least is not None and value < least:
+            raise ConfigError(f"{where}: {key} is {value}; the least is {least}")
+        if most is not None and value > most:
+            raise ConfigError(f"{where}: {key} is {value}; the most is {most}")
+
+
+def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for item in fields(node):
+        value = getattr(node, item.name)
+        key = f"{prefix}{item.name}"
+        if is_dataclass(value):
+            yield from _values(value, f"{key}.")
+        elif isinstance(value, dict) and value and all(is_dataclass(v) for v in value.values()):
+            for name, child in value.items():
+                yield from _values(child, f"{key}.{name}.")
+        else:
+            yield key, item, value
+
+
+def _check_model(config: Config, where: str) -> None:
+    model = config.model
+    if model.width % model.heads:
+        raise ConfigError(f"{where}: model.width {model.width} is no multiple of model.heads {model.heads}")
+    if model.stacking == "factorised" and model.cross_layers > model.layers:
+        raise ConfigError(
+            f"{where}: model.cross_layers {model.cross_layers} exceeds model.layers {model.layers}; lower it"
+        )
+    if model.start == "cca" and not model.residual:
+        raise ConfigError(
+            f"{where}: model.start cca is lost in the first layer without model.residual; set model.start to random"
+        )
+
+
+def _check_relations(graph: GraphConfig, where: str) -> None:
+    defaults = default_relations()
+    for name, relation in graph.relations.items():
+        key = f"graph.relations.{name}"
+        if not name.isidentifier():
+            raise ConfigError(f"{where}: {key}: a relation's name is made of letters, digits and _; rename it")
+        if name in defaults:
+            relation.source = relation.source or defaults[name].source
+            relation.target = relation.target or defaults[name].target
+        if not relation.source or not relation.target:
+            close = difflib.get_close_matches(name, defaults, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"{where}: {key} is a new relation and needs source and target{hint}")
+        kinds = (relation.source, relation.target)
+        legal = {
+            "grid": kinds == ("patch", "patch"),
+            "window": kinds == ("token", "token"),
+            "knn": relation.source == relation.target,
+            "topk": relation.source != relation.target,
+        }.get(relation.topology, True)
+        if not legal:
+            raise ConfigError(f"{where}: {key}.topology {relation.topology} cannot join {kinds[0]} to {kinds[1]}")
+        if relation.directed and kinds[0] != kinds[1]:
+            raise ConfigError(f"{where}: {key}.directed needs nodes of one type, not {kinds[0]} to {kinds[1]}")
+    if all(relation.topology == "none" for relation in graph.relations.values()):
+        raise ConfigError(f"{where}: graph.relations: every topology is none; leave one relation in")
+
+
+def _check_regions(config: Config, where: str) -> None:
+    """Regions need no image encoder and lie on no grid."""
+    if config.data.name != config.features.vision:
+        raise ConfigError(
+            f"{where}: data.name {config.data.name} and features.vision {config.features.vision}: {PRECOMPUTED} "
+            "features need both to be so; set both or neither"
+        )
+    if config.features.image_size is not None:
+        raise ConfigError(f"{where}: features.image_size has no say over {PRECOMPUTED} features; leave it out")
+    if config.features.compile:
+        raise ConfigError(f"{where}: features.compile: {PRECOMPUTED} features have no encoder; set it to false")
+    for name, relation in config.graph.relations.items():
+        if relation.source == relation.target == "patch" and relation.topology != "none":
+            key = f"graph.relations.{name}"
+            if relation.topology == "grid":
+                raise ConfigError(f"{where}: {key}.topology grid: regions lie on no grid; use complete or knn")
+            if relation.directed:
+                raise ConfigError(f"{where}: {key}.directed: where regions lie is not known; set it to false")
+
+
+def _check_fractions(fractions: dict[str, float], where: str) -> None:
+    if not {"train", "val", "test"} <= set(fractions):
+        raise ConfigError(f"{where}: data.fractions needs train, val and test, and has {', '.join(fractions)}")
+    if not (min(fractions.values()) > 0 and abs(sum(fractions.values()) - 1) <= 1e-6):
+        raise ConfigError(f"{where}: data.fractions must be positive and sum to 1: {fractions}")

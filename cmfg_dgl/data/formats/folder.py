@@ -1,0 +1,186 @@
+"""A folder of one's own images with captions.csv, captions.jsonl or NAME.txt beside NAME.jpg."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cmfg_dgl.data.dataset import BadItem, Dataset
+from cmfg_dgl.data.formats.listing import Row, gather, listed_dataset, read_item, read_text
+from cmfg_dgl.data.images import IMAGE_SUFFIXES
+from cmfg_dgl.data.validation import path_fault, printable
+from cmfg_dgl.errors import DataError
+
+__all__ = ["folder"]
+
+REMEDY = "write captions.csv with the columns image,caption, or captions.jsonl, or NAME.txt beside NAME.jpg"
+
+
+def folder(
+    root: str | os.PathLike[str] | None,
+    *,
+    fractions: dict[str, float],
+    seed: int,
+    near_duplicate: float,
+    max_pixels: int,
+    max_bytes: int,
+    name: str | None = None,
+) -> Dataset:
+    """Read the images anywhere under `root` with the captions that one of these gives.
+
+    - `captions.csv`: a header with the columns image and caption, and where wanted labels (separated by ;
+      or |) and split. An image may have several rows.
+    - `captions.jsonl`: a JSON object a line with the keys "image", "caption" (or "captions", a list), and
+      where wanted "labels" (a list) and "split".
+    - `NAME.txt` beside `NAME.jpg`: one caption a line.
+
+    Text is UTF-8; blank lines and hidden files are passed over. The id of an image is its path from `root`,
+    with slashes. Rows that name a split are taken at their word. What cannot be used is listed in
+    `Dataset.bad`; images are not decoded here.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    fractions, seed
+        As in `hash_split`; used where no row names a split.
+    near_duplicate
+        Threshold of `near_duplicate_groups`.
+    max_pixels, max_bytes
+        Bounds of `read_image`.
+    name
+        Name of the data set; the folder's own where left out.
+
+    Raises
+    ------
+    DataError
+        If there is no folder, no listing or more than one, a listing that cannot be read as a whole, or no
+        image with a caption.
+    """
+    if root is None:
+        raise DataError("data.root is not set; give the folder of images, data.root=DIR")
+    if not Path(root).is_dir():
+        raise DataError(f"data.root={os.fspath(root)}: there is no such folder")
+    base = Path(root).resolve()
+    found = sorted(_find_images(base))
+    entries, bad = gather(base, _rows(base, found), found)
+    return listed_dataset(
+        name or base.name,
+        sorted(entries, key=lambda entry: entry.image.id),
+        bad,
+        place=base,
+        remedy=REMEDY,
+        fractions=fractions,
+        seed=seed,
+        near_duplicate=near_duplicate,
+        load=partial(read_item, max_pixels=max_pixels, max_bytes=max_bytes),
+    )
+
+
+def _find_images(root: Path) -> list[str]:
+    """List all files that are called images, by path from `root`; links to folders are not followed."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+
+    found: list[str] = []
+    for directory, below, files in os.walk(root, onerror=refuse):
+        below[:] = [name for name in below if not name.startswith(".")]
+        found.extend(
+            Path(directory, file).relative_to(root).as_posix()
+            for file in files
+            if not file.startswith(".") and Path(file).suffix.lower() in IMAGE_SUFFIXES
+        )
+    return found
+
+
+def _rows(root: Path, found: list[str]) -> Iterator[Row | BadItem]:
+    """Read the rows of the one listing that there is."""
+    table, lines = root / "captions.csv", root / "captions.jsonl"
+    beside = {image: text for image in found if (text := (root / image).with_suffix(".txt")).is_file()}
+    listings = [path.name for path in (table, lines) if path.is_file()]
+    listings += [text.relative_to(root).as_posix() for text in list(beside.values())[:1]]
+    if not listings:
+        raise DataError(f"{root}: no captions; {REMEDY}")
+    if len(listings) > 1:
+        raise DataError(f"{root}: captions in {' and in '.join(listings)}; keep only one of them")
+    if table.is_file():
+        return _csv_rows(table)
+    if lines.is_file():
+        return _jsonl_rows(lines)
+    return _beside_rows(root, beside)
+
+
+def _csv_rows(path: Path) -> Iterator[Row | BadItem]:
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        header = [cell.strip().casefold() for cell in next(reader, [])]
+        if not {"image", "caption"} <= set(header):
+            raise DataError(f"{path} line 1: no columns image,caption but {','.join(header)!r}; write that header")
+        _refuse_misspelt(header, ("image", "caption", "labels", "split"), f"{path} line 1")
+        for cells in reader:
+            where = f"{path.name} line {reader.line_num}"
+            if len(cells) == len(header):
+                row = dict(zip(header, map(str.strip, cells), strict=True))
+                labels = tuple(filter(None, map(str.strip, re.split("[;|]", row.get("labels", "")))))
+                yield Row(where, row["image"], (row["caption"],), labels, row.get("split", ""))
+            elif cells:
+                yield BadItem(where, f"{len(cells)} cells instead of {len(header)}; quote a caption with commas")
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num}: {error}; double a quote inside a quoted cell") from error
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row | BadItem]:
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        where = f"{path.name} line {number}"
+        if not line.strip():
+            continue
+        try:
+            yield _json_row(json.loads(line), where)
+        except (ValueError, RecursionError) as error:
+            yield BadItem(where, f"not a row of captions ({error})")
+
+
+def _json_row(record: Any, where: str) -> Row:
+    """Make a row of a JSON object; raises ValueError where it is none."""
+    if not isinstance(record, dict):
+        raise ValueError("give an object with the keys image and caption")
+    _refuse_misspelt(record, ("image", "caption", "captions", "labels", "split"), where)
+    if ("caption" in record) == ("captions" in record):
+        raise ValueError("give either caption or captions")
+    captions = record["captions"] if "captions" in record else [record["caption"]]
+    if not isinstance(captions, list):
+        raise ValueError("captions is not a list")
+    image, labels, split = record.get("image"), record.get("labels", []), record.get("split", "")
+    if not isinstance(image, str) or not isinstance(split, str):
+        raise ValueError("image and split must be texts")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ValueError("labels is not a list of texts")
+    return Row(where, image.strip(), tuple(captions), tuple(labels), split.strip())
+
+
+def _beside_rows(root: Path, beside: dict[str, Path]) -> Iterator[Row | BadItem]:
+    for image, path in beside.items():
+        text = path.relative_to(root).as_posix()
+        fault = path_fault(root, text)
+        if fault:
+            yield BadItem(printable(text), fault)
+        else:
+            lines = read_text(path).splitlines()
+            yield Row(text, image, tuple(line for line in lines if line.strip()))
+
+
+def _refuse_misspelt(names: Iterable[str], known: tuple[str, ...], where: str) -> None:
+    """Refuse a name that is nearly a known one: to pass over it would lose labels or splits in silence."""
+    for name in names:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if near and name not in known:
+            raise DataError(f"{where}: unknown name {name!r}; did you mean {near[0]!r}?")

@@ -1,0 +1,184 @@
+"""Flickr30K and COCO with the captions and splits of Karpathy's JSON files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
+from cmfg_dgl.data.images import read_image
+from cmfg_dgl.data.splits import parted_pictures
+from cmfg_dgl.data.validation import caption_fault, path_fault, printable
+from cmfg_dgl.errors import DataError
+from cmfg_dgl.files import sha256_file
+
+__all__ = ["PUBLISHED", "karpathy"]
+
+PUBLISHED = {
+    "flickr30k": {"train": 29_000, "val": 1_014, "test": 1_000},
+    "coco": {"train": 113_287, "val": 5_000, "test": 5_000},
+}
+"""Images of each split as published; COCO's `train` with the images that the file calls `restval`."""
+
+SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+CAPTIONS = 5
+FLICKR30K_IMAGES = "flickr30k-images"
+
+
+def karpathy(root: str | os.PathLike[str] | None, *, name: str, max_pixels: int, max_bytes: int) -> Dataset:
+    """Read `dataset_NAME.json` and the images that it names, all under `root`.
+
+    The file is {"dataset": NAME, "images": [{"filename", "split", "sentences": [{"raw"}]}]}; COCO's images have a
+    "filepath" too, the folder of the image (`train2014`, `val2014`). Flickr30K's images lie in `flickr30k-images`.
+    Images keep the order of the file, on which the folds of COCO 1K depend. The split `restval` counts as `train`
+    (Faghri et al. 2018, "VSE++"). An image has up to seven captions in COCO: its first five are used, as published
+    evaluations do. An image whose bytes are also in `test` is in no other split.
+
+    Parameters
+    ----------
+    root
+        `data.root`: the folder of the JSON file.
+    name
+        `flickr30k` or `coco`.
+    max_pixels, max_bytes
+        Bounds of `read_image`.
+
+    Raises
+    ------
+    DataError
+        If there is no folder or file, the file is no such JSON or of another data set, or a split is empty.
+
+    References
+    ----------
+    Karpathy, Fei-Fei 2015, "Deep Visual-Semantic Alignments for Generating Image Descriptions", which made the
+    splits. Young et al. 2014 (Flickr30K); Lin et al. 2014 (COCO).
+    """
+    if root is None:
+        raise DataError(f"data.root is not set; give the folder of dataset_{name}.json, data.root=DIR")
+    path = Path(root).resolve() / f"dataset_{name}.json"
+    entries, bad = _entries(path, name)
+    images = tuple(entry.image for entry in entries)
+    splits, taken = parted_pictures(_positions(entries, path, bad), [image.sha256 for image in images])
+    return Dataset(
+        name=name,
+        images=images,
+        captions=tuple(
+            CaptionItem(f"{entry.image.id}#{n}", position, text.strip())
+            for position, entry in enumerate(entries)
+            for n, text in enumerate(entry.captions)
+        ),
+        splits=splits,
+        rule="karpathy",
+        load=partial(_load, max_pixels=max_pixels, max_bytes=max_bytes),
+        bad=tuple(bad),
+        published=True,
+        miscounts=tuple(_miscounts(name, entries)),
+        notes=tuple(_notes(entries, len(taken))),
+    )
+
+
+def _load(item: ImageItem, *, max_pixels: int, max_bytes: int) -> Image.Image:
+    return read_image(Path(item.source), max_pixels=max_pixels, max_bytes=max_bytes)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A usable image, its split, the captions used, and how many the file has beyond those."""
+
+    image: ImageItem
+    split: str
+    captions: list[str]
+    unused: int
+
+
+def _entries(path: Path, name: str) -> tuple[list[_Entry], list[BadItem]]:
+    """Sort the images of the file into usable and bad, both in its order."""
+    entries: list[_Entry] = []
+    bad: list[BadItem] = []
+    seen: set[str] = set()
+    for number, record in enumerate(_records(path, name)):
+        where = f"{path.name} images[{number}]"
+        try:
+            image, split, texts = _read_record(record, name)
+            fault = "comes twice in the file" if image in seen else path_fault(path.parent, image)
+            if fault:
+                raise ValueError(f"{image}: {fault}")
+            seen.add(image)
+            file = path.parent / image
+            item = ImageItem(image, str(file), sha256_file(file))
+            entries.append(_Entry(item, split, texts[:CAPTIONS], len(texts[CAPTIONS:])))
+        except (ValueError, OSError) as error:
+            bad.append(BadItem(where, f"{where}: {error}"))
+    return entries, bad
+
+
+def _records(path: Path, name: str) -> list[Any]:
+    """The entries of "images" in the file."""
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); put it there, or set data.root") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error}); extract or download the file again") from error
+    if not isinstance(value, dict) or not isinstance(value.get("images"), list):
+        raise DataError(f"{path}: no list under the key images; give Karpathy's dataset_{name}.json")
+    if value.get("dataset") != name:
+        raise DataError(f"{path}: dataset is {value.get('dataset')!r} and not {name!r}; set data.name, or the file")
+    images: list[Any] = value["images"]
+    return images
+
+
+def _read_record(record: Any, name: str) -> tuple[str, str, list[Any]]:
+    """Path from `root`, split and captions of an image; raises ValueError with what is wrong."""
+    if not isinstance(record, dict):
+        raise ValueError("no object")
+    folder = FLICKR30K_IMAGES if name == "flickr30k" else record.get("filepath")
+    file, split, sentences = record.get("filename"), record.get("split"), record.get("sentences")
+    if not isinstance(folder, str) or not isinstance(file, str) or not file:
+        raise ValueError("filename, or in COCO filepath, is not a text")
+    image = printable(f"{folder}/{file}")
+    if split not in SPLITS:
+        raise ValueError(f"{image}: split is {split!r}, not one of {', '.join(SPLITS)}")
+    if not isinstance(sentences, list) or not sentences:
+        raise ValueError(f"{image}: no captions under the key sentences")
+    texts = [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences]
+    for number, text in enumerate(texts[:CAPTIONS]):
+        if fault := caption_fault(text):
+            raise ValueError(f"{image}: sentences[{number}].raw: {fault}")
+    return image, SPLITS[split], texts
+
+
+def _positions(entries: list[_Entry], path: Path, bad: list[BadItem]) -> dict[str, NDArray[np.int64]]:
+    names = np.asarray([entry.split for entry in entries], np.str_)
+    splits = {name: np.flatnonzero(names == name).astype(np.int64) for name in ("train", "val", "test")}
+    empty = [name for name, positions in splits.items() if not len(positions)]
+    if empty:
+        first = f" ({len(bad)} images refused, the first: {bad[0].reason})" if bad else ""
+        raise DataError(f"{path}: no usable image in {', '.join(empty)}{first}; extract the images beside the file")
+    return splits
+
+
+def _miscounts(name: str, entries: list[_Entry]) -> Iterator[str]:
+    """What differs from the published counts."""
+    counts = Counter(entry.split for entry in entries)
+    for split, count in PUBLISHED[name].items():
+        if counts[split] != count:
+            yield f"the split {split} has {counts[split]:,} images, and {count:,} as published"
+
+
+def _notes(entries: list[_Entry], taken: int) -> Iterator[str]:
+    """What of the file is not used."""
+    if unused := sum(entry.unused for entry in entries):
+        yield f"{unused:,} captions are not used: the first {CAPTIONS} of an image are"
+    if taken:
+        yield f"{taken:,} images of train or val are in no split: val or test has the same picture"

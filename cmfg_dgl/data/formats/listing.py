@@ -1,0 +1,259 @@
+"""From the rows of a listing, image by image, to a data set: what all formats with files of captions share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
+from cmfg_dgl.data.formats.split_files import split_files
+from cmfg_dgl.data.images import read_image
+from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups, parted_pictures
+from cmfg_dgl.data.validation import caption_fault, path_fault, printable
+from cmfg_dgl.errors import DataError
+from cmfg_dgl.files import sha256_file
+
+__all__ = [
+    "Entry",
+    "Row",
+    "dataset_of_files",
+    "gather",
+    "good_captions",
+    "listed_dataset",
+    "read_item",
+    "read_text",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one line, record or file says about an image; `image` is its path from the root."""
+
+    where: str
+    image: str
+    captions: tuple[Any, ...]
+    labels: tuple[str, ...] = ()
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A usable image, the ids and texts of its captions, and the split that its rows name, '' for none."""
+
+    image: ImageItem
+    captions: list[tuple[str, str]]
+    split: str
+
+
+def gather(
+    root: Path, rows: Iterable[Row | BadItem], found: Iterable[str] = ()
+) -> tuple[list[Entry], list[BadItem]]:
+    """Sort the rows by image, and the images into usable and bad; both in the order in which they are named first.
+
+    Parameters
+    ----------
+    root
+        Resolved folder that the paths of the rows start from.
+    rows
+        Rows, and what could not be read as one.
+    found
+        Paths of images that must have a row; they count as named before all others.
+    """
+    entries: list[Entry] = []
+    bad: list[BadItem] = []
+    rows_of: dict[str, list[Row]] = {image: [] for image in found}
+    for row in rows:
+        if isinstance(row, BadItem):
+            bad.append(row)
+        elif not row.image:
+            bad.append(BadItem(row.where, "names no image"))
+        else:
+            rows_of.setdefault(str(PurePosixPath(row.image)), []).append(row)
+    split_needed = any(row.split for of_image in rows_of.values() for row in of_image)
+    for image, of_image in rows_of.items():
+        entry = _entry(root, image, of_image, split_needed, bad)
+        if entry is not None:
+            entries.append(entry)
+    return entries, [BadItem(item.id, f"{item.id}: {item.reason}") for item in bad]
+
+
+def _entry(root: Path, image: str, rows: list[Row], split_needed: bool, bad: list[BadItem]) -> Entry | None:
+    """Make the entry of an image with its good captions, or None; what is wrong is added to `bad`."""
+    name = printable(image)
+    fault = path_fault(root, image)
+    if fault:
+        bad.append(BadItem(name, f"{rows[0].where}: {fault}" if rows else fault))
+        return None
+    captions = good_captions(name, [(row.where, caption) for row in rows for caption in row.captions], bad)
+    named = sorted({row.split for row in rows if row.split})
+    if not captions:
+        bad.append(BadItem(name, "the image has no caption"))
+    elif len(named) > 1:
+        bad.append(BadItem(name, f"its rows name different splits: {', '.join(named)}"))
+    elif split_needed and not named:
+        bad.append(BadItem(name, "its rows name no split, while other images have one"))
+    else:
+        path = root / image
+        labels = tuple(sorted({label for row in rows for label in row.labels}))
+        return Entry(ImageItem(name, str(path), sha256_file(path), labels), captions, "".join(named))
+    return None
+
+
+def good_captions(image: str, texts: Sequence[tuple[str, Any]], bad: list[BadItem]) -> list[tuple[str, str]]:
+    """Ids and texts of the usable captions of an image, of (place, caption); the others are added to `bad`."""
+    captions: list[tuple[str, str]] = []
+    for number, (where, caption) in enumerate(texts):
+        fault = caption_fault(caption)
+        if fault:
+            bad.append(BadItem(f"{image}#{number}", f"{where}: {fault}"))
+        else:
+            captions.append((f"{image}#{number}", caption.strip()))
+    return captions
+
+
+def listed_dataset(
+    name: str,
+    entries: list[Entry],
+    bad: list[BadItem],
+    *,
+    place: Path,
+    remedy: str,
+    fractions: dict[str, float],
+    seed: int,
+    near_duplicate: float,
+    load: Callable[[ImageItem], Image.Image],
+    rule: str = "",
+    published: bool = False,
+    notes: tuple[str, ...] = (),
+) -> Dataset:
+    """Make a data set of entries, with the splits that they name, or else split by hash.
+
+    Parameters
+    ----------
+    name, bad, load, notes
+        As in `Dataset`.
+    entries
+        Usable images with captions, in the order that the data set has.
+    place, remedy
+        What to name, and to advise, where there is no entry.
+    fractions, seed, near_duplicate
+        As in `hash_split` and `near_duplicate_groups`.
+    rule
+        What the protocol id says before the rule of the split.
+    published
+        Whether the splits that the entries name are `train`, `val` and `test` as somebody published them: pictures
+        are then compared as `parted_pictures` does.
+
+    Raises
+    ------
+    DataError
+        If there is no entry.
+    """
+    if not entries:
+        first = f" ({len(bad)} refused, the first: {bad[0].reason})" if bad else ""
+        raise DataError(f"{place}: no image with a caption{first}; {remedy}")
+    images = tuple(entry.image for entry in entries)
+    groups, near_duplicates = near_duplicate_groups(
+        [[text for _, text in entry.captions] for entry in entries],
+        [image.sha256 for image in images],
+        near_duplicate,
+    )
+    published = published and bool(entries[0].split)
+    if entries[0].split:
+        splits, split_rule = _given_splits(entries), "given"
+    else:
+        splits = hash_split([image.id for image in images], groups, fractions, seed)
+        split_rule = hash_rule(fractions, seed, near_duplicate)
+    if published:
+        splits, taken = parted_pictures(splits, [image.sha256 for image in images])
+        if len(taken):
+            notes += (f"{len(taken):,} images of train or val are in no split: val or test has the same picture",)
+    return Dataset(
+        name=name,
+        images=images,
+        captions=tuple(CaptionItem(c, i, text) for i, entry in enumerate(entries) for c, text in entry.captions),
+        splits=splits,
+        rule=rule + split_rule,
+        load=load,
+        bad=tuple(bad),
+        near_duplicates=near_duplicates,
+        published=published,
+        notes=notes,
+        groups=groups,
+    )
+
+
+def dataset_of_files(
+    root: str | os.PathLike[str] | None,
+    suffixes: Collection[str],
+    rows: Callable[[Path, str], Iterable[Row | BadItem]],
+    *,
+    what: str,
+    remedy: str,
+    fractions: dict[str, float],
+    seed: int,
+    near_duplicate: float,
+    max_pixels: int,
+    max_bytes: int,
+) -> Dataset:
+    """Make a data set of one listing, or of those of three splits; paths of images start from their folder.
+
+    Parameters
+    ----------
+    root, suffixes, what
+        As in `split_files`.
+    rows
+        The rows of a listing, given its path and the name of its split.
+    remedy, fractions, seed, near_duplicate
+        As in `listed_dataset`.
+    max_pixels, max_bytes
+        Bounds of `read_image`.
+
+    Raises
+    ------
+    DataError
+        If there is no listing, or no image with a caption.
+    """
+    base, files = split_files(root, suffixes, what=what)
+    entries, bad = gather(base, (row for file, split in files for row in rows(file, split)))
+    return listed_dataset(
+        base.name,
+        entries,
+        bad,
+        place=base,
+        remedy=remedy,
+        fractions=fractions,
+        seed=seed,
+        near_duplicate=near_duplicate,
+        load=partial(read_item, max_pixels=max_pixels, max_bytes=max_bytes),
+        published=True,
+    )
+
+
+def _given_splits(entries: list[Entry]) -> dict[str, NDArray[np.int64]]:
+    names = np.asarray([entry.split for entry in entries])
+    return {str(name): np.flatnonzero(names == name).astype(np.int64) for name in np.unique(names)}
+
+
+def read_item(item: ImageItem, *, max_pixels: int, max_bytes: int) -> Image.Image:
+    """Decode the file that `ImageItem.source` is the path of; bounds and errors as for `read_image`."""
+    return read_image(Path(item.source), max_pixels=max_pixels, max_bytes=max_bytes)
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file, with or without byte order mark; DataError names the line that is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path} line {line}: not UTF-8; save the file as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,162 @@
+"""The stamps of Tux Paint: about 950 pictures, each with a caption in up to 76 languages, from a Debian package."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from cmfg_dgl.data.dataset import BadItem, Dataset, ImageItem
+from cmfg_dgl.data.formats.listing import Row, gather, listed_dataset, read_text
+from cmfg_dgl.data.images import read_image
+from cmfg_dgl.data.svg import render_svg
+from cmfg_dgl.data.validation import path_fault, printable
+from cmfg_dgl.errors import ConfigError, DataError
+
+__all__ = ["INSTALLED", "tuxpaint"]
+
+INSTALLED = Path("/usr/share/tuxpaint/stamps")
+"""Where Debian's package tuxpaint-stamps-default puts the stamps."""
+
+REMEDY = "run `cmfg data get tuxpaint --to DIR` and set data.root=DIR, or install tuxpaint-stamps-default"
+ENGLISH = "en"
+
+
+def tuxpaint(
+    root: str | os.PathLike[str] | None,
+    *,
+    language: str,
+    fractions: dict[str, float],
+    seed: int,
+    near_duplicate: float,
+    max_pixels: int,
+    max_bytes: int,
+    size: int = 256,
+) -> Dataset:
+    """Pair each stamp that has a caption in `language` with it.
+
+    A stamp is NAME.png or NAME.svg with NAME.txt beside it. The first line of the text is the English caption,
+    each further line `LANGUAGE.utf8=CAPTION`. Where there are both pictures the PNG is taken: an SVG is rendered
+    without fonts, and some currency signs would come out empty. Mirrored pictures and sounds are not read.
+
+    The labels of a stamp are its folders, each with those above it ("animals", "animals/birds"). Splits are by
+    hash, with equal pictures and near-duplicate captions in one split. Unlike in `openmoji`, pictures are not
+    compared by their looks: of all pairs with different captions, only a filled l and a filled I look alike.
+
+    Parameters
+    ----------
+    root
+        `data.root`: the folder of the stamps; None for `INSTALLED`.
+    language
+        en, or a code as the files have it: fr, pt_BR, sr@latin, ...
+    fractions, seed
+        As in `hash_split`.
+    near_duplicate
+        Threshold of `near_duplicate_groups`.
+    max_pixels, max_bytes
+        Bounds of `read_image` and `render_svg`.
+    size
+        Longer side of a rendered SVG, in pixels.
+
+    Raises
+    ------
+    DataError
+        If there are no stamps.
+    ConfigError
+        If no stamp has a caption in this language.
+    """
+    if root is None and not INSTALLED.is_dir():
+        raise DataError(f"tuxpaint: data.root is not set, and {INSTALLED} is not there; {REMEDY}")
+    base = Path(root or INSTALLED).resolve()
+    texts = sorted(path.relative_to(base).as_posix() for path in base.rglob("*.txt"))
+    languages: Counter[str] = Counter()
+    lonely: list[str] = []
+    entries, bad = gather(base, _rows(base, texts, language, languages, lonely))
+    _require(language, languages, base)
+    return listed_dataset(
+        "tuxpaint",
+        entries,
+        bad,
+        place=base,
+        remedy=REMEDY,
+        fractions=fractions,
+        seed=seed,
+        near_duplicate=near_duplicate,
+        load=partial(_load, size=size, max_pixels=max_pixels, max_bytes=max_bytes),
+        rule=f"language-{language},",
+        notes=tuple(_notes(language, languages, lonely)),
+    )
+
+
+def _rows(
+    base: Path, texts: list[str], language: str, languages: Counter[str], lonely: list[str]
+) -> Iterator[Row | BadItem]:
+    """Give a row for each stamp with a caption in `language`.
+
+    Counts the stamps of each language in `languages`, and adds texts without a picture to `lonely`.
+    """
+    for name in texts:
+        if fault := path_fault(base, name):
+            yield BadItem(printable(name), fault)
+            continue
+        pictures = [image for image in (f"{name[:-4]}.png", f"{name[:-4]}.svg") if os.path.lexists(base / image)]
+        if not pictures:
+            lonely.append(name)
+            continue
+        try:
+            captions = _captions(base / name)
+        except DataError as error:
+            yield BadItem(name, str(error))
+            continue
+        languages.update(captions.keys())
+        if language in captions:
+            folders = name.split("/")[:-1]
+            labels = tuple("/".join(folders[: depth + 1]) for depth in range(len(folders)))
+            yield Row(name, pictures[0], (captions[language],), labels)
+
+
+def _captions(path: Path) -> dict[str, str]:
+    """Language to caption; DataError where the text has another form."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", read_text(path))]
+    captions: dict[str, str] = {}
+    for number, line in enumerate(filter(None, lines)):
+        match = re.fullmatch(r"([A-Za-z]+(?:[_@][A-Za-z]+)*)\.utf8=(.*)", line)
+        if (match is None) != (number == 0):
+            wanted = "the English caption" if number == 0 else "LANGUAGE.utf8=CAPTION"
+            raise DataError(f"{path}: {line[:40]!r} is not {wanted}; mend the file or unpack the package again")
+        code, caption = (match[1], match[2].strip()) if match else (ENGLISH, line)
+        if caption:
+            captions[code] = caption
+    return captions
+
+
+def _require(language: str, languages: Counter[str], base: Path) -> None:
+    """Refuse a language that no stamp has."""
+    if languages and not languages[language]:
+        near = difflib.get_close_matches(language, languages, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(
+            f"data.language={language!r}: no stamp under {base} has a caption in it; {hint}"
+            f"There are {', '.join(sorted(languages))}"
+        )
+
+
+def _notes(language: str, languages: Counter[str], lonely: list[str]) -> Iterator[str]:
+    """What is not there."""
+    if missing := languages[ENGLISH] - languages[language]:
+        yield f"{missing:,} stamps have no caption in {language!r} and are left out"
+    if lonely:
+        yield f"{len(lonely):,} texts have no picture beside them: {', '.join(lonely)}"
+
+
+def _load(item: ImageItem, *, size: int, max_pixels: int, max_bytes: int) -> Image.Image:
+    path = Path(item.source)
+    if path.suffix == ".svg":
+        return render_svg(path, size, max_bytes=max_bytes)
+    return read_image(path, max_pixels=max_pixels, max_bytes=max_bytes)

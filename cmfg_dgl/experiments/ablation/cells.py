@@ -1,0 +1,100 @@
+"""One cell of an ablation: a variant with one seed, trained or cut down, chosen on validation, evaluated once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cmfg_dgl.config import Config
+from cmfg_dgl.evaluation.evaluate import ALPHAS, Scores, choose_alpha, first_stage_rsum, score
+from cmfg_dgl.evaluation.ranking import Ranking, metrics, per_query, rsum
+from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
+from cmfg_dgl.experiments.bench.data import BenchData, Part
+from cmfg_dgl.memory import give_freed_memory_back
+from cmfg_dgl.nn.drop import drop_relation
+from cmfg_dgl.nn.model import CMFG
+from cmfg_dgl.retrieval.scorer import GraphScorer, Scorer
+from cmfg_dgl.training.checkpoint import load_checkpoint
+from cmfg_dgl.training.experiment import build_model
+from cmfg_dgl.training.trainer import load_weights
+
+__all__ = ["choose_on_validation", "cut_down", "evaluated", "trained"]
+
+Record = dict[str, Any]
+
+
+def trained(data: BenchData, config: Config, seed: int) -> CMFG:
+    """The model of a configuration, trained as `cmfg train` does, with the epoch of the best validation rsum."""
+    give_freed_memory_back()
+    method = CMFGMethod(data.widths, seed=seed, config=config)
+    method.fit(data.training, lambda: first_stage_rsum(method.scorer, data.val.collection))
+    return method.model.eval()
+
+
+def cut_down(data: BenchData, config: Config, seed: int, weights: Path, dropped: Sequence[str]) -> CMFG:
+    """The model with the weights in a file, without some of its relations.
+
+    Raises
+    ------
+    CheckpointError
+        If the weights are missing, damaged or of another model.
+    """
+    model = build_model(config, data.widths, seed)
+    load_weights(model, load_checkpoint(weights)[0], weights)
+    for name in dropped:
+        model = drop_relation(model, name)
+    return model
+
+
+def choose_on_validation(model: CMFG, data: BenchData, config: Config) -> tuple[float, float]:
+    """The weight of the joint score that is best on validation, and the two-stage rsum there with it."""
+    return _choose(_scores(_scorer(model, config), data.val, config), config)
+
+
+def evaluated(model: CMFG, data: BenchData, config: Config, split: str) -> Record:
+    """What a cell holds of a model: alpha and rsum of validation, and both stages on a split, `val` or `test`.
+
+    Returns
+    -------
+    dict
+        {"alpha", "val_rsum", "stages": {"first", "two"}}; a stage has `rsum` and `R@1` (mean of both directions) in
+        %, and `per_query`: what each query, by direction, adds to either, in points.
+    """
+    scorer = _scorer(model, config)
+    held_out = _scores(scorer, data.val, config)
+    alpha, value = _choose(held_out, config)
+    scores = held_out if split == "val" else _scores(scorer, data.test, config)
+    return {
+        "alpha": alpha,
+        "val_rsum": value,
+        "stages": {"first": _stage(scores.rank(None)), "two": _stage(scores.rank(alpha))},
+    }
+
+
+def _scorer(model: CMFG, config: Config) -> GraphScorer:
+    return GraphScorer(model, pair_batch=config.retrieval.pair_batch)
+
+
+def _scores(scorer: Scorer, part: Part, config: Config) -> Scores:
+    return score(scorer, part.collection, k=config.retrieval.k, query_batch=config.retrieval.query_batch)
+
+
+def _choose(scores: Scores, config: Config) -> tuple[float, float]:
+    """Alpha is the configuration's where it says one."""
+    given = config.retrieval.alpha
+    alpha, curve = choose_alpha(scores, ALPHAS if given is None else (given,))
+    return alpha, max(curve)
+
+
+def _stage(rankings: dict[str, Ranking]) -> Record:
+    means = {way: metrics(ranking) for way, ranking in rankings.items()}
+    found = {way: per_query(ranking) for way, ranking in rankings.items()}
+    return {
+        "rsum": rsum(means["i2t"], means["t2i"]),
+        "R@1": (means["i2t"]["R@1"] + means["t2i"]["R@1"]) / 2,
+        "per_query": {
+            "rsum": {way: (v["R@1"] + v["R@5"] + v["R@10"]).tolist() for way, v in found.items()},
+            "R@1": {way: (v["R@1"] / 2).tolist() for way, v in found.items()},
+        },
+    }

@@ -1,0 +1,120 @@
+"""A dual encoder with a second stage that reads the nodes of an image and of a caption together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from cmfg_dgl.experiments.baselines.dual_encoder import DualEncoder
+from cmfg_dgl.experiments.baselines.method import TrainingSet, score_in_pieces
+from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.training.negatives import hard_negatives
+
+__all__ = ["CrossEncoder", "Padded", "balanced_matching"]
+
+PAIRS_AT_A_TIME = 512
+
+
+class Padded(NamedTuple):
+    """Nodes of several items side by side: `values` (items, U, D), zero where `empty` bool (items, U)."""
+
+    values: Tensor
+    empty: Tensor
+
+    def select(self, items: Tensor) -> Padded:
+        """The given items, as often as they are given."""
+        return Padded(self.values[items], self.empty[items])
+
+
+class CrossEncoder(DualEncoder):
+    """What UNITER and ALBEF have in common: first-stage heads, image-text matching on pairs, re-ranking.
+
+    Nodes enter by the closed form of the heads, which is then kept: neither method could learn that map from a
+    thousand pairs. A subclass scores pairs in `match` and may add losses in `batch_loss`.
+
+    Parameters
+    ----------
+    widths, seed, settings
+        As for `DualEncoder`.
+    """
+
+    reranks: ClassVar[bool] = True
+
+    def __init__(self, widths: Mapping[str, int], *, seed: int, batch_size: int = 128, **settings: Any) -> None:
+        super().__init__(widths, seed=seed, batch_size=batch_size, **settings)
+        for kind, head in self.heads.linear.items():
+            self.register_buffer(f"enter_{kind}", cast(nn.Linear, head).weight.detach().T.clone())
+
+    def prepare(self, training: TrainingSet) -> None:
+        """Also keep the map by which nodes enter."""
+        super().prepare(training)
+        for kind, head in self.heads.linear.items():
+            weight = cast(nn.Linear, head).weight.detach()
+            enter = self.heads.get_buffer(f"root_{kind}") @ weight.T
+            self.register_buffer(f"enter_{kind}", enter / weight.square().mean().sqrt())
+
+    @torch.no_grad()
+    def nodes(self, side: Side, items: Tensor) -> Padded:
+        """Entered nodes of some items of a side."""
+        nodes = side.read(items)
+        entered = (nodes.values.float() - self.heads.get_buffer(f"mean_{side.kind}")) @ self.get_buffer(
+            f"enter_{side.kind}"
+        )
+        values = pad_sequence(entered.split(nodes.counts.tolist()), batch_first=True)
+        return Padded(values, torch.arange(values.shape[1]) >= nodes.counts[:, None])
+
+    def match(self, images: Padded, captions: Padded) -> Tensor:
+        """Matching logits (pairs,) of as many images as captions, in order."""
+        raise NotImplementedError
+
+    def matching_pairs(self, batch: Tensor, logits: Tensor) -> tuple[Padded, Padded, Tensor]:
+        """Each pair of a batch, its image with the hardest wrong caption, its caption with the hardest image.
+
+        Parameters
+        ----------
+        batch
+            Captions, int64 (B,).
+        logits
+            First-stage scores (B, B), by which the hardest is chosen.
+
+        Returns
+        -------
+        images, captions, target
+            3B of each, less those that have no negative in the batch; target (pairs,) is 1 or 0.
+        """
+        same, own = self.same(batch), torch.arange(len(batch))
+        wrong_caption, has_caption = hard_negatives(logits, same, 1)
+        wrong_image, has_image = hard_negatives(logits.T, same.T, 1)
+        image = torch.cat([own, own[has_caption[:, 0]], wrong_image[has_image]])
+        caption = torch.cat([own, wrong_caption[has_caption], own[has_image[:, 0]]])
+        images = self.nodes(self.collection.images, self.owners(batch)).select(image)
+        captions = self.nodes(self.collection.captions, batch).select(caption)
+        return images, captions, (torch.arange(len(image)) < len(batch)).float()
+
+    def matching_loss(self, batch: Tensor, logits: Tensor) -> Tensor:
+        """Binary cross-entropy of the matching logit over `matching_pairs`; both classes weigh the same."""
+        images, captions, target = self.matching_pairs(batch, logits)
+        return balanced_matching(self.match(images, captions), target)
+
+    @torch.inference_mode()
+    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+        """Matching logits, see `Method.pairs`."""
+        self.eval()
+
+        def match(images: Tensor, captions: Tensor, left: Tensor, right: Tensor) -> Tensor:
+            sides = self.nodes(collection.images, images), self.nodes(collection.captions, captions)
+            return self.match(sides[0].select(left), sides[1].select(right))
+
+        return score_in_pieces(image, caption, PAIRS_AT_A_TIME, match)
+
+
+def balanced_matching(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over the two classes of the mean binary cross-entropy of each; logits and target (pairs,)."""
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    shares = [losses[target == value] for value in (1, 0)]
+    return sum((part.mean() for part in shares if len(part)), losses.new_zeros(())) / 2

@@ -1,0 +1,118 @@
+"""Two linear heads learnt by gradient: what the dual encoders of the comparison have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cmfg_dgl.experiments.baselines.fit import descend
+from cmfg_dgl.experiments.baselines.method import Method, TrainingSet, Validate
+from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.nn.cca_projection import Heads
+from cmfg_dgl.nn.model import MAX_SCALE
+from cmfg_dgl.training.negatives import same_pairs
+
+__all__ = ["DualEncoder"]
+
+
+class DualEncoder(Method):
+    """A method whose first stage is `Heads`; a subclass says what it minimises, in `batch_loss`.
+
+    Parameters
+    ----------
+    widths, size, dropout
+        As for `Heads`.
+    seed
+        Of the random weights before the fit, and of the fit.
+    ridge
+        As for `CCA`.
+    epochs, batch_size, learning_rate, weight_decay
+        As for `descend`.
+    temperature
+        Starting temperature of the score; its inverse is learnt and at most 100.
+    """
+
+    TRIALS: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"learning_rate": 3e-4}, {"dropout": 0.7})
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        *,
+        seed: int,
+        size: int = 256,
+        dropout: float = 0.5,
+        ridge: float = 1.0,
+        epochs: int = 30,
+        batch_size: int = 256,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.1,
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.heads = Heads(widths, size=size, dropout=dropout)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.seed, self.ridge, self.epochs, self.batch_size = seed, ridge, epochs, batch_size
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+
+    def prepare(self, training: TrainingSet) -> None:
+        """Start from the closed form and keep what the loss reads of the training set."""
+        self.collection, self.texts = training.collection, training.texts
+        self.white = self.heads.start(training.collection, self.ridge)
+
+    def batch_loss(self, batch: Tensor) -> Tensor:
+        """Loss of a batch of training captions, int64 (B,), each with its image."""
+        raise NotImplementedError
+
+    def fit(self, training: TrainingSet, validate: Validate) -> None:
+        """Start in closed form, then descend."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.prepare(training)
+            descend(
+                self,
+                self.batch_loss,
+                self.collection.captions.count,
+                validate,
+                seed=self.seed,
+                epochs=self.epochs,
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+                weight_decay=self.weight_decay,
+            )
+
+    @property
+    def scale(self) -> Tensor:
+        """Inverse temperature, a scalar of at most 100."""
+        return self.log_scale.exp().clamp(max=MAX_SCALE)
+
+    def owners(self, batch: Tensor) -> Tensor:
+        """The image of each caption of a batch, int64 (B,)."""
+        return self.collection.caption_image[batch]
+
+    def same(self, batch: Tensor) -> Tensor:
+        """Which pairs of a batch belong together, bool (B, B), see `same_pairs`."""
+        return same_pairs(self.owners(batch), self.texts[batch])
+
+    def embed_batch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors of the images and of the captions of a batch, (B, D) each."""
+        return (
+            self.heads.embed("patch", self.white["patch"][self.owners(batch)]),
+            self.heads.embed("token", self.white["token"][batch]),
+        )
+
+    @torch.inference_mode()
+    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+        """Unit vectors times the root of the scale."""
+        self.eval()
+        root = self.scale.sqrt()
+        images, captions = (
+            self.heads.embed(side.kind, self.heads.whiten(side.kind, side.means)) * root
+            for side in (collection.images, collection.captions)
+        )
+        return images, captions

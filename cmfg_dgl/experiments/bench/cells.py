@@ -1,0 +1,287 @@
+"""One cell of the comparison: a method, a seed and a setting, fitted, evaluated and audited."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmfg_dgl.data.splits import shared_items
+from cmfg_dgl.evaluation.alignment import alignment_metrics
+from cmfg_dgl.evaluation.audit import audit
+from cmfg_dgl.evaluation.evaluate import Direction, Scores, choose_alpha, rank_chunks, score, score_chunks
+from cmfg_dgl.evaluation.examples import retrieved_examples
+from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
+from cmfg_dgl.evaluation.ranking import (
+    Ranking,
+    chance,
+    cmc,
+    hit_rsum,
+    metrics,
+    per_query,
+    pooled_metrics,
+    precision_recall,
+    rank_positives,
+    rsum,
+)
+from cmfg_dgl.evaluation.ties import (
+    TiedRanking,
+    expected_cmc,
+    expected_metrics,
+    expected_per_query,
+    tied_ranking,
+)
+from cmfg_dgl.experiments.baselines.method import Method, OutOfTime
+from cmfg_dgl.experiments.bench.data import BenchData, Part
+from cmfg_dgl.experiments.bench.methods import make_method
+from cmfg_dgl.memory import give_freed_memory_back, peak_memory
+
+__all__ = ["chance_rsum", "evaluate_stage", "run_cell"]
+
+CMC_KS = range(1, 11)
+
+
+def run_cell(
+    data: BenchData,
+    name: str,
+    seed: int,
+    setting: Mapping[str, Any],
+    *,
+    minutes: float,
+    audited: bool,
+    leaky: bool = False,
+) -> dict[str, Any]:
+    """Fit a method, choose on validation what is to be chosen, evaluate it on test, and audit it if asked.
+
+    Parameters
+    ----------
+    minutes
+        Time budget of the fit.
+    leaky
+        By the matched-pair protocol, see `make_method`.
+
+    Returns
+    -------
+    dict
+        What a file of `cells/` holds: `val` (the criterion), `stages`, costs, alignment, and with an audit also
+        `audit` and `examples`.
+    """
+    give_freed_memory_back()
+
+    def make(seed: int) -> Method:
+        return make_method(name, data.config, data.widths, seed, setting, leaky=leaky)
+
+    method = make(seed)
+    with peak_memory() as peak:
+        start = time.perf_counter()
+        timed_out = _fit(method, data, start + 60 * minutes)
+        train_seconds = time.perf_counter() - start
+        k = data.config.retrieval.k if method.reranks else 0
+        alpha, value = _select(method, data.val, k)
+        scores = score(method, data.test.collection, k=k, query_batch=data.config.retrieval.query_batch)
+        weights = {"first": None} if alpha is None else {"first": None, "two": alpha}
+        stages = {stage: evaluate_stage(method, scores, weight, data.test) for stage, weight in weights.items()}
+        _search_database(method, data, k, weights, stages)
+        if not leaky:  # which compares a vector with captions that have seen it
+            _face_hard_negatives(method, data, weights, stages)
+    first = scores.directions["i2t"]
+    x, y = (side[:, : side.shape[1] - method.extra] for side in (first.queries, first.gallery))
+    record: dict[str, Any] = {
+        "method": name,
+        "seed": seed,
+        "setting": dict(setting),
+        "criterion": method.criterion,
+        "val": value,
+        "alpha": alpha,
+        "stages": stages,
+        "train_seconds": train_seconds,
+        "timed_out": timed_out,
+        "pairs_per_second": scores.pairs / scores.seconds if k else None,
+        "parameters": method.size,
+        "peak_memory_mb": peak[0],
+        "attention": method.attention(data.test.collection),
+        "alignment": alignment_metrics(x, y, data.test.collection.caption_image),
+    }
+    if audited:
+        record["audit"] = _audit(method, make(seed + 1).eval(), data)
+        record["examples"] = retrieved_examples(data.experiment.dataset, data.test.split, scores, alpha)
+    return record
+
+
+def _search_database(
+    method: Method, data: BenchData, k: int, weights: Mapping[str, float | None], stages: dict[str, dict[str, Any]]
+) -> None:
+    """Give each stage the metrics by label of the test split's queries against the database, if there is one."""
+    part, batch = data.searched, data.config.retrieval.query_batch
+    if part.queries is None or part.labels is None:
+        return
+    scores = score(method, part.collection, k=k, query_batch=batch, queries=part.queries)
+    for stage, weight in weights.items():
+        stages[stage]["label"] = _label_means(method, scores, weight, part.labels)
+
+
+def _face_hard_negatives(
+    method: Method, data: BenchData, weights: Mapping[str, float | None], stages: dict[str, dict[str, Any]]
+) -> None:
+    """Give each stage how often the right caption beats its hard negatives, where the data set has some."""
+    negatives = data.hard_negatives
+    if negatives is None:
+        return
+    margins = hard_negative_margins(method, data.test.collection, negatives, joint=method.reranks)
+    for stage, weight in weights.items():
+        stages[stage]["hard_negatives"] = margins.record(weight)
+
+
+def _fit(method: Method, data: BenchData, deadline: float) -> bool:
+    """Fit within the time budget; whether that was reached."""
+    spent = [False]
+
+    def validate() -> float:
+        if time.perf_counter() > deadline:
+            spent[0] = True
+            raise OutOfTime
+        return _criterion(method, score(method, data.val.collection, k=0), None, data.val)
+
+    method.fit(data.training, validate)
+    method.eval()
+    return spent[0]
+
+
+def _select(method: Method, part: Part, k: int) -> tuple[float | None, float]:
+    """Weight of the joint score, None for a method of one stage, and the value of the criterion with it."""
+    scores = score(method, part.collection, k=k)
+    if not k:
+        return None, _criterion(method, scores, None, part)
+    alpha, curve = choose_alpha(scores)
+    return alpha, max(curve)
+
+
+def _criterion(method: Method, scores: Scores, alpha: float | None, part: Part) -> float:
+    if method.criterion == "label" and part.labels is not None:
+        labelled = _label_means(method, scores, alpha, part.labels)
+        return (labelled["i2t"]["mAP@all"] + labelled["t2i"]["mAP@all"]) / 2
+    means = {name: _means(ranking) for name, ranking in _rankings(method, scores, alpha).items()}
+    return rsum(means["i2t"], means["t2i"])
+
+
+def evaluate_stage(method: Method, scores: Scores, alpha: float | None, part: Part) -> dict[str, Any]:
+    """All metrics of a stage, by instance and by label, with what tests and curves need."""
+    rankings = _rankings(method, scores, alpha)
+    means = {name: _means(ranking) for name, ranking in rankings.items()}
+    reach = {name: d.chosen.shape[1] for name, d in scores.directions.items()}
+    ceiling = None
+    if alpha is not None:
+        before = _rankings(method, scores, None)
+        ceiling = {n: _means(before[n], (k,))[f"R@{k}"] for n, k in reach.items()}
+    return {
+        **means,
+        "rsum": rsum(means["i2t"], means["t2i"]),
+        "hit_rsum": hit_rsum(means["i2t"], means["t2i"]),
+        "label": None if part.labels is None else _label_means(method, scores, alpha, part.labels),
+        "hard_negatives": None,
+        "ceiling": ceiling,
+        "k": None if alpha is None else max(reach.values()),
+        "per_query": {name: _points(ranking).tolist() for name, ranking in rankings.items()},
+        "curves": {
+            name: _curves(ranking, scores.directions[name], scores.query_batch)
+            for name, ranking in rankings.items()
+        },
+    }
+
+
+def _rankings(method: Method, scores: Scores, alpha: float | None) -> dict[str, Ranking | TiedRanking]:
+    """Both directions, by instance; codes are ranked in expectation over ties."""
+    if method.hashes:
+        return {name: _tied(direction, scores.query_batch) for name, direction in scores.directions.items()}
+    return {**scores.rank(alpha)}
+
+
+def _label_means(
+    method: Method, scores: Scores, alpha: float | None, labels: Tensor
+) -> dict[str, dict[str, float]]:
+    """Metrics of both directions by shared label; codes are ranked in expectation over ties."""
+    batch = scores.query_batch
+    return {
+        name: expected_metrics(_tied(direction, batch))
+        if method.hashes
+        else pooled_metrics(rank_chunks(direction, alpha, batch))
+        for name, direction in scores.by_label(labels).directions.items()
+    }
+
+
+def _tied(direction: Direction, query_batch: int) -> TiedRanking:
+    chunks = score_chunks(direction, query_batch)
+    return TiedRanking.concatenate(
+        [tied_ranking(scores, offsets, positives) for _, scores, offsets, positives in chunks]
+    )
+
+
+def _means(ranking: Ranking | TiedRanking, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    return metrics(ranking, ks) if isinstance(ranking, Ranking) else expected_metrics(ranking, ks)
+
+
+def _points(ranking: Ranking | TiedRanking) -> NDArray[np.float64]:
+    """R@1 + R@5 + R@10 of each query, of 300."""
+    values = per_query(ranking) if isinstance(ranking, Ranking) else expected_per_query(ranking)
+    points: NDArray[np.float64] = values["R@1"] + values["R@5"] + values["R@10"]
+    return points
+
+
+def _curves(ranking: Ranking | TiedRanking, direction: Direction, query_batch: int) -> dict[str, list[float]]:
+    """Points of the CMC and of the precision-recall curve; for the latter ties of codes are broken at random."""
+    if isinstance(ranking, Ranking):
+        return {
+            "cmc": cmc(ranking, list(CMC_KS)).tolist(),
+            "precision_recall": precision_recall(ranking)[1].tolist(),
+        }
+    broken = _broken_ties(direction, query_batch)
+    return {
+        "cmc": expected_cmc(ranking, list(CMC_KS)).tolist(),
+        "precision_recall": precision_recall(broken)[1].tolist(),
+    }
+
+
+def _broken_ties(direction: Direction, query_batch: int) -> Ranking:
+    generator, parts = torch.Generator().manual_seed(0), []
+    for _, scores, offsets, positives in score_chunks(direction, query_batch):
+        # Scores of codes are whole numbers, so that less than one breaks ties and nothing else.
+        broken = scores.double() + 0.5 * torch.rand(scores.shape, generator=generator, dtype=torch.float64)
+        parts.append(Ranking(rank_positives(broken, offsets, positives), offsets, scores.shape[1]))
+    return Ranking.concatenate(parts)
+
+
+def _audit(method: Method, untrained: Method, data: BenchData) -> dict[str, Any]:
+    dataset = data.experiment.dataset
+    return audit(
+        method,
+        untrained,
+        data.test.collection,
+        shared_with_training=shared_items(
+            dataset.manifest("train"), dataset.manifest("test"), texts=not dataset.published
+        ),
+        compared=dataset.compared,
+        joint=method.reranks,
+    ).record()
+
+
+def chance_rsum(part: Part) -> float:
+    """Rsum of random scores on a split, by instance."""
+    counts = torch.bincount(part.collection.caption_image).numpy()
+    N, M = len(counts), len(part.collection.caption_image)
+    expected = {
+        "i2t": chance(_any_ranking(counts, M)),
+        "t2i": chance(_any_ranking(np.ones(M, np.int64), N)),
+    }
+    return rsum(expected["i2t"], expected["t2i"])
+
+
+def _any_ranking(counts: NDArray[np.int64], gallery: int) -> Ranking:
+    """A ranking with so many positives a query; which one does not matter to chance."""
+    offsets = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])
+    ranks = np.concatenate([np.arange(1, count + 1) for count in counts])
+    return Ranking(ranks, offsets, gallery)

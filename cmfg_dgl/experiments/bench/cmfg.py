@@ -1,0 +1,102 @@
+"""CMFG as a method of the comparison: the same model, trainer and scorer as `cmfg train` uses."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from cmfg_dgl.config import Config, change_config
+from cmfg_dgl.errors import Interrupted
+from cmfg_dgl.evaluation.attention import attention_of_pairs
+from cmfg_dgl.experiments.baselines.method import Method, OutOfTime, TrainingSet, Validate
+from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.retrieval.query_bank import fill_bank
+from cmfg_dgl.retrieval.scorer import GraphScorer
+from cmfg_dgl.training.checkpoint import load_checkpoint
+from cmfg_dgl.training.experiment import build_model
+from cmfg_dgl.training.trainer import Trainer, load_weights
+
+__all__ = ["CMFGMethod"]
+
+
+class CMFGMethod(Method):
+    """The cross-modal feature graph of a recipe.
+
+    Parameters
+    ----------
+    widths, seed
+        As for every method.
+    config
+        The recipe.
+    setting
+        `section.key` to value: what a trial changes of the recipe.
+    """
+
+    TRIALS: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"model.feature_dropout": 0.6},
+        {"training.learning_rate": 5e-4},
+    )
+    reranks: ClassVar[bool] = True
+
+    def __init__(
+        self, widths: Mapping[str, int], *, seed: int, config: Config, setting: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        config = change_config(config, setting or {}, "settings.cmfg")
+        self.config, self.seed = config, seed
+        self.model = build_model(config, dict(widths), seed)
+        self.scorer = GraphScorer(self.model, pair_batch=config.retrieval.pair_batch)
+
+    def fit(self, training: TrainingSet, validate: Validate) -> None:
+        """Train as `cmfg train` does, with the epoch chosen by `validate`."""
+        settings = self.config.training
+        names = (
+            *("epochs", "batch_size", "learning_rate", "weight_decay", "warmup", "clip", "label_smoothing"),
+            *("joint_weight", "hard_negatives", "near_captions", "patience", "checkpoint_steps"),
+            "shuffle_buffer",
+        )
+        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.model.begin(training.collection)
+            trainer = Trainer(
+                self.model,
+                training.collection,
+                training.texts,
+                lambda: {"val_rsum": validate()},
+                Path(folder),
+                seed=self.seed,
+                **{name: getattr(settings, name) for name in names},
+            )
+            try:
+                trainer.fit()
+            except OutOfTime:
+                pass
+            except Interrupted:
+                raise KeyboardInterrupt from None
+            if trainer.best.is_file():
+                load_weights(self.model, load_checkpoint(trainer.best)[0], trainer.best)
+            fill_bank(self.scorer, training.collection, self.config.model.sharpness)
+
+    @property
+    def extra(self) -> int:
+        """Of `Popularity`."""
+        return self.model.popularity.extra
+
+    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+        """Independent graphs, see `GraphScorer`."""
+        return self.scorer.embeddings(collection)
+
+    def attention(self, collection: Collection) -> dict[str, dict[str, float]]:
+        """Of the joint graphs of the matching pairs."""
+        owners = collection.caption_image
+        return attention_of_pairs(self.model, collection, owners, torch.arange(len(owners)))
+
+    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+        """Joint graphs, see `GraphScorer`."""
+        return self.scorer.pairs(collection, image, caption)

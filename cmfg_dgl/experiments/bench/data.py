@@ -1,0 +1,126 @@
+"""What every method of a comparison gets to see of a data set: features, texts, labels and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+
+import torch
+from torch import Tensor
+
+from cmfg_dgl.config import Config
+from cmfg_dgl.data.dataset import Split
+from cmfg_dgl.experiments.baselines.method import TrainingSet
+from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.pair_dataset import Collection, HardNegatives, Side
+from cmfg_dgl.training.experiment import Experiment, encoders, select_device
+
+__all__ = ["BenchData", "Part", "prompt_sentences"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split: its items, their nodes, and the labels of its images, bool (N, L) or None.
+
+    With `queries`, bool (N,), these images and their captions search the others, see `score`.
+    """
+
+    split: Split
+    collection: Collection
+    labels: Tensor | None
+    queries: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BenchData:
+    """A data set with its features; parts are read when they are first asked for."""
+
+    config: Config
+    experiment: Experiment
+
+    @classmethod
+    def prepare(cls, config: Config, progress: Callable[[str, int, int], None] | None) -> BenchData:
+        """Read the data set and extract, or find, its features."""
+        select_device(config)
+        return cls(config, Experiment.prepare(config, progress))
+
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        """Node type to the width of its features."""
+        return {"patch": self.experiment.images.width, "token": self.experiment.captions.width}
+
+    @cached_property
+    def val(self) -> Part:
+        """The validation split, less what cannot be used."""
+        return self._part(self.experiment.training_split("val"))
+
+    @cached_property
+    def test(self) -> Part:
+        """The test split, whole; without its labels where these are for searching a database, see `searched`."""
+        part = self._part(self.experiment.evaluation_split("test"))
+        return replace(part, labels=None) if self.experiment.dataset.database else part
+
+    @cached_property
+    def hard_negatives(self) -> HardNegatives | None:
+        """False captions of the test split's images, where the data set knows some."""
+        return self.experiment.hard_negatives(self.test.split)
+
+    @cached_property
+    def searched(self) -> Part:
+        """What the test split's queries search under label relevance: its database, or the test split itself."""
+        split, queries = self.experiment.searched("test")
+        return self.test if queries is None else replace(self._part(split), queries=queries)
+
+    def identity(self, splits: Iterable[str]) -> dict[str, list[str]]:
+        """What says which items and which features these are: protocol ids of splits, names of the stores."""
+        experiment = self.experiment
+        return {
+            "protocols": [experiment.dataset.protocol(split) for split in splits],
+            "features": [store.folder.name for store in (experiment.images, experiment.captions)],
+        }
+
+    def _part(self, split: Split) -> Part:
+        return Part(split, self.experiment.collection(split), self.experiment.labels(split))
+
+    @cached_property
+    def training(self) -> TrainingSet:
+        """The training split, as methods see it."""
+        part = self._part(self.experiment.training_split("train"))
+        return TrainingSet(
+            part.collection,
+            self.experiment.texts(part.split),
+            part.labels,
+            self._prompts(part.split, part.collection),
+        )
+
+    def _prompts(self, split: Split, collection: Collection) -> Collection | None:
+        """Sentences made of each training image's labels, encoded as captions are."""
+        texts: list[str] = []
+        owners: list[int] = []
+        for row, image in enumerate(split.images):
+            sentences = prompt_sentences(self.experiment.dataset.images[image].labels)
+            texts += sentences
+            owners += [row] * len(sentences)
+        if not texts:
+            return None
+        distinct = sorted(set(texts))
+        place = {text: i for i, text in enumerate(distinct)}
+        of_text = torch.tensor([place[text] for text in texts])
+
+        @cache
+        def encoded() -> Nodes:
+            _, encoder = encoders(self.config)
+            return encoder.forward([encoder.prepare(text) for text in distinct]).nodes
+
+        # Most methods read no prompt, and then the text encoder is not loaded.
+        side = Side("token", len(texts), lambda items: encoded().select(of_text[items]))
+        return Collection(collection.images, side, torch.tensor(owners))
+
+
+def prompt_sentences(labels: tuple[str, ...]) -> list[str]:
+    """Sentences that stand for an image whose caption may not be read; none where it has no label."""
+    words = [label.lower().replace("-", " ").replace("&", "and") for label in labels]
+    if not words:
+        return []
+    return [f"a picture of {' and '.join(words)}", f"this shows a kind of {words[-1]}"]

@@ -1,0 +1,101 @@
+"""The methods by name, each ready to be made for a data set."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from cmfg_dgl.config import Config, to_yaml
+from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.experiments.baselines.albef import ALBEF
+from cmfg_dgl.experiments.baselines.beamclip import BeamCLIP
+from cmfg_dgl.experiments.baselines.cca import CCA
+from cmfg_dgl.experiments.baselines.clip_head import ClipHead
+from cmfg_dgl.experiments.baselines.gat import GAT
+from cmfg_dgl.experiments.baselines.lcmfh import LCMFH
+from cmfg_dgl.experiments.baselines.method import Method
+from cmfg_dgl.experiments.baselines.mhtn import MHTN
+from cmfg_dgl.experiments.baselines.pitl import PiTL
+from cmfg_dgl.experiments.baselines.scm import SCM
+from cmfg_dgl.experiments.baselines.seph import SePH
+from cmfg_dgl.experiments.baselines.simclr import SimCLR
+from cmfg_dgl.experiments.baselines.uniter import UNITER
+from cmfg_dgl.experiments.baselines.vsepp import VSEpp
+from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
+from cmfg_dgl.experiments.bench.matched_pair import MatchedPairCMFG
+from cmfg_dgl.graph.relations import make_relations
+
+__all__ = ["METHODS", "make_method", "method_class", "recipe_of"]
+
+METHODS: dict[str, type[Method]] = {
+    "cmfg": CMFGMethod,
+    "cca": CCA,
+    "clip-head": ClipHead,
+    "vsepp": VSEpp,
+    "simclr": SimCLR,
+    "beamclip": BeamCLIP,
+    "mhtn": MHTN,
+    "pitl": PiTL,
+    "albef": ALBEF,
+    "uniter": UNITER,
+    "gat": GAT,
+    **{f"scm-{bits}": SCM for bits in (16, 32, 64)},
+    **{f"seph-{bits}": SePH for bits in (16, 32, 64)},
+    **{f"lcmfh-{bits}": LCMFH for bits in (16, 32, 64)},
+}
+
+
+def method_class(name: str, where: str = "methods") -> type[Method]:
+    """The class of a method; ConfigError, which begins with the key `where`, if there is none of that name."""
+    if name in METHODS:
+        return METHODS[name]
+    close = difflib.get_close_matches(name, METHODS, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ConfigError(f"{where}: {name!r} is no method; {hint}There are {', '.join(METHODS)}")
+
+
+def make_method(
+    name: str,
+    config: Config,
+    widths: Mapping[str, int],
+    seed: int,
+    setting: Mapping[str, Any],
+    *,
+    leaky: bool = False,
+) -> Method:
+    """A method that has not been fitted.
+
+    Parameters
+    ----------
+    config
+        The recipe: CMFG's settings, and the relations that `gat` shares with it.
+    widths
+        Node type to the width of its features.
+    setting
+        One of `settings_of`.
+    leaky
+        CMFG as `MatchedPairCMFG`.
+    """
+    kind: Any = MatchedPairCMFG if leaky else method_class(name)
+    arguments: dict[str, Any] = dict(setting)
+    if kind.hashes:
+        arguments["bits"] = int(name.rpartition("-")[2])
+    if kind is GAT:
+        arguments["relations"] = make_relations(config.graph.relations)
+    if issubclass(kind, CMFGMethod):
+        arguments = {"config": config, "setting": setting}
+    method: Method = kind(widths, seed=seed, **arguments)
+    return method
+
+
+def recipe_of(name: str, config: Config) -> str:
+    """What a method and its evaluation read of a recipe besides data and features, as YAML.
+
+    For cmfg all of it, for the others how they are searched and what `make_method` hands them: another setting of
+    cmfg leaves their results as they are.
+    """
+    kind = method_class(name)
+    if issubclass(kind, CMFGMethod):
+        return to_yaml(config)
+    return to_yaml(config.retrieval) + (to_yaml(config.graph) if issubclass(kind, GAT) else "")

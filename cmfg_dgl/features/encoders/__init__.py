@@ -1,0 +1,1 @@
+"""Frozen backbones: images to patch nodes, texts to token nodes."""

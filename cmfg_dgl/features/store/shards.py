@@ -1,0 +1,137 @@
+"""The files of a feature store that is being built: a shard, then a record that says what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from safetensors.torch import save
+from torch import Tensor
+
+from cmfg_dgl.errors import DataError
+from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.store.checksummed import disk_errors, read_sealed, write_sealed
+from cmfg_dgl.features.store.reader import require_key
+from cmfg_dgl.files import sha256_bytes, sha256_file, write_atomic
+
+__all__ = ["Record", "ShardContent", "ShardMaker", "StoreSpec", "finished_record", "shard_bytes", "write_shard"]
+
+Record: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ShardContent:
+    """What one shard keeps.
+
+    Parameters
+    ----------
+    nodes
+        Float16 nodes of the shard's items; a quarantined item has none, on a grid of 0 x 0.
+    rows
+        Further tensors with one row a node, such as `spans` and `token_ids` of captions.
+    quarantined
+        Item id to the reason.
+    truncated
+        How many captions were cut.
+    """
+
+    nodes: Nodes
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
+    truncated: int = 0
+
+
+class ShardMaker(Protocol):
+    """Runs the encoder; for worker processes it must be possible to pickle it."""
+
+    def __call__(self, items: Sequence[int], tell: Callable[[int], object]) -> ShardContent:
+        """Give the content for the items at these positions of the data set.
+
+        `tell` hears how many of them are done, as often as there is something to say.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What a store is to hold, and in which files.
+
+    Parameters
+    ----------
+    folder
+        From `store_folder`.
+    key
+        Everything that determines the content, as JSON values.
+    ids
+        Ids of all items, in the order of the data set.
+    shard_items
+        Items of a shard.
+    """
+
+    folder: Path
+    key: dict[str, Any]
+    ids: tuple[str, ...]
+    shard_items: int
+
+    @property
+    def shards(self) -> list[range]:
+        """The positions of the items of each shard."""
+        count, size = len(self.ids), self.shard_items
+        return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+    def path(self, number: int) -> Path:
+        """Where a shard lies."""
+        return self.folder / f"shard-{number:05d}.safetensors"
+
+
+def shard_bytes(content: ShardContent) -> bytes:
+    """The bytes of a shard's file."""
+    nodes = content.nodes
+    tensors = {"values": nodes.values, "offsets": nodes.offsets, "grid": nodes.grid, **content.rows}
+    data: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    return data
+
+
+def write_shard(path: Path, key: dict[str, Any], items: range, content: ShardContent) -> Record:
+    """Write a shard, then its record, which is what makes it count.
+
+    Raises
+    ------
+    DataError
+        If the disk is full or cannot be written; a shard that was finished before is still whole.
+    """
+    data = shard_bytes(content)
+    record = {
+        "file": path.name,
+        "first": items.start,
+        "last": items.stop,
+        "size": len(data),
+        "sha256": sha256_bytes(data),
+        "quarantined": content.quarantined,
+        "truncated": content.truncated,
+        "key": key,
+    }
+    with disk_errors(path.parent):
+        write_atomic(path, lambda temporary: temporary.write_bytes(data))
+    write_sealed(path.with_suffix(".json"), record)
+    return record
+
+
+def finished_record(path: Path, key: dict[str, Any], items: range) -> Record | None:
+    """Read the record of a shard that an earlier build finished; None where it must be made.
+
+    Raises
+    ------
+    DataError
+        If the shard is whole and of another encoder or data set: to replace it is for the person to decide.
+    """
+    try:
+        record = read_sealed(path.with_suffix(".json"))
+        if sha256_file(path) != record["sha256"] or "key" not in record:
+            return None
+    except (DataError, OSError):
+        return None
+    require_key(path, key, record["key"])
+    return record if (record["first"], record["last"]) == (items.start, items.stop) else None

@@ -1,0 +1,176 @@
+"""`cmfg ablate`: every cell once, then `ablation.json` and what people read of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cmfg_dgl.config import Config, to_yaml
+from cmfg_dgl.experiments.ablation.cells import cut_down, evaluated, trained
+from cmfg_dgl.experiments.ablation.results import collect
+from cmfg_dgl.experiments.ablation.variants import Variant
+from cmfg_dgl.experiments.bench.data import BenchData
+from cmfg_dgl.experiments.cache import digest_of, kept_cell
+from cmfg_dgl.files import canonical_json, sha256_bytes, write_atomic, write_json
+from cmfg_dgl.reporting.ablation_pages import write_outputs
+from cmfg_dgl.training.checkpoint import save_checkpoint
+
+__all__ = ["Plan", "ablate", "identity_of"]
+
+Record = dict[str, Any]
+Progress = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an ablation runs and how it is judged.
+
+    Parameters
+    ----------
+    baseline, variants
+        What is compared with what.
+    seeds
+        Each variant has a cell for each.
+    metric, stage, split
+        `rsum` or `R@1`; `first` or `two`; `val` or `test`.
+    """
+
+    baseline: Variant
+    variants: Sequence[Variant]
+    seeds: Sequence[int]
+    metric: str
+    stage: str
+    split: str
+
+    def cells(self) -> list[tuple[Variant, int]]:
+        """Every cell, the baseline's first; a change that leaves the configuration as it is has none of its own."""
+        changing = [variant for variant in self.variants if not self.changes_nothing(variant)]
+        return [(variant, seed) for variant in (self.baseline, *changing) for seed in self.seeds]
+
+    def changes_nothing(self, variant: Variant) -> bool:
+        """Whether a variant is the baseline itself, as when a sweep holds the value that the recipe has."""
+        return not variant.dropped and variant.config == self.baseline.config
+
+
+def ablate(plan: Plan, folder: Path, *, force: bool, progress: Progress) -> Record:
+    """Run what is missing of an ablation and write its results; finished cells are not repeated.
+
+    Parameters
+    ----------
+    folder
+        Gets a file for each cell, `weights/` of the baseline, and at the end `config.yaml`, `ablation.json`,
+        `ablation.md`, `ablation.html` and the picture as SVG and PNG.
+    force
+        Run every cell again.
+    progress
+        Called with (what, done, total, message).
+
+    Returns
+    -------
+    dict
+        The content of `ablation.json`.
+
+    Raises
+    ------
+    ConfigError
+        If a finished cell was made from other data or settings.
+    CheckpointError
+        If a cell or the weights of the baseline are damaged.
+    """
+    runner = _Runner(plan, folder, force, progress)
+    cells: dict[Variant, list[Record]] = {}
+    planned = plan.cells()
+    for done, (variant, seed) in enumerate(planned):
+        record = runner.cell(variant, seed)
+        cells.setdefault(variant, []).append(record)
+        message = f"{variant.change} seed {seed}: {record['val_rsum']:.1f} on validation"
+        progress("ablation", done + 1, len(planned), message)
+    data = runner.data(plan.baseline.config)
+    split = (data.val if plan.split == "val" else data.test).split
+    baseline = cells[plan.baseline]
+    results = {
+        "dataset": data.experiment.dataset.name,
+        "split": plan.split,
+        "protocol": data.experiment.dataset.protocol(plan.split),
+        "n_images": len(split.images),
+        "n_captions": len(split.captions),
+        "metric": plan.metric,
+        "stage": plan.stage,
+        "seeds": list(plan.seeds),
+        **collect(
+            baseline,
+            [(variant, cells.get(variant, baseline)) for variant in plan.variants],
+            metric=plan.metric,
+            stage=plan.stage,
+            caption_image=split.caption_image,
+        ),
+    }
+    text = to_yaml(plan.baseline.config)
+    write_atomic(folder / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(folder / "ablation.json", results)
+    write_outputs(results, folder)
+    return results
+
+
+@dataclass
+class _Runner:
+    """The cells of an ablation and the data that they share."""
+
+    plan: Plan
+    folder: Path
+    force: bool
+    progress: Progress
+    prepared: dict[bytes, BenchData] = field(default_factory=dict)
+
+    def data(self, config: Config) -> BenchData:
+        """Data and features of a configuration; only features may differ between variants."""
+        key = canonical_json(asdict(config.features))
+        if key not in self.prepared:
+            self.prepared[key] = BenchData.prepare(config, self.progress)
+        return self.prepared[key]
+
+    def cell(self, variant: Variant, seed: int) -> Record:
+        """A cell from its file, or run now."""
+        config, base = variant.config, variant is self.plan.baseline
+        data = self.data(config)
+        kind = "" if base else variant.mode
+        path = self.folder / "cells" / kind / _file_name(variant.change) / f"seed-{seed}.json"
+        weights = self.folder / "weights" / f"seed-{seed}.safetensors"
+        digest = digest_of(
+            {
+                "seed": seed,
+                "dropped": list(variant.dropped),
+                "split": self.plan.split,
+                **identity_of(data, config, ("train", "val", self.plan.split)),
+            }
+        )
+        kept = None if self.force else kept_cell(path, digest)
+        if kept is not None and (not base or weights.is_file()):
+            return kept
+        if variant.mode == "drop":
+            model = cut_down(data, config, seed, weights, variant.dropped)
+        else:
+            model = trained(data, config, seed)
+        record = {"change": variant.change, "mode": variant.mode, "seed": seed, "made_from": digest}
+        record |= evaluated(model, data, config, self.plan.split)
+        if base:
+            # Before the cell, which says that both are there.
+            save_checkpoint(weights, model.state_dict(), {"seed": seed, "made_from": digest})
+        write_json(path, record)
+        return record
+
+
+def identity_of(data: BenchData, config: Config, splits: Sequence[str]) -> Mapping[str, Any]:
+    """Everything that a cell depends on, beside its seed: items, features and settings, less where it runs."""
+    here = replace(config, run=replace(config.run, seed=0, output_dir="", threads=0))
+    here = replace(here, features=replace(config.features, dir=None))
+    return {**data.identity(dict.fromkeys(splits)), "recipe": asdict(here)}
+
+
+def _file_name(change: str) -> str:
+    """A change as the name of a folder; what a file system may not take is told apart by a digest."""
+    plain = re.sub(r"[^\w.=+-]", "-", change)[:80]
+    return plain if plain == change.replace(" ", "-") else f"{plain}-{sha256_bytes(change.encode())[:8]}"

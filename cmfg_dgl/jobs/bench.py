@@ -1,0 +1,221 @@
+"""`cmfg bench`: every cell of the comparison once, then its results and their pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmfg_dgl.config import BenchConfig, load_config, to_yaml
+from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.evaluation.evaluate import label_chance
+from cmfg_dgl.experiments.bench.cells import chance_rsum, run_cell
+from cmfg_dgl.experiments.bench.data import BenchData
+from cmfg_dgl.experiments.bench.methods import method_class, recipe_of
+from cmfg_dgl.experiments.bench.results import OURS, collect
+from cmfg_dgl.experiments.bench.settings import check_settings, settings_of
+from cmfg_dgl.experiments.cache import digest_of, kept_cell
+from cmfg_dgl.files import write_atomic, write_json
+from cmfg_dgl.reporting.bench_pages import write_outputs
+
+__all__ = ["bench", "finished_cell"]
+
+Record = dict[str, Any]
+Progress = Callable[..., None]
+
+
+def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool = False) -> list[Path]:
+    """Run what is missing of a comparison, then write its results; finished cells are not repeated.
+
+    Parameters
+    ----------
+    force
+        Run every cell again.
+    progress
+        Called with (what, done, total, message).
+    leaky
+        Then also run CMFG by the matched-pair protocol, in the folder `matched-pair`, beside the honest rows.
+
+    Returns
+    -------
+    list of Path
+        A folder for each recipe that holds `results.json`, the tables and `report.html`; the leaky ones if asked.
+
+    Raises
+    ------
+    ConfigError
+        If a method is unknown, one of the settings is not to be had, a finished cell was made from other data or
+        settings, or the leak is asked for and cmfg is not among the methods.
+    AuditFailed
+        If the audit of a method failed: no table is written.
+    """
+    for name in config.methods:
+        method_class(name)
+    if leaky and OURS not in config.methods:
+        raise ConfigError(f"methods: the matched-pair protocol is about {OURS}, which is not among them; add it")
+    recipes = {name: load_config(name, config.overrides) for name in config.recipes}
+    check_settings(config, recipes)
+    root = Path(config.output_dir)
+    write_atomic(root / "bench.yaml", lambda path: path.write_text(to_yaml(config), encoding="utf-8"))
+    folders = []
+    runs = [*config.methods, *[OURS] * leaky]
+    cells = sum(len(settings_of(name, config)) + len(config.seeds) - 1 for name in runs)
+    tick = _Tick(progress, len(recipes) * cells)
+    for name, recipe in recipes.items():
+        folder = root if len(recipes) == 1 else root / Path(name).stem
+        data = BenchData.prepare(recipe, progress)
+        results = _compare(config, config.methods, data, folder, force, tick)
+        if leaky:
+            folder = folder / "matched-pair"
+            _compare(config, [OURS], data, folder, force, tick, honest=results)
+        folders.append(folder)
+    return folders
+
+
+def _label_relevance(data: BenchData) -> Record | None:
+    """How many labels there are, what chance gives, and how many images are searched if not the test split."""
+    part = data.searched
+    if part.labels is None:
+        return None
+    record: Record = {
+        "labels": part.labels.shape[1],
+        "chance": label_chance(part.labels, part.collection.caption_image, part.queries),
+    }
+    if part.queries is not None:
+        record["gallery"] = int((~part.queries).sum())
+    return record
+
+
+@dataclass
+class _Tick:
+    """The progress of all cells together."""
+
+    progress: Progress
+    total: int
+    done: int = 0
+
+    def __call__(self, method: str, record: Record) -> None:
+        self.done += 1
+        message = f"{method} seed {record['seed']}: {record['val']:.1f} on validation"
+        self.progress("bench", self.done, self.total, message)
+
+
+def _compare(
+    config: BenchConfig,
+    methods: Sequence[str],
+    data: BenchData,
+    folder: Path,
+    force: bool,
+    tick: _Tick,
+    honest: Record | None = None,
+) -> Record:
+    """Run methods on one data set and write what `write_outputs` writes; with `honest` by the leaky protocol."""
+    cells: dict[str, list[Record]] = {}
+    searches: dict[str, list[Record]] = {}
+    for method in methods:
+        runner = _Runner(config, data, folder / "cells" / method, method, force, leaky=honest is not None)
+        for record in runner.run():
+            tick(method, record)
+        cells[method], searches[method] = runner.kept, runner.trials
+    results = collect(
+        cells,
+        searches,
+        config,
+        protocol=data.experiment.dataset.protocol("test"),
+        dataset=data.experiment.dataset.name,
+        images=len(data.test.split.images),
+        caption_image=data.test.split.caption_image,
+        label_relevance=_label_relevance(data),
+        chance=chance_rsum(data.test),
+        honest=honest,
+    )
+    examples = {m: next(c["examples"] for c in kept if "examples" in c) for m, kept in cells.items()}
+    write_json(folder / "examples.json", examples)
+    write_json(folder / "results.json", results)
+    write_outputs(folder)
+    return results
+
+
+@dataclass
+class _Runner:
+    """The cells of one method on one data set."""
+
+    config: BenchConfig
+    data: BenchData
+    folder: Path
+    method: str
+    force: bool
+    leaky: bool
+
+    def __post_init__(self) -> None:
+        self.trials: list[Record] = []
+        self.kept: list[Record] = []
+
+    def run(self) -> Iterator[Record]:
+        """Search with the first seed, then fit the best setting with the others; give each record as it comes."""
+        first, *others = self.config.seeds
+        for number, setting in enumerate(settings_of(self.method, self.config)):
+            record = self._cell(f"trial-{number}", first, setting)
+            self.trials.append(record)
+            yield record
+        # The first of equals: max keeps it.
+        best = max(self.trials, key=lambda record: float(record["val"]))
+        self.kept.append(best)
+        for seed in others:
+            record = self._cell(f"seed-{seed}", seed, best["setting"])
+            self.kept.append(record)
+            yield record
+
+    def _cell(self, name: str, seed: int, setting: Mapping[str, Any]) -> Record:
+        return finished_cell(
+            self.folder / f"{name}.json",
+            self.data,
+            self.method,
+            seed,
+            setting,
+            minutes=self.config.minutes,
+            audited=seed == self.config.seeds[-1],
+            leaky=self.leaky,
+            force=self.force,
+        )
+
+
+def finished_cell(
+    path: Path,
+    data: BenchData,
+    method: str,
+    seed: int,
+    setting: Mapping[str, Any],
+    *,
+    minutes: float,
+    audited: bool,
+    leaky: bool = False,
+    force: bool = False,
+) -> Record:
+    """The cell in a file if it is there and, where asked, audited; else it is run, see `run_cell`, and written.
+
+    Raises
+    ------
+    ConfigError
+        If the file's was made from other data or settings, unless `force` says to run it anyway.
+    CheckpointError
+        If the file is damaged.
+    """
+    made_from = digest_of(
+        {
+            "method": method,
+            "seed": seed,
+            "setting": dict(setting),
+            "minutes": minutes,
+            **data.identity(dict.fromkeys(("train", "val", "test", *data.experiment.dataset.database))),
+            "recipe": recipe_of(method, data.config),
+        }
+    )
+    kept = None if force else kept_cell(path, made_from)
+    if kept is not None and (not audited or "audit" in kept):
+        return kept
+    record = run_cell(data, method, seed, setting, minutes=minutes, audited=audited, leaky=leaky)
+    record["made_from"] = made_from
+    write_json(path, record)
+    return record

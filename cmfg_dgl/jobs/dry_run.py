@@ -1,0 +1,87 @@
+"""One batch through everything that training runs, with nothing written."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from cmfg_dgl.config import Config
+from cmfg_dgl.data.dataset import Dataset, Split
+from cmfg_dgl.errors import DataError
+from cmfg_dgl.features.encoders.text import TextEncoder
+from cmfg_dgl.features.encoders.vision import VisionEncoder
+from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.training.experiment import build_model, encoders, open_dataset, select_device
+from cmfg_dgl.training.trainer import training_losses
+
+__all__ = ["DryRun", "dry_run"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What one batch showed: parameters, their bytes with gradients and AdamW, bytes kept for the backward pass."""
+
+    parameters: int
+    state_bytes: int
+    activation_bytes: int
+    batch_pairs: int
+    steps: int
+    loss: float
+
+
+def dry_run(config: Config) -> DryRun:
+    """One batch through backbones, graph, model, forward and backward, with nothing written."""
+    select_device(config)
+    dataset = open_dataset(config)
+    split = dataset.split("train")
+    vision, text = encoders(config)
+    collection = _first_batch(dataset, split, vision, text, config.training.batch_size)
+    pairs = collection.caption_image
+    model = build_model(config, {"patch": vision.width, "token": text.width}, config.run.seed).train()
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        losses = training_losses(
+            model,
+            collection,
+            pairs,
+            pairs,
+            joint_weight=config.training.joint_weight,
+            hard_negatives_each=config.training.hard_negatives,
+            label_smoothing=config.training.label_smoothing,
+        )
+    losses.total.backward()
+    parameters = sum(p.numel() for p in model.parameters())
+    steps = config.training.epochs * max(1, len(split.captions) // config.training.batch_size)
+    return DryRun(parameters, 16 * parameters, sum(kept.values()), len(pairs), steps, losses.total.item())
+
+
+def _first_batch(
+    dataset: Dataset, split: Split, vision: VisionEncoder, text: TextEncoder, batch_size: int
+) -> Collection:
+    """The first usable pairs of a split, encoded; as in training, an item that is unusable is left out."""
+    pixels, tokenised = [], []
+    for caption, image in zip(split.captions, split.images[split.caption_image], strict=True):
+        try:
+            picture = vision.read(dataset, dataset.images[image])
+            words = text.prepare(dataset.captions[caption].text)
+        except DataError as error:
+            _log.warning("left out: %s", error)
+            continue
+        pixels.append(picture)
+        tokenised.append(words)
+        if len(pixels) == batch_size:
+            break
+    if not pixels:
+        raise DataError(f"{dataset.name}: nothing of the split {split.name!r} is usable; see `cmfg data check`")
+    patches, tokens = vision.forward(pixels), text.forward(tokenised).nodes
+    pairs = torch.arange(len(pixels))
+    return Collection(Side("patch", len(pairs), patches.select), Side("token", len(pairs), tokens.select), pairs)

@@ -1,0 +1,222 @@
+"""The job behind `cmfg rerank`: what a second stage is worth over k and alpha, and behind other first stages."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.evaluation.evaluate import ALPHAS, first_stage, first_stage_rsum, score
+from cmfg_dgl.evaluation.rerank import curve, query_seconds
+from cmfg_dgl.experiments.bench.data import BenchData
+from cmfg_dgl.experiments.bench.methods import make_method
+from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.files import sha256_file, write_atomic
+from cmfg_dgl.jobs.results import Progress, graph_scorer, known_result, result_identity, trained_model
+from cmfg_dgl.reporting.figures import png_bytes, svg_text
+from cmfg_dgl.reporting.rerank_figure import rerank_figure
+from cmfg_dgl.retrieval.embeddings import Embedded, read_embeddings, spread, write_embeddings
+from cmfg_dgl.retrieval.scorer import GraphScorer
+from cmfg_dgl.training.checkpoint import load_checkpoint
+from cmfg_dgl.training.experiment import Experiment, select_device
+from cmfg_dgl.training.run_directory import Run
+
+__all__ = ["METHODS", "OWN", "rerank_run"]
+
+OWN = "own"
+METHODS = ("cca", "clip-head")
+
+Record = dict[str, Any]
+Sides = tuple[Tensor, Tensor]
+
+
+def rerank_run(
+    run: Run, split: str, *, ks: Sequence[int], first_stages: Sequence[str], force: bool, progress: Progress
+) -> Record:
+    """Measure re-ranking on a split, with every k and alpha, behind each first stage; finished parts are kept.
+
+    The weight of the joint score is chosen on validation, which is therefore measured before any other split.
+
+    Parameters
+    ----------
+    ks
+        How many candidates are re-ranked. The joint scores of the largest serve for all.
+    first_stages
+        `own`, a name of `METHODS`, which is fitted on the run's training split, or a file as for `read_embeddings`.
+    force
+        Measure again, and replace what is there.
+
+    Returns
+    -------
+    dict
+        What `rerank-SPLIT.json` holds: {"dataset", "split", "protocol", "n_images", "n_captions", "alphas",
+        "first_stages", "made_from"}. Of each first stage {"scale", "first_stage", "curves", "made_from"}: by what
+        its scores were multiplied, its metrics alone, and for each k what `curve` gives, with `query_seconds`.
+
+    Raises
+    ------
+    ConfigError
+        If a first stage is unknown, or what is there was made from other weights, data or settings.
+    DataError
+        If a file does not fit the split.
+    """
+    for name in first_stages:
+        _check_name(name)
+    select_device(run.config)
+    run.read("selection.json")
+    job = _Job.prepare(run, tuple(dict.fromkeys(("val", split))), progress)
+    record = job.measure("val", ks, first_stages, force)
+    if split != "val":
+        record = job.measure(split, ks, first_stages, force, chosen=record)
+    return record
+
+
+def _check_name(name: str) -> None:
+    if name not in (OWN, *METHODS) and not Path(name).is_file():
+        raise ConfigError(
+            f"--first-stage {name}: no such file; give {OWN}, {', '.join(METHODS)}, or a safetensors file"
+        )
+
+
+@dataclass(frozen=True)
+class _FirstStage:
+    """One first stage: its name in the record, what it is made from, and its embeddings of a split."""
+
+    name: str
+    made_from: Mapping[str, Any]
+    embed: Callable[[str], Sides]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A trained run and the splits on which its second stage is measured."""
+
+    run: Run
+    experiment: Experiment
+    scorer: GraphScorer
+    progress: Progress
+    collections: Mapping[str, Collection]
+    own: Callable[[str], Sides]
+
+    @classmethod
+    def prepare(cls, run: Run, splits: Sequence[str], progress: Progress) -> _Job:
+        weights, _ = load_checkpoint(run.best)
+        experiment = Experiment.prepare(run.config, progress)
+        collections = {name: experiment.collection(experiment.evaluation_split(name)) for name in splits}
+        scorer = graph_scorer(trained_model(run, experiment, weights), run.config, progress)
+        own = functools.cache(lambda split: scorer.embeddings(collections[split]))
+        return cls(run, experiment, scorer, progress, collections, own)
+
+    def measure(
+        self, split: str, ks: Sequence[int], names: Sequence[str], force: bool, chosen: Record | None = None
+    ) -> Record:
+        """Measure what `rerank-SPLIT.json` lacks; `chosen` is the record of validation, None for validation."""
+        file = f"rerank-{split}.json"
+        made_from = {**result_identity(self.run, self.experiment, split), "ks": list(ks)}
+        if (self.run.folder / file).is_file() and not force:
+            record = known_result(self.run, file, made_from)
+        else:
+            record = self._empty(split) | {"made_from": made_from}
+        for stage in map(self._stage, names):
+            kept = record["first_stages"].get(stage.name)
+            if kept is None:
+                alphas = None if chosen is None else chosen["first_stages"][stage.name]["curves"]
+                record["first_stages"][stage.name] = self._curves(stage, split, ks, alphas)
+                self.run.write(file, record)
+            elif kept["made_from"] != stage.made_from:
+                raise ConfigError(
+                    f"{self.run.folder / file}: {stage.name} was another one; add --force to replace all of it"
+                )
+        self._draw(record, split)
+        return record
+
+    def _empty(self, split: str) -> Record:
+        """A record without any first stage; the run's own embeddings are written, a pattern for other files."""
+        write_embeddings(
+            self.run.folder / f"embeddings-{split}.safetensors",
+            {
+                f"{name}.{kind}": (ids, rows)
+                for name in dict.fromkeys(("val", split))
+                for kind, ids, rows in zip(("images", "captions"), self._ids(name), self.own(name), strict=True)
+            },
+        )
+        view = self.experiment.evaluation_split(split)
+        return {
+            "dataset": self.experiment.dataset.name,
+            "split": split,
+            "protocol": self.experiment.dataset.protocol(split),
+            "n_images": len(view.images),
+            "n_captions": len(view.captions),
+            "alphas": list(ALPHAS),
+            "first_stages": {},
+        }
+
+    def _ids(self, split: str) -> tuple[list[str], list[str]]:
+        """Ids of the images and of the captions of a split, in order."""
+        dataset, view = self.experiment.dataset, self.experiment.evaluation_split(split)
+        return [dataset.images[i].id for i in view.images], [dataset.captions[c].id for c in view.captions]
+
+    def _stage(self, name: str) -> _FirstStage:
+        if name == OWN:
+            return _FirstStage(name, {}, self.own)
+        if name in METHODS:
+            identity = {"train": self.experiment.dataset.protocol("train"), "seed": self.run.config.run.seed}
+            return _FirstStage(name, identity, functools.cache(self._fitted(name)))
+        path = Path(name)
+        return _FirstStage(
+            path.name, {"sha256": sha256_file(path)}, lambda split: read_embeddings(path, split, *self._ids(split))
+        )
+
+    def _fitted(self, name: str) -> Callable[[str], Sides]:
+        """A method of the comparison with the ridge of the run; it is fitted when it is first asked."""
+        data = BenchData(self.run.config, self.experiment)
+        setting = {"ridge": data.config.model.ridge}
+        method = make_method(name, data.config, data.widths, data.config.run.seed, setting)
+
+        @functools.cache
+        def fit() -> None:
+            method.fit(data.training, lambda: first_stage_rsum(method, data.val.collection))
+            method.eval()
+
+        def embed(split: str) -> Sides:
+            fit()
+            return method.embeddings(self.collections[split])
+
+        return embed
+
+    def _scale(self, stage: _FirstStage) -> float:
+        """What brings a first stage's scores to the spread of the run's own, so that one alpha means one thing."""
+        theirs = spread(*stage.embed("val"))
+        if not theirs:
+            raise DataError(f"{stage.name}: gives every pair of val the same score; there is nothing to re-rank")
+        return spread(*self.own("val")) / theirs
+
+    def _curves(self, stage: _FirstStage, split: str, ks: Sequence[int], chosen: Sequence[Record] | None) -> Record:
+        """Everything about a first stage; `chosen` are the curves of validation, whose alphas are used."""
+        scale = self._scale(stage)
+        images, captions = (rows * scale**0.5 for rows in stage.embed(split))
+        collection, batch = self.collections[split], self.run.config.retrieval.query_batch
+        scores = score(Embedded(images, captions, self.scorer), collection, k=max(ks), query_batch=batch)
+        quiet = graph_scorer(self.scorer.model, self.run.config, None)
+        curves, seconds = [], query_seconds(quiet, collection, scores, ks)
+        for number, k in enumerate(ks):
+            alpha = None if chosen is None else chosen[number]["two_stage"]["alpha"]
+            curves.append(curve(scores, k, alpha) | {"query_seconds": seconds[number]})
+            self.progress(f"{stage.name}, {split}", number + 1, len(ks), f"k {k}")
+        return {
+            "scale": scale,
+            "first_stage": first_stage(scores)[0],
+            "curves": curves,
+            "made_from": stage.made_from,
+        }
+
+    def _draw(self, record: Record, split: str) -> None:
+        figure = rerank_figure(record)
+        for suffix, content in {"svg": svg_text(figure).encode(), "png": png_bytes(figure)}.items():
+            write_atomic(self.run.folder / f"rerank-{split}.{suffix}", partial(Path.write_bytes, data=content))

@@ -1,0 +1,217 @@
+"""Train a run directory to the end: the model, what validation chooses, the report."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmfg_dgl.data.dataset import Split
+from cmfg_dgl.errors import CheckpointError, ConfigError, DataError
+from cmfg_dgl.evaluation.attention import attention_summary
+from cmfg_dgl.evaluation.evaluate import (
+    ALPHAS,
+    Scores,
+    choose_alpha,
+    first_stage,
+    first_stage_rsum,
+    score,
+)
+from cmfg_dgl.evaluation.examples import retrieved_examples
+from cmfg_dgl.files import write_atomic
+from cmfg_dgl.jobs.results import Progress, graph_scorer
+from cmfg_dgl.nn.model import CMFG
+from cmfg_dgl.reporting.board import write_board
+from cmfg_dgl.reporting.report import write_card, write_report
+from cmfg_dgl.retrieval.query_bank import fill_bank
+from cmfg_dgl.training.checkpoint import load_checkpoint, save_checkpoint
+from cmfg_dgl.training.experiment import Experiment, select_device
+from cmfg_dgl.training.run_directory import Run
+from cmfg_dgl.training.trainer import Trainer, TrainerState, load_weights
+
+__all__ = ["find_checkpoint", "train_run"]
+
+_log = logging.getLogger(__name__)
+
+
+def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[str, Any]:
+    """Train to the end, choose alpha on validation, write the report; a finished run is left as it is.
+
+    What cannot be used is left out of training and named in a log line each.
+
+    Parameters
+    ----------
+    checkpoint
+        Where to go on from: `auto` for the run's own last checkpoint, if it has one, else a file or the
+        directory of another run; None starts from random weights.
+
+    Returns
+    -------
+    dict
+        What `selection.json` holds.
+
+    Raises
+    ------
+    ConfigError
+        If the run is finished and `checkpoint` is another run's, or that one is.
+    DataError
+        If too much is unusable, or the training split is not what the run began with.
+    CheckpointError
+        If the checkpoint cannot be used.
+    """
+    source = run.last if checkpoint == "auto" else find_checkpoint(checkpoint) if checkpoint else None
+    if (run.folder / "selection.json").is_file():
+        if source and source.resolve() != run.last.resolve():
+            raise ConfigError(f"{run.folder}: holds a finished run; choose another -o to go on from {source}")
+        finished: dict[str, Any] = run.read("selection.json")
+        return finished
+    start = time.perf_counter()
+    select_device(run.config)
+    experiment = Experiment.prepare(run.config, progress)
+    left_out = _left_out(experiment)
+    for reason in left_out.values():
+        _log.warning("left out: %s", reason)
+    train, val = experiment.training_split("train"), experiment.training_split("val")
+    model = experiment.model(run.config.run.seed)
+    scorer, held_out = graph_scorer(model, run.config, progress), experiment.collection(val)
+    torch.manual_seed(run.config.run.seed)
+
+    def validate() -> dict[str, float]:
+        return {"val_rsum": first_stage_rsum(scorer, held_out), **attention_summary(model, held_out)}
+
+    trainer = _trainer(run, experiment, train, model, validate, progress)
+    _keep_manifest(run, experiment.dataset.manifest("train"))
+    if source and (source != run.last or source.is_file()):
+        trainer.resume(source)
+        if source.resolve() != run.last.resolve():
+            _take_over(source, run, trainer.state)
+    else:
+        model.begin(trainer.collection)
+    state = trainer.fit()
+    weights, best = load_checkpoint(trainer.best)
+    load_weights(model, weights, trainer.best)
+    fill_bank(scorer, trainer.collection, run.config.model.sharpness)
+    save_checkpoint(trainer.best, model.state_dict(), best)
+    dataset = experiment.dataset
+    run.write(
+        "training.json",
+        {
+            "dataset": dataset.name,
+            "protocol": dataset.protocol("train"),
+            "validation_protocol": dataset.protocol("val"),
+            "train_images": len(train.images),
+            "train_captions": len(train.captions),
+            "val_images": len(val.images),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "near_duplicates": dataset.near_duplicates,
+            "published": dataset.published,
+            "quarantined": left_out,
+            "truncated_captions": experiment.captions.truncated,
+            "epochs": state.epoch,
+            "seconds": time.perf_counter() - start,
+        },
+    )
+    scores = score(scorer, held_out, k=run.config.retrieval.k)
+    selection = {
+        "split": "val",
+        "protocol": dataset.protocol("val"),
+        "epoch": best["epoch"],
+        **_select(run, scores),
+    }
+    examples = retrieved_examples(dataset, val, scores, selection["alpha"])
+    write_board(run.folder / "tb", dataset, val, scores, examples, step=state.step, extra=model.popularity.extra)
+    # Written last: it says that the run is finished.
+    run.write("selection.json", selection)
+    write_card(run.folder)
+    write_report(run.folder)
+    return selection
+
+
+def find_checkpoint(given: str) -> Path:
+    """A checkpoint file, or the last one of a run directory; CheckpointError where there is none."""
+    path = Path(given)
+    found = path / "checkpoints" / "last.safetensors" if path.is_dir() else path
+    if not found.is_file():
+        raise CheckpointError(f"{found}: no such checkpoint; name a run directory or a file of its checkpoints")
+    return found
+
+
+def _trainer(
+    run: Run,
+    experiment: Experiment,
+    split: Split,
+    model: CMFG,
+    validate: Callable[[], dict[str, float]],
+    progress: Progress,
+) -> Trainer:
+    training = run.config.training
+    return Trainer(
+        model,
+        experiment.collection(split),
+        experiment.texts(split),
+        validate,
+        run.folder,
+        seed=run.config.run.seed,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup=training.warmup,
+        clip=training.clip,
+        label_smoothing=training.label_smoothing,
+        joint_weight=training.joint_weight,
+        hard_negatives=training.hard_negatives,
+        patience=training.patience,
+        checkpoint_steps=training.checkpoint_steps,
+        near_captions=training.near_captions,
+        shuffle_buffer=training.shuffle_buffer,
+        progress=lambda done, total, message: progress("training", done, total, message),
+    )
+
+
+def _select(run: Run, scores: Scores) -> dict[str, Any]:
+    """What validation chooses for the second stage, unless the configuration says it."""
+    given = run.config.retrieval.alpha
+    alphas = ALPHAS if given is None else (given,)
+    alpha, curve = choose_alpha(scores, alphas)
+    return {
+        "k": run.config.retrieval.k,
+        "alpha": alpha,
+        "first_stage_rsum": first_stage(scores)[0]["rsum"],
+        "two_stage_rsum": max(curve),
+        "alphas": list(alphas),
+        "rsums": curve,
+    }
+
+
+def _take_over(source: Path, run: Run, state: TrainerState) -> None:
+    """Bring the best weights so far from beside the checkpoint of another run that is not finished."""
+    if state.finished:
+        raise ConfigError(f"{source}: of a finished run, so nothing is left to train; name another checkpoint")
+    best = source.with_name(run.best.name)
+    if best.is_file():
+        write_atomic(run.best, lambda temporary: shutil.copyfile(best, temporary))
+    elif state.best_epoch >= 0:
+        raise CheckpointError(f"{best}: missing beside {source.name}; copy it there from the run it belongs to")
+
+
+def _keep_manifest(run: Run, manifest: dict[str, Any]) -> None:
+    """Write down what is trained on, for the audit; a run that goes on must go on with the same."""
+    path = run.folder / "manifest-train.json"
+    if run.last.is_file() and path.is_file() and run.read(path.name) != manifest:
+        raise DataError(f"{path}: the training split has changed since; put it back, or --force to start over")
+    run.write(path.name, manifest)
+
+
+def _left_out(experiment: Experiment) -> dict[str, str]:
+    """What of the data set cannot be used, with the reasons."""
+    return {
+        **{item.id: item.reason for item in experiment.dataset.bad},
+        **experiment.images.quarantined,
+        **experiment.captions.quarantined,
+    }

@@ -1,0 +1,171 @@
+"""Two-stage retrieval: independent embeddings find candidates, joint graphs re-rank them, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.nn.model import CMFG, Encoded
+
+__all__ = ["GraphScorer", "Scorer", "candidates", "fuse"]
+
+IMAGES_AT_A_TIME = 64
+CAPTIONS_AT_A_TIME = 256
+PAIRS_AT_A_TIME = 4096
+STAR_PAIRS = 4
+STAR_LEAVES = 32
+
+
+class Scorer(Protocol):
+    """A method under evaluation. An honest one never reads `collection.caption_image`; the audit finds out."""
+
+    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+        """First stage: embeddings (N, D) and (M, D); their inner products are the scores."""
+        ...
+
+    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+        """Second stage: joint scores (pairs,) of the given images with the given captions."""
+        ...
+
+
+class GraphScorer:
+    """CMFG as a scorer: independent graphs first, joint graphs second.
+
+    Parameters
+    ----------
+    model
+        Used as it is, in evaluation mode.
+    batch
+        Items embedded at a time.
+    pair_batch
+        Joint graphs at a time; peak memory grows with it and not with the gallery.
+    progress
+        Called with (done, total) of the second stage.
+    """
+
+    def __init__(
+        self,
+        model: CMFG,
+        *,
+        batch: int = 128,
+        pair_batch: int = 512,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.model, self.batch, self.pair_batch, self.progress = model, batch, pair_batch, progress
+
+    @torch.inference_mode()
+    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+        """Independent embeddings freed of their popularity; the scale is split evenly over both sides."""
+        root = self.model.scale("first").sqrt()
+        images, captions = (
+            self.model.popularity.extend(side.kind, self.embed(side, torch.arange(side.count))) * root
+            for side in (collection.images, collection.captions)
+        )
+        return images.cpu(), captions.cpu()
+
+    @torch.inference_mode()
+    def embed(self, side: Side, items: Tensor) -> Tensor:
+        """Unit vectors (items, D), on the model's device; `items` are positions, int64."""
+        self.model.eval()
+        parts = [
+            self.model.embed(side.kind, self.model.accept(side.read(part))) for part in items.split(self.batch)
+        ]
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+        """Joint scores, piece by piece, in a memory that does not grow with the gallery.
+
+        A piece has at most `IMAGES_AT_A_TIME` images and `PAIRS_AT_A_TIME` pairs. Its images are encoded once, its
+        captions too, `CAPTIONS_AT_A_TIME`.
+        """
+        self.model.eval()
+        scores = torch.empty(len(image))
+        done = 0
+        for mine in _pieces(image):
+            group, left = torch.unique(image[mine], return_inverse=True)
+            used, right = torch.unique(caption[mine], return_inverse=True)
+            images = self.model.encode("patch", self.model.accept(collection.images.read(group)))
+            for first in range(0, len(used), CAPTIONS_AT_A_TIME):
+                some = used[first : first + CAPTIONS_AT_A_TIME]
+                captions = self.model.encode("token", self.model.accept(collection.captions.read(some)))
+                here = torch.nonzero((right >= first) & (right < first + len(some)))[:, 0]
+                scores[mine[here]] = self.match(images, captions, left[here], right[here] - first).float().cpu()
+                del captions  # before the next ones
+                done += len(here)
+                if self.progress:
+                    self.progress(done, len(image))
+        return scores
+
+    @torch.inference_mode()
+    def match(self, images: Encoded, captions: Encoded, left: Tensor, right: Tensor) -> Tensor:
+        """Joint scores (pairs,) of encoded items, on their device.
+
+        Pairs that share an item are scored as a star around it, where the model allows that and they are enough.
+
+        Parameters
+        ----------
+        left, right
+            int64, (pairs,): positions in `images` and in `captions`.
+        """
+        scores = images.embedding.new_empty(len(left))
+        few = torch.arange(len(left))
+        if self.model.shares:
+            sides = (images, left), (captions, right)
+            (hubs, hub), (leaves, leaf) = sorted(sides, key=lambda side: len(torch.unique(side[1])))
+            # Leaves of one size together leave little to pad.
+            order = torch.argsort(leaves.nodes.counts[leaf], stable=True)
+            order = order[torch.argsort(hub[order], stable=True)]
+            for star in order.split(torch.unique_consecutive(hub[order], return_counts=True)[1].tolist()):
+                if len(star) >= STAR_PAIRS:
+                    center = hubs.select(hub[star[:1]])
+                    for part in star.split(STAR_LEAVES):
+                        scores[part] = self.model.match_one(center, leaves.select(leaf[part]))
+            few = order[torch.bincount(hub, minlength=len(hubs))[hub[order]] < STAR_PAIRS]
+        few = few[torch.argsort(captions.nodes.counts[right[few]], stable=True)]
+        for part in few.split(self.pair_batch) if len(few) else ():
+            scores[part] = self.model.match(images.select(left[part]), captions.select(right[part]))
+        return scores * self.model.scale("joint")
+
+
+def _pieces(image: Tensor) -> list[Tensor]:
+    """Positions of pairs in pieces of few images and not too many pairs; `image` (pairs,) is each pair's image."""
+    order = torch.argsort(image, stable=True)
+    _, number = torch.unique_consecutive(image[order], return_inverse=True)
+    groups = order.split(torch.bincount(number // IMAGES_AT_A_TIME).tolist())
+    return [piece for group in groups for piece in group.split(PAIRS_AT_A_TIME)]
+
+
+def candidates(queries: Tensor, gallery: Tensor, k: int, *, query_batch: int = 256) -> Tensor:
+    """The k best of the gallery (G, D) for each query (Q, D) by inner product, int64 (Q, min(k, G)), best first."""
+    k = min(k, len(gallery))
+    return torch.cat([(part @ gallery.T).topk(k, dim=1).indices for part in queries.split(query_batch)])
+
+
+def fuse(first: Tensor, chosen: Tensor, joint: Tensor, alpha: float) -> Tensor:
+    """Final scores of a chunk of queries: the candidates re-ranked, all others below them in their old order.
+
+    Parameters
+    ----------
+    first
+        First-stage scores (Q, G).
+    chosen
+        Candidates, int64 (Q, k).
+    joint
+        Their joint scores (Q, k).
+    alpha
+        A candidate scores alpha * joint + (1 - alpha) * first.
+
+    Returns
+    -------
+    Tensor
+        float64 (Q, G).
+    """
+    first = first.double()
+    fused = alpha * joint.double() + (1 - alpha) * first.gather(1, chosen)
+    below = first - first.amax(1, keepdim=True) - 1
+    return below.scatter(1, chosen, fused - fused.amin(1, keepdim=True))

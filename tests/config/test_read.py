@@ -1,0 +1,343 @@
+"""Pins of the configuration.
+
+- Every error is one line that names the file or override, the key and a remedy; whatever the bytes of the file,
+  nothing but `ConfigError` comes out.
+- What `to_yaml` writes, `load_config` reads back to an equal configuration.
+- YAML is bounded: size, depth, values (aliases counted as what they stand for), no repeated keys, no Python
+  objects.
+- Overrides win over the file, the file over the defaults; `1e-4` is a float.
+- Every key is documented and its default is legal; the recipes that ship load.
+"""
+
+import dataclasses
+import importlib.metadata
+import re
+import typing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmfg_dgl.config import Config, DataConfig, RelationConfig, describe_keys, load_config, recipes, to_yaml
+from cmfg_dgl.config import read as module
+from cmfg_dgl.errors import ConfigError
+
+SECTIONS = {f.name: type(getattr(Config(), f.name)) for f in dataclasses.fields(Config)}
+
+
+@pytest.fixture
+def installed():
+    """The recipes lie beside the package, and only an installed one finds them."""
+    try:
+        importlib.metadata.distribution("cmfg-dgl")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the package is not installed")
+
+
+@pytest.fixture
+def no_recipes(monkeypatch):
+    monkeypatch.setattr(module, "recipes", dict)
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return str(path)
+
+    return write
+
+
+def error_of(source, overrides=()):
+    with pytest.raises(ConfigError) as caught:
+        load_config(source, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+    return message
+
+
+ERRORS = {
+    "unknown key": ("model: {widht: 3}", ["model.widht", "did you mean model.width?"]),
+    "unknown section": ("modle: {width: 3}", ["modle", "did you mean model?"]),
+    "unlike any key": ("model: {zzzzzz: 3}", ["model.zzzzzz", "known here: width, heads"]),
+    "key of a relation": (
+        "graph: {relations: {spatial: {radus: 3}}}",
+        ["relations.spatial.radus", "radius?"],
+    ),
+    "key of a new relation": (
+        "graph: {relations: {mine: {surce: patch}}}",
+        ["relations.mine.surce", "source?"],
+    ),
+    "relation misspelt": (
+        "graph: {relations: {spacial: {radius: 3}}}",
+        ["relations.spacial", "mean spatial?"],
+    ),
+    "not a number": ("model: {width: broad}", ["model.width", "'broad'"]),
+    "part of an integer": ("model: {width: 2.5}", ["model.width", "2.5"]),
+    "too small": ("model: {width: 0}", ["model.width", "least is 1"]),
+    "too large": ("model: {dropout: 0.99}", ["model.dropout", "most is 0.95"]),
+    "infinite": ("training: {learning_rate: .inf}", ["training.learning_rate", "finite"]),
+    "not a number at all": ("training: {learning_rate: .nan}", ["training.learning_rate", "finite"]),
+    "choice": ("model: {softmax: jont}", ["model.softmax", "'jont'", "relation, joint", "did you mean joint?"]),
+    "start without residual": ("model: {residual: false}", ["model.start", "model.residual", "random"]),
+    "boolean": ("model: {residual: maybe}", ["model.residual", "maybe"]),
+    "nothing": ("data: {seed: null}", ["data.seed"]),
+    "number for a section": ("data: 5", ["data", "keys of its own"]),
+    "word for a relation": ("graph: {relations: {spatial: grid}}", ["graph.relations.spatial", "keys of its own"]),
+    "heads": ("model: {width: 256, heads: 3}", ["model.width 256", "model.heads 3"]),
+    "cross layers": ("model: {layers: 2, cross_layers: 3}", ["model.cross_layers 3", "model.layers 2"]),
+    "grid of tokens": (
+        "graph: {relations: {context: {topology: grid}}}",
+        ["relations.context", "token to token"],
+    ),
+    "window of patches": (
+        "graph: {relations: {spatial: {topology: window}}}",
+        ["spatial.topology window"],
+    ),
+    "knn across": ("graph: {relations: {grounds: {topology: knn}}}", ["relations.grounds.topology knn"]),
+    "topk within": ("graph: {relations: {spatial: {topology: topk}}}", ["relations.spatial.topology topk"]),
+    "directed across": (
+        "graph: {relations: {grounds: {directed: true}}}",
+        ["relations.grounds.directed", "one type"],
+    ),
+    "relation name": (
+        "graph: {relations: {a.b: {source: patch, target: patch}}}",
+        ["relations.a.b", "rename"],
+    ),
+    "fractions": ("data: {fractions: {train: 0.5}}", ["data.fractions", "sum to 1"]),
+    "fraction of nothing": ("data: {fractions: {train: 0.7, val: 0.3, test: 0.0}}", ["data.fractions", "positive"]),
+    "fraction NaN": ("data: {fractions: {train: .nan}}", ["data.fractions"]),
+    "interpolation": ("run: {output_dir: '${nowhere}'}", ["run.output_dir", "nowhere"]),
+    "endless interpolation": ("data: {root: '${data.root}'}", ["data.root"]),
+    "repeated key": ("data: {seed: 1}\ndata: {seed: 2}", ["'data'", "twice", "line 2"]),
+    "repeated key within": ("data:\n  seed: 1\n  name: a\n  seed: 2", ["'seed'", "twice", "line 4"]),
+    "list": ("- data", ["must hold keys", "list"]),
+    "word": ("data", ["must hold keys", "str"]),
+    "unclosed": ("data: {seed: 1", ["not valid YAML", "line 1"]),
+    "python": ("data: !!python/object/apply:os.getcwd []", ["not valid YAML", "python/object"]),
+    "list as key": ("? [a]\n: 1", ["not valid YAML", "unhashable"]),
+    "number as key": ("1: 2", ["'1'"]),
+    "huge number": ("data: {seed: " + "9" * 5000 + "}", ["digits"]),
+    "huge float": ("training: {learning_rate: " + "9" * 400 + "}", ["too large"]),
+    "bad date": ("data: {root: 2020-13-45}", ["not valid YAML", "month"]),
+    "not UTF-8": (b"data: {root: \xff}", ["cannot be read", "UTF-8"]),
+    "control character": (b"data: {root: \x01}", ["not valid YAML"]),
+    "too long": ("#" * (module.MAX_YAML_BYTES + 1), ["larger than", "bytes"]),
+    "deep": ("data: {root: " + "[" * 5000 + "]" * 5000 + "}", ["deep"]),
+    "alias of itself": ("data: &a\n  root: *a", ["alias"]),
+    "alias bomb": (
+        "a0: &a0 [x,x,x,x,x,x,x,x,x]\n"
+        + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 6)),
+        ["values"],
+    ),
+    "flood": ("data: {root: [" + "x," * module.MAX_YAML_VALUES + "]}", ["values"]),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_of_a_file_name_file_key_and_remedy(name, written):
+    text, words = ERRORS[name]
+    path = written(text)
+    message = error_of(path)
+    assert message.startswith(path)
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.widht=3", ["model.widht", "did you mean model.width?"]),
+        ("model.width", ["key.path=value"]),
+        ("=3", ["key.path=value"]),
+        ("data..seed=3", ["key.path=value"]),
+        ("model.width=broad", ["model.width", "'broad'"]),
+        ("model.width=[", ["not valid YAML"]),
+        ("model.kernel=blok", ["model.kernel", "did you mean block?"]),
+        ("model=3", ["model", "keys of its own"]),
+        ("data.seed=-1", ["data.seed", "least is 0"]),
+        ("run.output_dir=${nowhere}", ["run.output_dir", "nowhere"]),
+        ("data.root=" + "[" * 5000, ["deep"]),
+    ],
+)
+def test_errors_of_an_override_name_it(override, words):
+    message = error_of(None, [override])
+    assert override in message
+    for word in words:
+        assert word in message
+
+
+YAML_TOKENS = st.sampled_from(
+    ["data", "model", "graph", "relations", "width", "spatial", "seed", "root", ": ", ":\n  ", "\n", "{", "}",
+     "[", "]", ", ", "- ", "&a ", "*a", "!!int ", "!!set ", "!!binary ", "? ", "'", '"', "1", "1e-4", "~", "<<",
+     "${", "???", "2020-01-01", "|", "\t", "\x00", "é", "#"]
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(text=st.lists(YAML_TOKENS, max_size=12).map("".join) | st.text(max_size=30))
+def test_no_file_and_no_override_raises_anything_else(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("fuzz") / "recipe.yaml"
+    path.write_bytes(text.encode(errors="surrogatepass"))
+    for source, overrides in ((str(path), []), (None, [text]), (None, [f"data.root={text}"])):
+        try:
+            load_config(source, overrides)
+        except ConfigError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "1.0e-4", ".0001"])
+def test_numbers_are_floats_however_they_are_written(text, written):
+    path = written(f"training: {{learning_rate: {text}}}")
+    for config in (load_config(None, [f"training.learning_rate={text}"]), load_config(path)):
+        assert config.training.learning_rate == 1e-4
+        assert type(config.training.learning_rate) is float
+    assert load_config(None, [f"retrieval.alpha={text}"]).retrieval.alpha == 1e-4
+    assert type(load_config(None, ["training.clip=2"]).training.clip) is float
+
+
+def test_overrides_win_over_the_file_and_the_file_over_the_defaults(written):
+    path = written("\ufeffmodel: {width: 64, heads: 2}\ntraining: {epochs: 3}\n")
+    config = load_config(path, ["model.width=32", "model.width=16", "data.root=a=b # c", "features.dir="])
+    expected = Config()
+    expected.model.width, expected.model.heads, expected.training.epochs, expected.data.root = 16, 2, 3, "a=b"
+    assert config == expected
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "data: {}"])
+def test_an_empty_file_is_the_defaults(text, written):
+    assert load_config(written(text)) == Config() == load_config(None)
+
+
+def test_modest_aliases_are_read(written):
+    config = load_config(written("data: {seed: &s 5}\nrun: {seed: *s}"))
+    assert config.data.seed == config.run.seed == 5
+
+
+def test_relations_take_new_names_and_keep_what_is_not_said():
+    config = load_config(
+        None,
+        [
+            "graph.relations.mine={source: token, target: patch, topology: topk, k: 2}",
+            "graph.relations.spatial.radius=3",
+            "graph.relations.grounds.topology=none",
+        ],
+    )
+    relations = config.graph.relations
+    assert relations["mine"] == RelationConfig("token", "patch", "topk", k=2)
+    assert relations["spatial"] == RelationConfig("patch", "patch", "grid", radius=3)
+    assert relations["grounds"].topology == "none"
+    assert list(relations)[:5] == list(Config().graph.relations)
+    message = error_of(None, [f"graph.relations.{name}.topology=none" for name in Config().graph.relations])
+    assert "graph.relations" in message
+    assert "none" in message
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="$")).filter(lambda text: text != "???")
+LEGAL = {
+    ("patch", "patch"): ["complete", "grid", "knn", "none"],
+    ("token", "token"): ["complete", "window", "knn", "none"],
+    ("patch", "token"): ["complete", "topk", "none"],
+    ("token", "patch"): ["complete", "topk", "none"],
+}
+
+
+def value_of(item, kind):
+    """Legal values of one key, from its type and its bounds."""
+    if type(None) in typing.get_args(kind):
+        return st.none() | value_of(item, typing.get_args(kind)[0])
+    if dataclasses.is_dataclass(kind):
+        return section(kind)
+    choices, least, most = (item.metadata[name] for name in ("choices", "least", "most"))
+    if choices:
+        return st.sampled_from(choices)
+    if kind == list[int]:
+        return st.lists(st.integers())
+    if kind is bool:
+        return st.booleans()
+    if kind is int:
+        return st.integers(least, most if most is not None else 2**40)
+    if kind is float:
+        return st.floats(least, most, allow_nan=False, allow_infinity=False)
+    return TEXT
+
+
+def section(kind, **fixed):
+    hints = typing.get_type_hints(kind)
+    values = {f.name: value_of(f, hints[f.name]) for f in dataclasses.fields(kind) if f.name not in fixed}
+    return st.builds(kind, **values, **fixed)
+
+
+@st.composite
+def relations(draw):
+    made = {}
+    names = draw(st.lists(st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True), max_size=3))
+    for name in [*Config().graph.relations, *names]:
+        known = Config().graph.relations.get(name)
+        ends = (known.source, known.target) if known else draw(st.sampled_from(list(LEGAL)))
+        topology = "complete" if name == "spatial" else draw(st.sampled_from(LEGAL[ends]))
+        directed = draw(st.booleans()) if ends[0] == ends[1] else False
+        numbers = {key: draw(st.integers(1, 99)) for key in ("radius", "k", "size")}
+        made[name] = RelationConfig(*ends, topology, directed=directed, **numbers)
+    return made
+
+
+@st.composite
+def configs(draw):
+    config = Config(data=draw(section(DataConfig, fractions=st.just({}))))
+    for name, kind in SECTIONS.items():
+        if name not in ("data", "graph"):
+            setattr(config, name, draw(section(kind)))
+    config.graph.relations = draw(relations())
+    config.model.width = config.model.heads * draw(st.integers(1, 64))
+    config.model.residual |= config.model.start == "cca"
+    config.model.cross_layers = min(config.model.cross_layers, config.model.layers)
+    shares = draw(st.tuples(*[st.integers(1, 1000)] * 3))
+    config.data.fractions = {n: s / sum(shares) for n, s in zip(("train", "val", "test"), shares, strict=True)}
+    return config
+
+
+@settings(deadline=None, max_examples=30)
+@given(config=configs())
+def test_what_is_written_is_read_back(tmp_path_factory, config):
+    path = tmp_path_factory.mktemp("round") / "config.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(str(path)) == config
+
+
+def keys(kind, prefix):
+    for item in dataclasses.fields(kind):
+        inner = typing.get_type_hints(kind)[item.name]
+        if dataclasses.is_dataclass(inner):
+            yield from keys(inner, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}"
+
+
+def test_every_key_is_documented_once_with_its_default():
+    described = {key: (default, text) for key, default, text in describe_keys()}
+    assert all(len(text) > 10 and "\n" not in text for _, text in described.values())
+    expected = {f"graph.relations.NAME.{f.name}" for f in dataclasses.fields(RelationConfig)} | {"graph.relations"}
+    for name, kind in SECTIONS.items():
+        if name != "graph":
+            expected |= set(keys(kind, f"{name}."))
+    assert set(described) == expected
+    assert described["training.learning_rate"][0] == "0.001"
+    assert re.search(r"\(auto \| edge \| block\)", described["model.kernel"][1])
+
+
+def test_recipes_are_found_and_load(installed):
+    assert "openmoji" in recipes()
+    for name, path in recipes().items():
+        assert load_config(name) == load_config(str(path))
+
+
+def test_a_missing_file_names_the_recipes(installed):
+    assert "openmoji" in error_of("no/such/file.yaml")
+    assert "use -c openmoji" in error_of("somewhere/openmoji.yaml")
+
+
+def test_a_missing_file_is_named(no_recipes, tmp_path):
+    assert error_of(str(tmp_path)).startswith(str(tmp_path))

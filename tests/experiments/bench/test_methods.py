@@ -1,0 +1,383 @@
+"""Every method of the comparison, on planted pairs with planted classes.
+
+- Fitted, it ranks held-out pairs far above chance by what it is judged by; the same seed gives the same scores.
+- It passes the audit, which an unfitted method must pass too: neither has seen an answer.
+- CMFG remembers training items after its fit; what popularity adds to embeddings is no place in their space.
+- Everything is chosen on validation; the test split is scored once, and last.
+- All methods have equally many settings to try, and each can be made with them.
+- A cell depends on the settings that its method reads, and no method but CMFG can read others.
+- Of hard negatives each stage tells how often the right caption beats them; the leaky protocol has none.
+- Labels and prompts reach only the methods that say so; without them those methods refuse in one line.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from planted import WIDTHS, planted
+
+from cmfg_dgl.config import Config, load_config
+from cmfg_dgl.data.dataset import Split
+from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.evaluation.alignment import alignment_metrics
+from cmfg_dgl.evaluation.audit import audit
+from cmfg_dgl.evaluation.evaluate import score
+from cmfg_dgl.experiments.baselines.fit import PATIENCE
+from cmfg_dgl.experiments.baselines.method import Method, OutOfTime, TrainingSet, score_in_pieces
+from cmfg_dgl.experiments.baselines.uniter import UNITER, transport_distance
+from cmfg_dgl.experiments.bench.cells import evaluate_stage, run_cell
+from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
+from cmfg_dgl.experiments.bench.data import Part
+from cmfg_dgl.experiments.bench.methods import METHODS, make_method, method_class, recipe_of
+from cmfg_dgl.features.pair_dataset import Collection, HardNegatives
+from cmfg_dgl.nn.cca_projection import Heads
+from cmfg_dgl.retrieval.query_bank import ENOUGH
+
+CLASSES = 4
+LABELLED = ("pitl", "mhtn", *(name for name in METHODS if name.rpartition("-")[2].isdigit()))
+SMALL = [name for name in METHODS if not name.endswith(("-16", "-64"))]
+
+
+@cache
+def config() -> Config:
+    return load_config(
+        None, ["model.width=32", "model.layers=1", "training.epochs=12", "training.batch_size=32", "retrieval.k=8"]
+    )
+
+
+def classes(collection: Collection) -> torch.Tensor:
+    """Labels (N, CLASSES) that the images show: the two signs of the mean patch along two fixed directions."""
+    images = collection.images
+    mean = torch.stack([images.read(torch.tensor([i])).values.mean(0) for i in range(images.count)])
+    generator = torch.Generator().manual_seed(7)
+    signs = (mean @ torch.randn(WIDTHS["patch"], 2, generator=generator) > 0).long()
+    return torch.nn.functional.one_hot(signs[:, 0] * 2 + signs[:, 1], CLASSES).bool()
+
+
+@cache
+def training() -> TrainingSet:
+    collection = planted([1] * 160, seed=1)
+    labels = classes(collection)
+    # A class's prompt is one sentence, which the captions of its images are like: their mean.
+    order = torch.argsort(collection.caption_image)
+    captions = collection.captions.read(order)
+    means = torch.stack([captions.select(torch.tensor([i])).values.mean(0) for i in range(160)])
+    prototype = torch.stack([means[labels[:, c]].mean(0) for c in range(CLASSES)])[labels.long().argmax(1)]
+    nodes = type(captions)(prototype, torch.arange(161), torch.ones(160, 2, dtype=torch.int64))
+    prompts = Collection(
+        collection.images, replace(collection.captions, count=160, read=nodes.select), torch.arange(160)
+    )
+    return TrainingSet(collection, torch.arange(160), labels, prompts)
+
+
+@cache
+def held_out() -> Part:
+    collection = planted([1] * 40, seed=2)
+    nothing = torch.arange(40).numpy()
+    return Part(Split("test", nothing, nothing, nothing), collection, classes(collection))
+
+
+def value(method: Method, part: Part) -> float:
+    record = evaluate_stage(method, score(method, part.collection, k=0), None, part)
+    if method.criterion == "label":
+        return float(record["label"]["i2t"]["mAP@all"] + record["label"]["t2i"]["mAP@all"]) / 2
+    return float(record["rsum"])
+
+
+def fitted(name: str, seed: int = 0) -> Method:
+    method = make_method(name, config(), WIDTHS, seed, {})
+    method.fit(training(), lambda: value(method, held_out()))
+    return method.eval()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_fitted_method_is_far_above_chance_and_honest(name: str) -> None:
+    method, part = fitted(name), held_out()
+    untrained = make_method(name, config(), WIDTHS, 1, {}).eval()
+    # Chance: rsum 80 of 40 pairs; shared labels are a quarter to a third of all.
+    assert value(method, part) > (45 if method.criterion == "label" else 160)
+    assert value(method, part) > value(untrained, part) + 5
+    report = audit(method, untrained, part.collection, shared_with_training=[], joint=method.reranks)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    assert len(report.checks) == (8 if method.reranks else 6)
+
+
+@pytest.mark.parametrize("name", ["simclr", "uniter", "seph-32"])
+def test_the_same_seed_gives_the_same_scores(name: str) -> None:
+    torch.manual_seed(5)
+    one = fitted(name).embeddings(held_out().collection)
+    torch.manual_seed(6)
+    other = fitted(name).embeddings(held_out().collection)
+    for mine, theirs in zip(one, other, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["albef", "uniter", "gat"])
+def test_joint_scores_learn_which_pairs_match(name: str) -> None:
+    collection = training().collection
+    longer = {"epochs": 40, "batch_size": 32, "size": 32, "learning_rate": 3e-3}
+    method = make_method(name, config(), WIDTHS, 0, longer)
+    # Validation chooses the last epoch, for the joint stage learns more slowly than the first.
+    epochs = itertools.count()
+    method.fit(training(), lambda: float(next(epochs)))
+    captions = torch.arange(collection.captions.count)
+    own = collection.caption_image
+    right = method.pairs(collection, own, captions)
+    wrong = method.pairs(collection, own.roll(7), captions)
+    assert (right > wrong).float().mean() > 0.8
+
+
+def test_uniter_moves_right_pairs_together_and_wrong_ones_apart() -> None:
+    method = make_method("uniter", config(), WIDTHS, 0, {"epochs": 30, "batch_size": 32, "transport": 5.0})
+    assert isinstance(method, UNITER)
+    epochs, collection = itertools.count(), training().collection
+    method.fit(training(), lambda: float(next(epochs)))
+    captions = method.nodes(collection.captions, torch.arange(160))
+
+    def distance(images: torch.Tensor) -> torch.Tensor:
+        patches = method.nodes(collection.images, images)
+        _, tokens, after = method.stream_nodes(patches, captions, {})
+        return transport_distance(tokens, captions.empty, after, patches.empty)
+
+    with torch.no_grad():
+        own = collection.caption_image
+        assert distance(own).mean() < distance(own.roll(7)).mean() - 0.1
+
+
+@pytest.mark.parametrize(("epochs", "patience"), [(30, PATIENCE), (60, 15)])
+def test_a_method_stops_where_validation_does_not_get_better_and_keeps_the_best(epochs: int, patience: int) -> None:
+    method = make_method("clip-head", config(), WIDTHS, 0, {"epochs": epochs})
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def validate() -> float:
+        seen.append({name: value.clone() for name, value in method.state_dict().items()})
+        return float(len(seen) == 3)
+
+    method.fit(training(), validate)
+    assert len(seen) == 3 + patience
+    for name, value in method.state_dict().items():
+        torch.testing.assert_close(value, seen[2][name], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("ridge", [1.0, 3.0])
+def test_cmfg_begins_as_the_closed_form_of_its_training_pairs(ridge: float) -> None:
+    method = make_method("cmfg", config(), WIDTHS, 0, {"model.ridge": ridge})
+    assert isinstance(method, CMFGMethod)
+    method.fit(training(), lambda: 0.0)
+    heads = Heads(WIDTHS, size=32, dropout=0.0)
+    heads.start(training().collection, ridge)
+    for name, value in heads.named_buffers():
+        torch.testing.assert_close(method.model.enter.state_dict()[name], value)
+
+
+def test_cmfg_fills_its_bank_and_the_geometry_leaves_popularity_out() -> None:
+    part, made = held_out(), []
+
+    def remembered(*given: Any, **more: Any) -> Method:
+        made.append(make_method(*given, **more))
+        return made[-1]
+
+    with patch("cmfg_dgl.experiments.bench.cells.make_method", remembered):
+        setting = {"model.sharpness": 5.0}
+        record = run_cell(bench_data(part, part, None), "cmfg", 0, setting, minutes=5, audited=False)
+    (method,) = made
+    assert float(method.model.popularity.sharpness) == pytest.approx(
+        5 * training().collection.images.count / ENOUGH
+    )
+    for side in (training().collection.images, training().collection.captions):
+        assert int(method.model.popularity.get_buffer(f"held_{side.kind}")) == side.count
+    x, y = (
+        method.scorer.embed(side, torch.arange(side.count))
+        for side in (part.collection.images, part.collection.captions)
+    )
+    expected = alignment_metrics(x, y, part.collection.caption_image)
+    assert record["alignment"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 50])
+def test_scores_of_pieces_come_back_in_the_order_of_the_pairs(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, caption = (torch.randint(9, (40,), generator=generator) for _ in range(2))
+    table, images_at_a_time = torch.randn(9, 9, generator=generator), []
+
+    def match(
+        images: torch.Tensor, captions: torch.Tensor, left: torch.Tensor, right: torch.Tensor
+    ) -> torch.Tensor:
+        images_at_a_time.append(len(images))
+        assert len(left) <= size
+        return table[images[left], captions[right]]
+
+    torch.testing.assert_close(score_in_pieces(image, caption, size, match), table[image, caption])
+    assert len(images_at_a_time) == -(-40 // size)
+
+
+def bench_data(val: Part, test: Part, negatives: HardNegatives | None) -> Any:
+    """What `run_cell` reads of a data set, with parts made by hand."""
+    return SimpleNamespace(
+        config=config(),
+        widths=WIDTHS,
+        training=training(),
+        val=val,
+        test=test,
+        searched=test,
+        hard_negatives=negatives,
+    )
+
+
+@pytest.mark.parametrize("name", ["clip-head", "cca", "scm-32", "cmfg", "gat"])
+def test_only_the_last_look_is_at_the_test_split(name: str) -> None:
+    """Epoch, setting and alpha are chosen before the test split is scored, on validation alone."""
+    val, test = (
+        Part(part.split, planted([1] * 40, seed=seed), part.labels)
+        for part, seed in ((held_out(), 2), (held_out(), 3))
+    )
+    data = bench_data(val, test, None)
+    with patch("cmfg_dgl.experiments.bench.cells.score", wraps=score) as scored:
+        record = run_cell(data, name, 0, {}, minutes=5, audited=False)
+    looks = [call.args[1] for call in scored.call_args_list]
+    assert looks[-1] is test.collection
+    assert len(looks) > 1
+    assert all(look is val.collection for look in looks[:-1])
+    assert not record["timed_out"]
+    assert all(stage["hard_negatives"] is None for stage in record["stages"].values())
+
+
+def changed_captions() -> HardNegatives:
+    """For all images but the last its own caption twice, with nodes changed a little, as false ones."""
+    collection = held_out().collection
+    owners = torch.arange(39).repeat_interleave(2)
+    right = torch.argsort(collection.caption_image)[owners]
+    own = collection.captions.read(right)
+    noise = torch.randn(own.values.shape, generator=torch.Generator().manual_seed(3))
+    side = replace(collection.captions, count=78, read=replace(own, values=own.values + noise).select)
+    return HardNegatives(Collection(collection.images, side, owners), right, ("a", "b") * 39)
+
+
+@pytest.mark.parametrize(("name", "leaky"), [("cmfg", False), ("cca", False), ("scm-32", False), ("cmfg", True)])
+def test_each_stage_faces_the_hard_negatives(name: str, leaky: bool) -> None:
+    part, negatives = held_out(), changed_captions()
+    data = bench_data(part, part, negatives)
+    methods: list[Method] = []
+
+    def remembered(*args: Any, **more: Any) -> Method:
+        methods.append(make_method(*args, **more))
+        return methods[-1]
+
+    # Validation chooses no weight as large, so that a wrong one shows.
+    alpha = 0.9
+    with (
+        patch("cmfg_dgl.experiments.bench.cells.make_method", remembered),
+        patch("cmfg_dgl.experiments.bench.cells.choose_alpha", lambda scores: (alpha, [0.0])),
+    ):
+        stages = run_cell(data, name, 0, {}, minutes=5, audited=False, leaky=leaky)["stages"]
+    if leaky:
+        assert stages["first"]["hard_negatives"] is None
+        return
+    method, owners = methods[0], negatives.collection.caption_image
+    images, captions = method.embeddings(part.collection)
+    _, wrong = method.embeddings(negatives.collection)
+    margin = torch.stack(
+        [images[i] @ captions[c] - images[i] @ w for i, c, w in zip(owners, negatives.right, wrong, strict=True)]
+    )
+    expected = {"first": margin}
+    if method.reranks:
+        every = torch.arange(len(owners))
+        joint = method.pairs(part.collection, owners, negatives.right)
+        joint = joint - method.pairs(negatives.collection, owners, every)
+        expected["two"] = alpha * joint + (1 - alpha) * margin
+    assert stages.keys() == expected.keys()
+    for stage, values in expected.items():
+        got, won = stages[stage]["hard_negatives"], (values > 0).double()
+        assert got["all"] == pytest.approx(100 * float(won.mean()))
+        assert got["a"] == pytest.approx(100 * float(won[::2].mean()))
+        assert 0 < got["images"] < got["all"] < 100
+    if name == "cmfg":
+        assert stages["first"]["hard_negatives"] != stages["two"]["hard_negatives"]
+    assert set(got) == {"a", "b", "all", "images"}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_what_needs_labels_says_so(name: str) -> None:
+    method = make_method(name, config(), WIDTHS, 0, {})
+    with pytest.raises(DataError, match="labels"):
+        method.fit(replace(training(), labels=None, prompts=None), lambda: 0.0)
+
+
+@pytest.mark.parametrize("rows", [torch.arange(40), torch.arange(320) % 160], ids=["fewer", "more"])
+def test_pitl_learns_from_every_prompt_however_many_captions_there_are(rows: torch.Tensor) -> None:
+    prompts = training().prompts
+    assert prompts is not None
+    side = replace(prompts.captions, count=len(rows), read=lambda items: prompts.captions.read(rows[items]))
+    method = make_method("pitl", config(), WIDTHS, 0, {"epochs": 1, "batch_size": 20})
+    with patch.object(method, "batch_loss", wraps=method.batch_loss) as loss:  # type: ignore[attr-defined]
+        method.fit(replace(training(), prompts=replace(prompts, captions=side, caption_image=rows)), lambda: 0.0)
+    assert sorted(torch.cat([call.args[0] for call in loss.call_args_list]).tolist()) == list(range(len(rows)))
+
+
+def test_pitl_reads_no_caption() -> None:
+    def refuse(items: torch.Tensor) -> None:
+        raise AssertionError("a caption was read")
+
+    collection = training().collection
+    blind = replace(collection, captions=replace(collection.captions, read=refuse))
+    method = make_method("pitl", config(), WIDTHS, 0, {"epochs": 2})
+    method.fit(replace(training(), collection=blind), lambda: 0.0)
+
+
+@pytest.mark.parametrize("name", ["clip-head", "cca", "albef", "cmfg"])
+def test_a_spent_budget_keeps_the_best_so_far(name: str) -> None:
+    calls: list[list[torch.Tensor]] = []
+
+    def validate() -> float:
+        if len(calls) == 2:
+            raise OutOfTime
+        calls.append([x.clone() for x in method.embeddings(held_out().collection)])
+        return -float(len(calls))
+
+    # A bank is filled whenever training ends, and would add to what was best.
+    method = make_method(name, config(), WIDTHS, 0, {"model.bank": 0} if name == "cmfg" else {})
+    method.fit(training(), validate)
+    for mine, best in zip(method.eval().embeddings(held_out().collection), calls[0], strict=True):
+        torch.testing.assert_close(mine, best)
+
+
+def test_all_methods_have_equally_many_settings() -> None:
+    assert {len(kind.TRIALS) for kind in METHODS.values()} == {3}
+    for name, kind in METHODS.items():
+        for setting in kind.TRIALS:
+            make_method(name, config(), WIDTHS, 0, setting)
+
+
+def test_an_unknown_method_gets_a_hint() -> None:
+    with pytest.raises(ConfigError, match="did you mean vsepp"):
+        method_class("vsep")
+
+
+@pytest.mark.parametrize(
+    ("override", "readers"),
+    [
+        ("model.layers=3", {"cmfg"}),
+        ("graph.relations.spatial.radius=3", {"cmfg", "gat"}),
+        ("retrieval.k=7", set(METHODS)),
+    ],
+)
+def test_a_cell_depends_on_the_settings_that_its_method_reads(override: str, readers: set[str]) -> None:
+    plain, other = load_config("folder", []), load_config("folder", [override])
+    assert {name for name in METHODS if recipe_of(name, plain) != recipe_of(name, other)} == readers
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "cmfg"])
+def test_a_method_is_made_and_evaluated_from_those_settings_alone(name: str) -> None:
+    part, whole = held_out(), config()
+    read = SimpleNamespace(retrieval=whole.retrieval, **({"graph": whole.graph} if name == "gat" else {}))
+    data = bench_data(part, part, None)
+    data.config = read
+    record = run_cell(data, name, 0, {}, minutes=0, audited=False)
+    assert set(record["stages"]) >= {"first"}

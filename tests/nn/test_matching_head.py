@@ -1,0 +1,134 @@
+"""Pins of the votes of nodes.
+
+- A vote is the formula, node by node, and its gradients are those of finite differences.
+- The score of a pair equals an oracle that runs single pair graphs and lets each node vote on what the cross-modal
+  relations of the last layer alone brought it: both stackings, both edge-weight modes, both softmax scopes, no to
+  several cross layers, every kernel and schema.
+- One item against many equals pair by pair, whichever modality is shared, also where one of them hears nothing.
+- Without a cross-modal relation or layer a score is that of the image plus that of the caption.
+- Parts of votes that no node can use get no gradient; all others do.
+- Embeddings are those of a model whose pooled vectors are compared.
+"""
+
+from itertools import product
+
+import pytest
+import torch
+from graphs import SCHEMAS
+from models import PAIRS, SAME, WIDTHS, assert_one_against_many_equals_pairs, items, random_model, scores, single
+from oracle import Settings, Stack, vote, voted
+
+from cmfg_dgl.nn.matching_head import NodeVote
+
+
+def a_vote(width=4, hidden=6):
+    torch.manual_seed(3)
+    return NodeVote(width, hidden).double()
+
+
+@pytest.mark.parametrize("heard", [True, False], ids=["heard", "nothing heard"])
+def test_a_vote_is_the_formula(heard):
+    module, state = a_vote(), torch.randn(5, 4, dtype=torch.float64)
+    message = torch.randn(3, 5, 4, dtype=torch.float64) if heard else None
+    got = module(state, message)
+    assert got.shape == ((3, 5, 1) if heard else (5, 1))
+    messages = torch.zeros(1, 5, 4, dtype=torch.float64) if message is None else message
+    expected = torch.stack(
+        [
+            torch.stack([vote(module.state_dict(), x, m) for x, m in zip(state, one, strict=True)])
+            for one in messages
+        ]
+    )
+    torch.testing.assert_close(got.view_as(expected), expected, atol=1e-12, rtol=1e-12)
+
+
+def test_gradients_of_a_vote_are_those_of_finite_differences():
+    module = a_vote(3, 4)
+    state, heard = (torch.randn(*shape, 3, dtype=torch.float64, requires_grad=True) for shape in ((2,), (2, 2)))
+    names, weights = zip(*module.named_parameters(), strict=True)
+
+    def votes(state, heard, *values):
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (state, heard))
+
+    assert torch.autograd.gradcheck(votes, (state, heard, *weights))
+
+
+DEPTHS = [(1, 1), (2, 1), (3, 2), (2, 0)]
+CHOICES = list(product(["factorised", "interleaved"], ["per_layer", "once"], ["relation", "joint"], DEPTHS))
+
+
+@pytest.mark.parametrize("index", range(len(CHOICES)), ids=lambda i: "-".join(map(str, CHOICES[i])))
+def test_votes_equal_single_pair_graphs(index):
+    stacking, weights, softmax, (layers, cross_layers) = CHOICES[index]
+    # The other choices turn at lengths without a common divisor with those of CHOICES.
+    residual, norm = index % 7 in (0, 1, 4, 6), index % 5 in (0, 2, 4)
+    schema = ("complete", "sparse", "directed", "complete", "no context", "images only hear", "complete")[index % 7]
+    model = random_model(
+        schema, score="votes", layers=layers, cross_layers=cross_layers, stacking=stacking, edge_weights=weights,
+        softmax=softmax, residual=residual, norm="layer" if norm else "none",
+        kernel=("auto", "edge", "block")[index % 3], start="cca" if index % 11 < 5 else "random",
+        pooling=("mean", "attention", "max")[index // 2 % 3],
+    )  # fmt: skip
+    images, captions = items() if index % 3 else items(*SAME)
+    got = scores(model, images, captions)
+    settings = Settings(heads=2, joint=softmax == "joint", residual=residual, norm=norm)
+    stack = Stack(layers, cross_layers, stacking == "interleaved", weights == "once", "mean")
+    for (i, c), score in zip(PAIRS, got, strict=True):
+        expected = voted(
+            model.state_dict(), SCHEMAS[schema], settings, stack, single(images, i), single(captions, c)
+        )
+        torch.testing.assert_close(score, expected, atol=1e-10, rtol=1e-10)
+
+
+STARS = list(
+    product(
+        ["complete", "images only hear", "no context", "alone"],
+        ["relation", "joint"],
+        [{"layers": 1}, {"layers": 2, "edge_weights": "once", "norm": "none", "residual": False}],
+    )
+)
+
+
+@pytest.mark.parametrize(("schema", "softmax", "options"), STARS)
+@pytest.mark.parametrize("shared", ["patch", "token"])
+def test_one_against_many_equals_pair_by_pair(shared, schema, softmax, options):
+    model = random_model(schema, score="votes", softmax=softmax, **options)
+    assert model.shares
+    for images, captions in (items(), items(*SAME)):
+        assert_one_against_many_equals_pairs(model, shared, images, captions)
+
+
+@pytest.mark.parametrize(
+    ("schema", "options"),
+    [("alone", {}), ("alone", {"stacking": "interleaved"}), ("complete", {"cross_layers": 0})],
+)
+def test_without_a_relation_across_a_score_is_a_sum(schema, options):
+    model = random_model(schema, score="votes", **options)
+    every = [(i, c) for i in range(4) for c in range(4)]
+    table = scores(model, *items(), every).view(4, 4)
+    assert table.isfinite().all() and len(table.unique()) == 16
+    torch.testing.assert_close(table - table[:1], (table - table[:1])[:, :1].expand(4, 4), atol=1e-12, rtol=1e-10)
+    crossing = scores(random_model(score="votes"), *items(), every).view(4, 4)
+    assert ((crossing - crossing[:1]).std(1) > 1e-3).sum() == 3
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_no_part_of_a_vote_is_silent_that_a_node_can_use(schema):
+    model = random_model(schema, score="votes", layers=3, cross_layers=2)
+    scores(model, *items()).sum().backward()
+    heard = {r.target for r in SCHEMAS[schema] if r.cross}
+    silent = {f"{kind}.{part}.weight" for kind in {"patch", "token"} - heard for part in ("heard", "both")}
+    assert {name for name, p in model.votes.named_parameters() if p.grad is None} == silent
+
+
+def test_embeddings_know_nothing_of_votes():
+    voting, pooled = random_model(score="votes"), random_model()
+    pooled.load_state_dict({k: v for k, v in voting.state_dict().items() if not k.startswith("votes.")})
+    for kind, nodes in zip(WIDTHS, items(), strict=True):
+        assert torch.equal(voting.embed(kind, nodes), pooled.embed(kind, nodes))
+        torch.testing.assert_close(voting.encode(kind, nodes).embedding, pooled.embed(kind, nodes))
+
+
+def test_an_unknown_score_is_named():
+    with pytest.raises(ValueError, match="score 'ballot'"):
+        random_model(score="ballot")
