@@ -24,7 +24,7 @@ from cmfg_dgl.cli.output import Bars, print_table
 from cmfg_dgl.config import load_config
 from cmfg_dgl.evaluation.evaluate import first_stage_rsum
 from cmfg_dgl.evaluation.significance import mean_interval
-from cmfg_dgl.features.pair_dataset import Collection, read_pairs
+from cmfg_dgl.features.pair_dataset import PairDataset, read_pairs
 from cmfg_dgl.nn.canonical import canonical_maps
 from cmfg_dgl.nn.hubness import Popularity
 from cmfg_dgl.retrieval.embeddings import Embedded
@@ -38,7 +38,7 @@ Sides = dict[str, Tensor]
 
 
 def measure_closed_form(
-    collection: Collection,
+    pair_dataset: PairDataset,
     groups: Tensor,
     *,
     ridges: Sequence[float],
@@ -68,7 +68,7 @@ def measure_closed_form(
         folds of the rsum and of what it is above that of the first of each.
     """
     found: dict[tuple[float, float, int, float], list[float]] = {}
-    for train, held_out in _folds(collection, groups, folds, repeats):
+    for train, held_out in _folds(pair_dataset, groups, folds, repeats):
         for ridge, power in product(ridges, powers):
             known, asked = _embed(train, held_out, ridge, power)
             for bank in banks:
@@ -94,7 +94,7 @@ def measure_closed_form(
     ]
 
 
-def _embed(train: Collection, held_out: Collection, ridge: float, power: float) -> tuple[Sides, Sides]:
+def _embed(train: PairDataset, held_out: PairDataset, ridge: float, power: float) -> tuple[Sides, Sides]:
     """Unit vectors (items, at most SIZE) of training and of held-out pairs, by CCA of the training ones."""
     x, y = train.images.means, train.captions.means
     *maps, correlations = canonical_maps(x[train.caption_image].double().numpy(), y.double().numpy(), ridge)
@@ -111,14 +111,14 @@ def _embed(train: Collection, held_out: Collection, ridge: float, power: float) 
 
 
 def _folds(
-    collection: Collection, groups: Tensor, folds: int, repeats: int
-) -> Iterator[tuple[Collection, Collection]]:
+    pair_dataset: PairDataset, groups: Tensor, folds: int, repeats: int
+) -> Iterator[tuple[PairDataset, PairDataset]]:
     """Training pairs and held-out pairs of `fold_masks`."""
     for images in fold_masks(groups, folds, repeats):
-        captions = images[collection.caption_image]
+        captions = images[pair_dataset.caption_image]
         yield (
-            read_pairs(collection, torch.nonzero(~captions)[:, 0]),
-            read_pairs(collection, torch.nonzero(captions)[:, 0]),
+            read_pairs(pair_dataset, torch.nonzero(~captions)[:, 0]),
+            read_pairs(pair_dataset, torch.nonzero(captions)[:, 0]),
         )
 
 
@@ -149,7 +149,7 @@ def main(
         experiment = Experiment.prepare(recipe, bars)
     split = experiment.evaluation_split("train", "val")
     rows = measure_closed_form(
-        experiment.collection(split),
+        experiment.pair_dataset(split),
         image_groups(experiment.dataset, split.images),
         ridges=ridges or (recipe.model.ridge,),
         powers=powers,

@@ -37,14 +37,14 @@ def main(keep: bool, threads: int, seed: int) -> None:
     captions = random_items([(1, TOKENS)] * 64, WIDTHS["token"], generator)
     left, right = (torch.randint(64, (PAIRS,), generator=generator) for _ in range(2))
     with torch.inference_mode():
-        ends = model.encode("patch", images), model.encode("token", captions)
+        ends = model.encode("image", images), model.encode("text", captions)
 
     @torch.inference_mode()
     def match() -> None:
         model.match(ends[0].select(left), ends[1].select(right))
 
     def step() -> None:
-        first, second = model.encode("patch", images), model.encode("token", captions)
+        first, second = model.encode("image", images), model.encode("text", captions)
         scores = model.match(first.select(left[:192]), second.select(right[:192]))
         (scores.sum() + (first.embedding @ second.embedding.T).sum()).backward()
 

@@ -44,7 +44,7 @@ def refused(margins: Margins, scenes: Sequence[Scene]) -> list[dict[str, str | i
     """
     assert margins.joint is not None
     negatives, members = margins.negatives, defaultdict(list)
-    for number, image in enumerate(negatives.collection.caption_image.tolist()):
+    for number, image in enumerate(negatives.pair_dataset.caption_image.tolist()):
         for group in groups_of(scenes[image]):
             members[negatives.kinds[number], group].append(number)
     return [
@@ -75,7 +75,7 @@ def main(run: str, split: str, as_json: bool) -> None:
             raise ConfigError(f"{run}: trained on {experiment.dataset.name}; give a run of the recipe scenes")
         model = trained_model(opened, experiment, load_checkpoint(opened.best)[0])
         scorer = graph_scorer(model, opened.config, bars)
-        margins = hard_negative_margins(scorer, experiment.collection(part), negatives, joint=True)
+        margins = hard_negative_margins(scorer, experiment.pair_dataset(part), negatives, joint=True)
     rows = refused(margins, [scene_of(experiment.dataset.images[image]) for image in part.images])
     if as_json:
         click.echo(json.dumps(rows, indent=1))

@@ -21,7 +21,7 @@ from measure import benchmark, tell
 from torch import Tensor
 
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import Collection, Side, read_ahead, read_pairs
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset, read_ahead, read_pairs
 from cmfg_dgl.features.store.build import build_store
 from cmfg_dgl.features.store.reader import FeatureStore
 from cmfg_dgl.features.store.shards import ShardContent, StoreSpec
@@ -44,13 +44,13 @@ def write(folder: Path, kind: str, items: int, nodes: int, width: int) -> Featur
     return build_store(spec, width=lambda: width, make_shard=make_shard)
 
 
-def opened(folder: Path) -> Collection:
+def opened(folder: Path) -> PairDataset:
     """The stores opened anew, so that each shard is checked again when it is first read."""
     images, captions = FeatureStore.open(folder / "images"), FeatureStore.open(folder / "captions")
     places = torch.arange(len(images))
-    return Collection(
-        Side("patch", len(images), images.read, images.shard_of(places)),
-        Side("token", len(captions), captions.read, captions.shard_of(places)),
+    return PairDataset(
+        ItemSet("image", len(images), images.read, images.shard_of(places)),
+        ItemSet("text", len(captions), captions.read, captions.shard_of(places)),
         places,
     )
 
@@ -70,10 +70,10 @@ def read_megabytes() -> float:
     return int(next(line.split()[1] for line in lines if line.startswith("read_bytes:"))) / 1e6
 
 
-def epoch(collection: Collection, order: Tensor, ahead: bool, work: Callable[[], object]) -> dict[str, float]:
+def epoch(pair_dataset: PairDataset, order: Tensor, ahead: bool, work: Callable[[], object]) -> dict[str, float]:
     """Read all batches of an epoch; seconds to the first batch, all that were waited for, and pairs a second."""
     batches = order.split(BATCH)
-    pairs = read_ahead(collection, batches) if ahead else (read_pairs(collection, batch) for batch in batches)
+    pairs = read_ahead(pair_dataset, batches) if ahead else (read_pairs(pair_dataset, batch) for batch in batches)
     start = last = time.perf_counter()
     waits = []
     for _ in pairs:
@@ -99,25 +99,25 @@ def measure_reading(items: int, repeat: int, seed: int) -> list[dict[str, Any]]:
             for (cache, buffer, ahead), found in zip(cases, taken, strict=True):
                 if cache == "cold":
                     forget(folder)
-                collection = opened(folder)
-                order = make_order(collection, buffer, seed + turn)
+                pair_dataset = opened(folder)
+                order = make_order(pair_dataset, buffer, seed + turn)
                 before = read_megabytes()
-                found.append(epoch(collection, order, ahead, lambda: [a @ b for _ in range(2)]))
+                found.append(epoch(pair_dataset, order, ahead, lambda: [a @ b for _ in range(2)]))
                 found[-1]["disk_mb"] = read_megabytes() - before
                 # The files must not be mapped when they are forgotten.
-                del collection
+                del pair_dataset
     for (cache, buffer, ahead), found in zip(cases, taken, strict=True):
         medians = {key: statistics.median(each[key] for each in found) for key in found[0]}
         rows.append({"pairs": items, "cache": cache, "buffer": buffer, "ahead": ahead, **medians})
     return rows
 
 
-def make_order(collection: Collection, buffer: int | None, seed: int) -> Tensor:
+def make_order(pair_dataset: PairDataset, buffer: int | None, seed: int) -> Tensor:
     """All pairs: a permutation, or through a shuffle buffer."""
     generator = torch.Generator().manual_seed(seed)
-    shard = collection.images.shard
+    shard = pair_dataset.images.shard
     if buffer is None or shard is None:
-        return torch.randperm(len(collection.caption_image), generator=generator)
+        return torch.randperm(len(pair_dataset.caption_image), generator=generator)
     return buffered_order(shard, buffer, generator)
 
 

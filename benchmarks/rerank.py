@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import NODE_TYPES, ItemSet, PairDataset
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.retrieval.scorer import GraphScorer
 
@@ -54,19 +54,19 @@ def make_model(stacking: str, layers: int, seed: int) -> CMFG:
     ).eval()
 
 
-def make_collection(gallery: int, seed: int) -> Collection:
+def make_collection(gallery: int, seed: int) -> PairDataset:
     """As many images as captions, of 81 patches and 24 tokens."""
     generator = torch.Generator().manual_seed(seed)
 
-    def side(kind: str, grid: tuple[int, int]) -> Side:
-        pool = random_items([grid] * DISTINCT, WIDTHS[kind], generator)
+    def item_set(modality: str, grid: tuple[int, int]) -> ItemSet:
+        pool = random_items([grid] * DISTINCT, WIDTHS[NODE_TYPES[modality]], generator)
 
         def read(items: Tensor) -> Nodes:
             return pool.select(items % DISTINCT)
 
-        return Side(kind, gallery, read)
+        return ItemSet(modality, gallery, read)
 
-    return Collection(side("patch", square(PATCHES)), side("token", (1, TOKENS)), torch.arange(gallery))
+    return PairDataset(item_set("image", square(PATCHES)), item_set("text", (1, TOKENS)), torch.arange(gallery))
 
 
 def measure_rerank(
@@ -78,7 +78,7 @@ def measure_rerank(
     `pairs_per_second_with_encoding` and `peak_mb` are those of `GraphScorer.pairs`, which reads and encodes them.
     """
     tell(f"rerank: k {k}, gallery {gallery}, {layers} layers")
-    collection = make_collection(gallery, seed)
+    pair_dataset = make_collection(gallery, seed)
     generator = torch.Generator().manual_seed(seed)
     queries = -(-pairs // k)
     image = torch.randint(gallery, (queries,), generator=generator).repeat_interleave(k)
@@ -91,10 +91,10 @@ def measure_rerank(
         for stacking in ("factorised", "interleaved"):
             model = make_model(stacking, layers, seed)
             scorer = GraphScorer(model)
-            images = model.encode("patch", collection.images.read(group))
-            captions = model.encode("token", collection.captions.read(used))
+            images = model.encode("image", pair_dataset.images.read(group))
+            captions = model.encode("text", pair_dataset.captions.read(used))
             runs[stacking] = _bound(scorer.match, images, captions, left, right)
-            whole[stacking] = _bound(scorer.pairs, collection, image, caption)
+            whole[stacking] = _bound(scorer.pairs, pair_dataset, image, caption)
         uniter = Uniter().eval()
         patches, tokens = torch.randn(len(group), PATCHES, WIDTH), torch.randn(len(used), TOKENS, WIDTH)
 
@@ -132,12 +132,12 @@ def profile_star(seed: int) -> list[dict[str, Any]]:
     images = random_items([square(PATCHES)], WIDTHS["patch"], generator)
     captions = random_items([(1, TOKENS)] * 64, WIDTHS["token"], generator)
     with torch.inference_mode():
-        image, encoded = model.encode("patch", images), model.encode("token", captions)
+        image, encoded = model.encode("image", images), model.encode("text", captions)
         order, rounds = torch.randperm(64, generator=generator), 20
-        model.match_one(image, encoded.select(order))
+        model.match_one_to_many(image, encoded.select(order))
         with profile(activities=[ProfilerActivity.CPU]) as recorded:
             for _ in range(rounds):
-                model.match_one(image, encoded.select(order))
+                model.match_one_to_many(image, encoded.select(order))
     times = {event.key: event.self_cpu_time_total / rounds / 64 for event in recorded.key_averages()}
     most = sorted(times, key=lambda name: -times[name])[:8]
     return [

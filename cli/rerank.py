@@ -71,7 +71,7 @@ def command(
             name,
             str(entry["k"]),
             *entry["two_stage"]["ceiling"].values(),
-            entry["ceiling_rsum"],
+            entry["upper_bound_rsum"],
             1e3 * sum(entry["query_seconds"].values()) / 2,
             f"{entry['two_stage']['alpha']:g}",
             entry["two_stage"]["rsum"],

@@ -16,7 +16,7 @@ from torch import Tensor
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.experiments.baselines.method import Method, TrainingSet
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 
 CLASSES, GROUPS = 6, 3
 BITS = 16
@@ -34,21 +34,23 @@ class Planted:
     labels: Tensor
 
     @property
-    def collection(self) -> Collection:
+    def pair_dataset(self) -> PairDataset:
         """Two nodes an item, at equal distances from its vector."""
-        return Collection(_side("patch", self.images), _side("token", self.captions), self.owners)
+        return PairDataset(_item_set("image", self.images), _item_set("text", self.captions), self.owners)
 
     @property
     def training(self) -> TrainingSet:
         """What a method is fitted on."""
-        return TrainingSet(self.collection, torch.arange(len(self.owners)), labels=self.labels)
+        return TrainingSet(self.pair_dataset, torch.arange(len(self.owners)), labels=self.labels)
 
 
-def _side(kind: str, vectors: Tensor) -> Side:
+def _item_set(modality: str, vectors: Tensor) -> ItemSet:
     grids: Grids = [(1, 2)] * len(vectors)
     apart = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(len(vectors)))
     values = torch.stack([vectors + apart, vectors - apart], 1).flatten(0, 1)
-    return Side(kind, len(vectors), Nodes(values, 2 * torch.arange(len(vectors) + 1), torch.tensor(grids)).select)
+    return ItemSet(
+        modality, len(vectors), Nodes(values, 2 * torch.arange(len(vectors) + 1), torch.tensor(grids)).select
+    )
 
 
 def planted_classes(count: int = 120, seed: int = 0, noise: float = 0.5) -> Planted:
@@ -91,7 +93,7 @@ def relevance(data: Planted) -> Tensor:
 
 def codes(method: Method, data: Planted) -> tuple[Tensor, Tensor]:
     """Codes of images and captions, checked for what all codes must be."""
-    found = method.embeddings(data.collection)
+    found = method.embeddings(data.pair_dataset)
     for side, items in zip(found, (data.images, data.captions), strict=True):
         assert side.shape == (len(items), BITS)
         assert side.dtype == torch.float32

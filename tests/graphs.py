@@ -95,11 +95,11 @@ def one_of(nodes: NodeSet, graph: int) -> NodeSet:
 def _ranked(source: Tensor, target: Tensor, u: int, candidates: list[int]) -> list[int]:
     """The candidates, the one most like target u first; of equal ones the first node first."""
 
-    def likeness(v: int) -> float:
+    def similarity(v: int) -> float:
         length = float(source[v].norm()) * float(target[u].norm())
         return round(float(source[v].double() @ target[u].double()) / length, 9) if length else 0.0
 
-    return sorted(candidates, key=lambda v: (-likeness(v), v))
+    return sorted(candidates, key=lambda v: (-similarity(v), v))
 
 
 def single_edges(relation: Relation, source: NodeSet, target: NodeSet) -> list[Pair]:

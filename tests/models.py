@@ -44,7 +44,7 @@ def items(
 def scores(model: CMFG, images: Nodes, captions: Nodes, pairs: list[tuple[int, int]] = PAIRS) -> Tensor:
     """What `match` gives each pair."""
     left, right = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)
-    return model.match(model.encode("patch", images).select(left), model.encode("token", captions).select(right))
+    return model.match(model.encode("image", images).select(left), model.encode("text", captions).select(right))
 
 
 def single(nodes: Nodes, item: int) -> Nodes:
@@ -53,12 +53,12 @@ def single(nodes: Nodes, item: int) -> Nodes:
 
 
 def assert_one_against_many_equals_pairs(model: CMFG, shared: str, images: Nodes, captions: Nodes) -> None:
-    """`match_one` of each item of one kind with some of the other, one of them twice, is `match` pair by pair."""
-    encoded = {"patch": model.encode("patch", images), "token": model.encode("token", captions)}
+    """`match_one_to_many` of one item with some of the other modality, one twice, is `match` pair by pair."""
+    encoded = {"patch": model.encode("image", images), "token": model.encode("text", captions)}
     other = "token" if shared == "patch" else "patch"
     partners = torch.tensor([3, 0, 1, 1, 2])
     for item in range(4):
         hub, leaves = encoded[shared].select(torch.tensor([item])), encoded[other].select(partners)
         pairs = [(item, p) if shared == "patch" else (p, item) for p in partners.tolist()]
         expected = scores(model, images, captions, pairs)
-        torch.testing.assert_close(model.match_one(hub, leaves), expected, atol=1e-12, rtol=1e-10)
+        torch.testing.assert_close(model.match_one_to_many(hub, leaves), expected, atol=1e-12, rtol=1e-10)

@@ -136,21 +136,27 @@ def pooled(kind: str, nodes: Tensor, weight: Tensor | None) -> Tensor:
 
 def initial(weights: Weights, kind: str, nodes: Nodes) -> Tensor:
     """The nodes of one item before the first layer: projected features and a learned position."""
-    if f"enter.root_{kind}" in weights:
-        whitening = weights[f"enter.root_{kind}"].T @ (nodes.values - weights[f"enter.mean_{kind}"]).T
-        x = (weights[f"enter.linear.{kind}.weight"] @ whitening).T
+    if f"input_projection.root_{kind}" in weights:
+        whitening = (
+            weights[f"input_projection.root_{kind}"].T @ (nodes.values - weights[f"input_projection.mean_{kind}"]).T
+        )
+        x = (weights[f"input_projection.linear.{kind}.weight"] @ whitening).T
     else:
-        x = normalise(nodes.values, weights[f"enter.{kind}.0.weight"], weights[f"enter.{kind}.0.bias"])
-        x = x @ weights[f"enter.{kind}.1.weight"].T + weights[f"enter.{kind}.1.bias"]
+        x = normalise(
+            nodes.values, weights[f"input_projection.{kind}.0.weight"], weights[f"input_projection.{kind}.0.bias"]
+        )
+        x = x @ weights[f"input_projection.{kind}.1.weight"].T + weights[f"input_projection.{kind}.1.bias"]
     rows, columns = nodes.grid[0].tolist()
     if kind == "patch":
         cells = [((r + 0.5) / rows, (c + 0.5) / columns) for r in range(rows) for c in range(columns)]
     else:
         cells = [(0.0, c / 16) for c in range(columns)]
-    place = torch.tensor(cells, dtype=x.dtype)
-    place = torch.nn.functional.gelu(place @ weights[f"place.{kind}.0.weight"].T + weights[f"place.{kind}.0.bias"])
-    place = place @ weights[f"place.{kind}.2.weight"].T + weights[f"place.{kind}.2.bias"]
-    return x + weights[f"place_scale_{kind}"] * place
+    position = torch.tensor(cells, dtype=x.dtype)
+    position = torch.nn.functional.gelu(
+        position @ weights[f"position.{kind}.0.weight"].T + weights[f"position.{kind}.0.bias"]
+    )
+    position = position @ weights[f"position.{kind}.2.weight"].T + weights[f"position.{kind}.2.bias"]
+    return x + weights[f"position_scale_{kind}"] * place
 
 
 @dataclass(frozen=True)
@@ -233,6 +239,8 @@ def voted(
             }
     means = []
     for kind, nodes in hidden.items():
-        votes = [vote(below(weights, f"votes.{kind}."), x, m) for x, m in zip(nodes, heard[kind], strict=True)]
+        votes = [
+            vote(below(weights, f"matching_head.{kind}."), x, m) for x, m in zip(nodes, heard[kind], strict=True)
+        ]
         means.append(sum(votes, torch.zeros(())) / len(votes))
     return means[0] + means[1]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmfg_dgl.evaluation.evaluate import first_stage_rsum
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import NODE_TYPES, ItemSet, PairDataset
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete, Grid
 from cmfg_dgl.nn.model import CMFG
@@ -29,7 +29,7 @@ RELATIONS = (
 )
 
 
-def planted(captions_of: Sequence[int], seed: int = 0, noise: float = 0.3) -> Collection:
+def planted(captions_of: Sequence[int], seed: int = 0, noise: float = 0.3) -> PairDataset:
     """A collection in which image i has captions_of[i] captions, and nodes show a vector that both share.
 
     Image nodes show the vector through one fixed random matrix, caption nodes through another; the vectors, the
@@ -42,14 +42,16 @@ def planted(captions_of: Sequence[int], seed: int = 0, noise: float = 0.3) -> Co
     owners = owners[torch.randperm(len(owners), generator=generator)]
     signal = torch.randn(len(captions_of), SIGNAL, generator=generator)
 
-    def side(kind: str, vectors: Tensor, sizes: Grids) -> Side:
-        nodes = random_nodes(sizes, WIDTHS[kind], seed + len(vectors), torch.float32)
-        shown = torch.repeat_interleave(vectors @ mixing[kind], nodes.counts, 0) + noise * nodes.values
-        return Side(kind, len(vectors), Nodes(shown, nodes.offsets, nodes.grid).select)
+    def item_set(modality: str, vectors: Tensor, sizes: Grids) -> ItemSet:
+        nodes = random_nodes(sizes, WIDTHS[NODE_TYPES[modality]], seed + len(vectors), torch.float32)
+        shown = (
+            torch.repeat_interleave(vectors @ mixing[NODE_TYPES[modality]], nodes.counts, 0) + noise * nodes.values
+        )
+        return ItemSet(modality, len(vectors), Nodes(shown, nodes.offsets, nodes.grid).select)
 
     grids = [(1 + i % 3, 1 + i % 2) for i in range(len(captions_of))]
     lengths = [(1, 1 + i % 4) for i in range(len(owners))]
-    return Collection(side("patch", signal, grids), side("token", signal[owners], lengths), owners)
+    return PairDataset(item_set("image", signal, grids), item_set("text", signal[owners], lengths), owners)
 
 
 class TableScorer:
@@ -59,23 +61,23 @@ class TableScorer:
         self.images, self.captions, self.joint = images, captions, joint
         self.asked: list[tuple[int, int]] = []
 
-    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+    def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """The tables."""
         return self.images, self.captions
 
-    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+    def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         """Cells of the table."""
         self.asked += zip(image.tolist(), caption.tolist(), strict=True)
         return self.joint[image, caption]
 
 
-def random_scorer(collection: Collection, seed: int = 0, width: int = 4) -> TableScorer:
+def random_scorer(pair_dataset: PairDataset, seed: int = 0, width: int = 4) -> TableScorer:
     """Random tables in which a caption's embedding leans towards its image's, and so do the joint scores."""
     generator = torch.Generator().manual_seed(seed)
-    N, M = collection.images.count, collection.captions.count
+    N, M = pair_dataset.images.count, pair_dataset.captions.count
     images = torch.randn(N, width, generator=generator)
-    captions = 0.7 * images[collection.caption_image] + torch.randn(M, width, generator=generator)
-    right = collection.caption_image == torch.arange(N)[:, None]
+    captions = 0.7 * images[pair_dataset.caption_image] + torch.randn(M, width, generator=generator)
+    right = pair_dataset.caption_image == torch.arange(N)[:, None]
     return TableScorer(images, captions, 1.5 * right + torch.randn(N, M, generator=generator))
 
 
@@ -101,7 +103,7 @@ def tiny_trainer(folder: Path, *, seed: int = 0, **options: Any) -> Trainer:
     A call stands for a new process: dropout begins where `seed` says, whatever was drawn before.
     """
     model = tiny_model(seed)
-    collection, held_out = planted([1] * 40, seed=1), planted([1] * 24, seed=2)
+    pair_dataset, held_out = planted([1] * 40, seed=1), planted([1] * 24, seed=2)
     torch.manual_seed(seed)
 
     def validate() -> dict[str, float]:
@@ -121,7 +123,7 @@ def tiny_trainer(folder: Path, *, seed: int = 0, **options: Any) -> Trainer:
         "patience": 8,
         "checkpoint_steps": 2,
         "validate": validate,
-        "collection": collection,
+        "pair_dataset": pair_dataset,
         "texts": torch.arange(40),
     }
     return Trainer(model, folder=folder, **(settings | options))

@@ -82,9 +82,9 @@ def _check_model(config: Config, where: str) -> None:
         raise ConfigError(
             f"{where}: model.cross_layers {model.cross_layers} exceeds model.layers {model.layers}; lower it"
         )
-    if model.start == "cca" and not model.residual:
+    if model.init == "cca" and not model.residual:
         raise ConfigError(
-            f"{where}: model.start cca is lost in the first layer without model.residual; set model.start to random"
+            f"{where}: model.init cca is lost in the first layer without model.residual; set model.init to random"
         )
 
 

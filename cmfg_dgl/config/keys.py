@@ -190,21 +190,21 @@ class ModelConfig:
     residual: bool = option(True, "add a layer's input to its output")
     norm: str = option("layer", "normalise the input of each layer", choices=("layer", "none"))
     pooling: str = option("mean", "nodes to one vector", choices=("mean", "attention", "max"))
-    score: str = option(
+    matching_head: str = option(
         "pooled",
-        "score of a pair in its joint graph: the cosine of both pooled vectors, or the mean vote of the nodes on "
-        "what they heard of their partner",
-        choices=("pooled", "votes"),
+        "score of a pair in its joint graph: the cosine of both pooled vectors, or the mean over nodes of a score "
+        "of each node with its aggregated cross-modal message",
+        choices=("pooled", "node"),
     )
-    start: str = option(
+    init: str = option(
         "cca",
-        "how backbone features enter: whitened and projected, begun in closed form from the training split, or "
-        "normalised and projected from random weights",
+        "input projection: whitening and a linear map, initialised in closed form by CCA on the training split, or "
+        "layer normalisation and a linear map with random weights",
         choices=("cca", "random"),
     )
     ridge: float = option(
         1.0,
-        "start cca: added to the variance of each feature, in units of their mean; few training pairs need more",
+        "init cca: added to the variance of each feature, in units of their mean; few training pairs need more",
         least=1e-6,
     )
     kernel: str = option(
@@ -218,7 +218,7 @@ class ModelConfig:
     )
     dropout: float = option(0.2, "dropout of the input of each layer", least=0.0, most=0.95)
     feature_dropout: float = option(
-        0.5, "dropout of backbone features, whitened (start cca) or projected (random)", least=0.0, most=0.95
+        0.5, "dropout of backbone features, whitened (init cca) or projected (random)", least=0.0, most=0.95
     )
     bank: int = option(
         4096,
@@ -248,7 +248,7 @@ class TrainingConfig:
     label_smoothing: float = option(0.0, "share of the target spread over the batch (InfoNCE)", least=0.0, most=0.9)
     joint_weight: float = option(1.0, "weight of the joint matching loss beside InfoNCE", least=0.0)
     hard_negatives: int = option(2, "joint loss: hardest wrong partners of each image and of each caption", least=1)
-    near_captions: int = option(
+    hard_negative_batches: int = option(
         1,
         "so many pairs with captions near each other share a batch, as hard negatives; 1: chance",
         least=1,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.nn.joint_attention import JointAttention, RelationWeights, joint_attention
 from cmfg_dgl.nn.kernels import NO_EDGE
 from cmfg_dgl.nn.model import CMFG
@@ -151,7 +151,7 @@ def metrics_by_relation(attention: JointAttention) -> dict[str, dict[str, float]
 
 
 def attention_of_pairs(
-    model: CMFG, collection: Collection, image: Tensor, caption: Tensor, *, batch: int = 64
+    model: CMFG, pair_dataset: PairDataset, image: Tensor, caption: Tensor, *, batch: int = 64
 ) -> dict[str, dict[str, float]]:
     """`metrics_by_relation` of many pairs, in a memory that does not grow with their number.
 
@@ -176,7 +176,9 @@ def attention_of_pairs(
     counts: dict[str, dict[str, int]] = {}
     for left, right in zip(image.split(batch), caption.split(batch), strict=True):
         attention = joint_attention(
-            model, model.accept(collection.images.read(left)), model.accept(collection.captions.read(right))
+            model,
+            model.to_device(pair_dataset.images.read(left)),
+            model.to_device(pair_dataset.captions.read(right)),
         )
         here = _counts(attention)
         for name, values in metrics_by_relation(attention).items():
@@ -194,7 +196,7 @@ def attention_of_pairs(
     }
 
 
-def attention_summary(model: CMFG, collection: Collection, *, pairs: int = 64) -> dict[str, float]:
+def attention_summary(model: CMFG, pair_dataset: PairDataset, *, pairs: int = 64) -> dict[str, float]:
     """Mass and entropies of each relation over some matching pairs, to be followed through training.
 
     Parameters
@@ -208,9 +210,9 @@ def attention_summary(model: CMFG, collection: Collection, *, pairs: int = 64) -
         ``attention_METRIC/RELATION.LAYER`` for `mass`, `entropy` and `normalised_entropy` of `attention_of_pairs`;
         what is not defined, as of a relation without edges, is left out.
     """
-    M = collection.captions.count
+    M = pair_dataset.captions.count
     captions = torch.linspace(0, M - 1, min(pairs, M), dtype=torch.float64).long()
-    found = attention_of_pairs(model, collection, collection.caption_image[captions], captions)
+    found = attention_of_pairs(model, pair_dataset, pair_dataset.caption_image[captions], captions)
     return {
         f"attention_{metric}/{name}": values[metric]
         for metric in ("mass", "entropy", "normalised_entropy")

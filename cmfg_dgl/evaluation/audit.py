@@ -16,7 +16,7 @@ from torch import Tensor
 from cmfg_dgl.evaluation.evaluate import Scores, first_stage, score
 from cmfg_dgl.evaluation.ranking import Ranking, metrics, rank_positives
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.retrieval.scorer import Scorer
 
 __all__ = ["AuditReport", "Check", "audit", "shown", "subset"]
@@ -67,7 +67,7 @@ def shown(value: float | None) -> str:
 def audit(
     trained: Scorer,
     untrained: Scorer,
-    collection: Collection,
+    pair_dataset: PairDataset,
     *,
     shared_with_training: Sequence[str],
     compared: str = "images or captions",
@@ -94,16 +94,16 @@ def audit(
     progress
         Called with the name of each check before it runs.
     """
-    small = subset(collection, JOINT_ITEMS, seed)
+    small = subset(pair_dataset, JOINT_ITEMS, seed)
     # Each check is run when its turn comes, so that progress tells the truth.
     checks: dict[str, Callable[[], Outcome]] = {
-        "untrained-first-stage-is-chance": lambda: _chance_first(untrained, collection, seed),
+        "untrained-first-stage-is-chance": lambda: _chance_first(untrained, pair_dataset, seed),
         "untrained-joint-stage-is-chance": lambda: _chance_joint(untrained, small, seed),
-        "shuffled-pairing-changes-no-embedding": lambda: _shuffled_first(trained, collection, seed),
+        "shuffled-pairing-changes-no-embedding": lambda: _shuffled_first(trained, pair_dataset, seed),
         "shuffled-pairing-changes-no-joint-score": lambda: _shuffled_joint(trained, small, seed),
         "score-is-independent-of-its-batch": lambda: _batch(trained, small, seed, joint),
-        "ties-and-nan-rank-last": lambda: _pessimism(collection),
-        "recall-never-falls": lambda: _monotone(score(trained, collection, k=0)),
+        "ties-and-nan-rank-last": lambda: _pessimism(pair_dataset),
+        "recall-never-falls": lambda: _monotone(score(trained, pair_dataset, k=0)),
         "no-test-item-in-training": lambda: _disjoint(shared_with_training, compared),
     }
     if not joint:
@@ -117,37 +117,37 @@ def audit(
     return AuditReport(tuple(results))
 
 
-def subset(collection: Collection, images: int, seed: int) -> Collection:
+def subset(pair_dataset: PairDataset, images: int, seed: int) -> PairDataset:
     """A random sample of images, each with its first caption."""
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(collection.images.count, generator=generator)[:images]
-    first = torch.stack([torch.nonzero(collection.caption_image == image)[0, 0] for image in chosen])
-    return Collection(
-        _reordered(collection.images, chosen),
-        _reordered(collection.captions, first),
+    chosen = torch.randperm(pair_dataset.images.count, generator=generator)[:images]
+    first = torch.stack([torch.nonzero(pair_dataset.caption_image == image)[0, 0] for image in chosen])
+    return PairDataset(
+        _reordered(pair_dataset.images, chosen),
+        _reordered(pair_dataset.captions, first),
         torch.arange(len(chosen)),
     )
 
 
-def _reordered(side: Side, order: Tensor) -> Side:
+def _reordered(side: ItemSet, order: Tensor) -> ItemSet:
     def read(items: Tensor) -> Nodes:
         return side.read(order[items])
 
     return replace(side, count=len(order), read=read)
 
 
-def _shuffled(collection: Collection, seed: int) -> Collection:
+def _shuffled(pair_dataset: PairDataset, seed: int) -> PairDataset:
     """The same images and captions, each caption given with a random image."""
     generator = torch.Generator().manual_seed(seed + 1)
-    order = torch.randperm(len(collection.caption_image), generator=generator)
-    return replace(collection, caption_image=collection.caption_image[order])
+    order = torch.randperm(len(pair_dataset.caption_image), generator=generator)
+    return replace(pair_dataset, caption_image=pair_dataset.caption_image[order])
 
 
-def _all_pairs(scorer: Scorer, collection: Collection) -> Tensor:
+def _all_pairs(scorer: Scorer, pair_dataset: PairDataset) -> Tensor:
     """Joint scores of every image with every caption, (N, M)."""
-    N, M = collection.images.count, collection.captions.count
+    N, M = pair_dataset.images.count, pair_dataset.captions.count
     image, caption = torch.arange(N).repeat_interleave(M), torch.arange(M).repeat(N)
-    return scorer.pairs(collection, image, caption).view(N, M)
+    return scorer.pairs(pair_dataset, image, caption).view(N, M)
 
 
 def _all_ranks(scores: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -179,13 +179,13 @@ def _against_permutations(scores: Tensor, seed: int) -> Outcome:
     return value, bound, value <= bound, explanation
 
 
-def _chance_first(untrained: Scorer, collection: Collection, seed: int) -> Outcome:
-    few = subset(collection, FIRST_ITEMS, seed)
+def _chance_first(untrained: Scorer, pair_dataset: PairDataset, seed: int) -> Outcome:
+    few = subset(pair_dataset, FIRST_ITEMS, seed)
     images, captions = untrained.embeddings(few)
     return _against_permutations(images @ captions.T, seed)
 
 
-def _chance_joint(untrained: Scorer, small: Collection, seed: int) -> Outcome:
+def _chance_joint(untrained: Scorer, small: PairDataset, seed: int) -> Outcome:
     return _against_permutations(_all_pairs(untrained, small), seed)
 
 
@@ -196,17 +196,17 @@ def _difference(before: Sequence[Tensor], after: Sequence[Tensor], what: str) ->
     return value, TOLERANCE, passed, f"largest change of {what}"
 
 
-def _shuffled_first(trained: Scorer, collection: Collection, seed: int) -> Outcome:
-    before, after = trained.embeddings(collection), trained.embeddings(_shuffled(collection, seed))
+def _shuffled_first(trained: Scorer, pair_dataset: PairDataset, seed: int) -> Outcome:
+    before, after = trained.embeddings(pair_dataset), trained.embeddings(_shuffled(pair_dataset, seed))
     return _difference(before, after, "an embedding when captions are given with other images")
 
 
-def _shuffled_joint(trained: Scorer, small: Collection, seed: int) -> Outcome:
+def _shuffled_joint(trained: Scorer, small: PairDataset, seed: int) -> Outcome:
     before, after = _all_pairs(trained, small), _all_pairs(trained, _shuffled(small, seed))
     return _difference([before], [after], "a joint score when captions are given with other images")
 
 
-def _batch(trained: Scorer, small: Collection, seed: int, joint: bool) -> Outcome:
+def _batch(trained: Scorer, small: PairDataset, seed: int, joint: bool) -> Outcome:
     """Score some pairs in one go, one at a time, and embed some items alone."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(small.images.count, (24,), generator=generator)
@@ -218,7 +218,7 @@ def _batch(trained: Scorer, small: Collection, seed: int, joint: bool) -> Outcom
     images, captions = trained.embeddings(small)
     single = [
         trained.embeddings(
-            Collection(
+            PairDataset(
                 _reordered(small.images, i[None]),
                 _reordered(small.captions, c[None]),
                 torch.zeros(1, dtype=torch.int64),
@@ -233,9 +233,9 @@ def _batch(trained: Scorer, small: Collection, seed: int, joint: bool) -> Outcom
     )
 
 
-def _pessimism(collection: Collection) -> Outcome:
+def _pessimism(pair_dataset: PairDataset) -> Outcome:
     """A scorer that says the same of everything, or NaN, must find nothing."""
-    few = min(collection.images.count, 200)
+    few = min(pair_dataset.images.count, 200)
     recalls = [
         metrics(Ranking(rank_positives(scores, offsets, np.arange(few)), offsets, few), (1, 5, 10))[f"hit@{k}"]
         for scores in (torch.zeros(few, few), torch.full((few, few), torch.nan))

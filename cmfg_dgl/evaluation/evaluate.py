@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmfg_dgl.evaluation.ranking import Ranking, chance, hit_rsum, metrics, pooled_metrics, rank_positives, rsum
-from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.retrieval.scorer import Scorer, candidates, fuse
 
 __all__ = [
@@ -82,7 +82,7 @@ class Scores:
 
 
 def score(
-    scorer: Scorer, collection: Collection, *, k: int, query_batch: int = 256, queries: Tensor | None = None
+    scorer: Scorer, pair_dataset: PairDataset, *, k: int, query_batch: int = 256, queries: Tensor | None = None
 ) -> Scores:
     """Run both stages in both directions; a pair that both directions ask for is scored once.
 
@@ -96,9 +96,11 @@ def score(
         bool, (N,): which images are queries, as are their captions; the other images and captions are the gallery,
         so that only labels can tell what is right (`Scores.by_label`). None: all are both.
     """
-    images, captions = scorer.embeddings(collection)
-    M = collection.captions.count
-    (image, other_caption), (caption, other_image) = _sides(len(images), collection.caption_image, queries).values()
+    images, captions = scorer.embeddings(pair_dataset)
+    M = pair_dataset.captions.count
+    (image, other_caption), (caption, other_image) = _sides(
+        len(images), pair_dataset.caption_image, queries
+    ).values()
     ends = {
         "i2t": (images[image.items], captions[other_caption.items], image.images, other_caption.images),
         "t2i": (captions[caption.items], images[other_image.items], caption.images, other_image.images),
@@ -112,7 +114,7 @@ def score(
     ]
     pairs, where = torch.unique(torch.cat(asked), return_inverse=True)
     start = time.perf_counter()
-    joint = scorer.pairs(collection, pairs // M, pairs % M) if len(pairs) else torch.zeros(0)
+    joint = scorer.pairs(pair_dataset, pairs // M, pairs % M) if len(pairs) else torch.zeros(0)
     seconds = time.perf_counter() - start
     halves = dict(zip(DIRECTIONS, joint[where].split([len(part) for part in asked]), strict=True))
     return Scores(
@@ -254,9 +256,9 @@ def first_stage(scores: Scores) -> tuple[dict[str, Any], dict[str, Ranking]]:
     return _record(scores.rank(None))
 
 
-def first_stage_rsum(scorer: Scorer, collection: Collection) -> float:
+def first_stage_rsum(scorer: Scorer, pair_dataset: PairDataset) -> float:
     """Rsum of the independent embeddings of a collection."""
-    record, _ = first_stage(score(scorer, collection, k=0))
+    record, _ = first_stage(score(scorer, pair_dataset, k=0))
     return float(record["rsum"])
 
 

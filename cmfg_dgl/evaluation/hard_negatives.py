@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmfg_dgl.features.pair_dataset import Collection, HardNegatives
+from cmfg_dgl.features.pair_dataset import HardNegatives, PairDataset
 from cmfg_dgl.retrieval.scorer import Scorer
 
 __all__ = ["Margins", "hard_negative_margins"]
@@ -40,7 +40,7 @@ class Margins:
         if alpha is not None and self.joint is not None:
             margin = alpha * self.joint + (1 - alpha) * self.first
         won = margin > 0
-        owners = self.negatives.collection.caption_image
+        owners = self.negatives.pair_dataset.caption_image
         lost = torch.bincount(owners[~won], minlength=int(owners.max()) + 1)
         kinds = self.negatives.kinds
         of_kind = {kind: torch.tensor([k == kind for k in kinds]) for kind in sorted(set(kinds))}
@@ -52,7 +52,7 @@ class Margins:
 
 
 def hard_negative_margins(
-    scorer: Scorer, collection: Collection, negatives: HardNegatives, *, joint: bool
+    scorer: Scorer, pair_dataset: PairDataset, negatives: HardNegatives, *, joint: bool
 ) -> Margins:
     """Score the right and the false captions of each image.
 
@@ -68,13 +68,13 @@ def hard_negative_margins(
     Thrush et al., Winoground, CVPR 2022; Yuksekgonul et al., When and why vision-language models behave like
     bags-of-words, ICLR 2023.
     """
-    owner, right = negatives.collection.caption_image, negatives.right
-    images, captions = scorer.embeddings(collection)
-    _, false = scorer.embeddings(negatives.collection)
+    owner, right = negatives.pair_dataset.caption_image, negatives.right
+    images, captions = scorer.embeddings(pair_dataset)
+    _, false = scorer.embeddings(negatives.pair_dataset)
     first = (images[owner] * (captions[right] - false)).sum(1)
     if not joint:
         return Margins(first, None, negatives)
     pairs, where = torch.unique(torch.stack([owner, right]), dim=1, return_inverse=True)
-    true = scorer.pairs(collection, *pairs)[where]
-    wrong = scorer.pairs(negatives.collection, owner, torch.arange(len(owner)))
+    true = scorer.pairs(pair_dataset, *pairs)[where]
+    wrong = scorer.pairs(negatives.pair_dataset, owner, torch.arange(len(owner)))
     return Margins(first, true - wrong, negatives)

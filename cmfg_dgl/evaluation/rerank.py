@@ -14,10 +14,10 @@ import torch
 
 from cmfg_dgl.evaluation.evaluate import DIRECTIONS, Direction, Scores, choose_alpha, two_stage
 from cmfg_dgl.evaluation.ranking import Ranking, metrics, rsum
-from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.retrieval.scorer import Scorer, fuse
 
-__all__ = ["ceiling_rsum", "curve", "query_seconds", "within"]
+__all__ = ["curve", "query_seconds", "upper_bound_rsum", "within"]
 
 TIMED_QUERIES = 16
 """Queries of each direction that are timed, spread evenly over the split."""
@@ -59,7 +59,7 @@ def curve(scores: Scores, k: int, alpha: float | None) -> dict[str, Any]:
     Returns
     -------
     dict
-        {"k", "pairs", "ceiling_rsum", "rsums", "two_stage"}: distinct pairs of both directions, the rsum of a
+        {"k", "pairs", "upper_bound_rsum", "rsums", "two_stage"}: distinct pairs of both directions, the rsum of a
         perfect second stage, the rsum with each of `ALPHAS`, and the record of `two_stage` with the weight chosen.
     """
     some = within(scores, k)
@@ -68,13 +68,13 @@ def curve(scores: Scores, k: int, alpha: float | None) -> dict[str, Any]:
     return {
         "k": k,
         "pairs": some.pairs,
-        "ceiling_rsum": ceiling_rsum(some),
+        "upper_bound_rsum": upper_bound_rsum(some),
         "rsums": rsums,
         "two_stage": record,
     }
 
 
-def ceiling_rsum(scores: Scores) -> float:
+def upper_bound_rsum(scores: Scores) -> float:
     """The rsum if every right candidate stood before every wrong one: no second stage can reach more."""
     best = {}
     for name, ranking in scores.rank(None).items():
@@ -86,7 +86,7 @@ def ceiling_rsum(scores: Scores) -> float:
 
 
 def query_seconds(
-    scorer: Scorer, collection: Collection, scores: Scores, ks: Sequence[int]
+    scorer: Scorer, pair_dataset: PairDataset, scores: Scores, ks: Sequence[int]
 ) -> list[dict[str, float]]:
     """Median seconds that the second stage takes for one query asked alone, for each k and by direction.
 
@@ -108,17 +108,19 @@ def query_seconds(
         # The first is asked twice: what is done once in a process is not a query's.
         for query in [asked[0], *asked]:
             for k, times in zip(ks, taken, strict=True):
-                times.append(_seconds(scorer, collection, direction, name, query, k))
+                times.append(_seconds(scorer, pair_dataset, direction, name, query, k))
         for record, times in zip(found, taken, strict=True):
             record[name] = statistics.median(times[1:])
     return found
 
 
-def _seconds(scorer: Scorer, collection: Collection, direction: Direction, name: str, query: int, k: int) -> float:
+def _seconds(
+    scorer: Scorer, pair_dataset: PairDataset, direction: Direction, name: str, query: int, k: int
+) -> float:
     chosen = direction.chosen[query, :k]
     ends = torch.full_like(chosen, query), chosen
     start = time.perf_counter()
-    joint = scorer.pairs(collection, *(ends if name == "i2t" else ends[::-1]))
+    joint = scorer.pairs(pair_dataset, *(ends if name == "i2t" else ends[::-1]))
     first = direction.queries[query : query + 1] @ direction.gallery.T
     fuse(first, chosen[None], joint[None], 0.5)
     return time.perf_counter() - start

@@ -9,7 +9,7 @@ from typing import Any
 from cmfg_dgl.errors import CheckpointError, ConfigError
 from cmfg_dgl.files import canonical_json, read_json, sha256_bytes
 
-__all__ = ["digest_of", "kept_cell"]
+__all__ = ["cached_cell", "digest_of"]
 
 Record = dict[str, Any]
 
@@ -19,7 +19,7 @@ def digest_of(made_from: Mapping[str, Any]) -> str:
     return sha256_bytes(canonical_json(made_from))
 
 
-def kept_cell(path: Path, digest: str) -> Record | None:
+def cached_cell(path: Path, digest: str) -> Record | None:
     """The finished cell in a file, None where there is no file.
 
     Parameters

@@ -159,14 +159,14 @@ def attributions(model: CMFG, image: Nodes, caption: Nodes) -> dict[str, Tensor]
 def score_without(model: CMFG, image: Nodes, caption: Nodes, gone: Tensor) -> Tensor:
     """Cosines (K,), on the host, of a caption with an image less the patches in `gone`, bool (K, P)."""
     P, middle = len(image.values), image.values.mean(0)
-    encoded = model.encode("token", caption)
+    encoded = model.encode("text", caption)
     scores = []
     for masks in gone.to(middle.device).split(GRAPHS_AT_A_TIME):
         K = len(masks)
         values = torch.where(masks[..., None], middle, image.values).flatten(0, 1)  # (K P, width)
         copies = Nodes(values, torch.arange(K + 1) * P, image.grid.expand(K, 2))
         captions = encoded.select(torch.zeros(K, dtype=torch.int64))
-        scores.append(model.match(model.encode("patch", copies), captions).cpu())
+        scores.append(model.match(model.encode("image", copies), captions).cpu())
     return torch.cat(scores)
 
 

@@ -180,7 +180,7 @@ def inspect_pair(model: CMFG, pair: Pair, *, untrained: CMFG | None = None) -> I
         The same with random weights in its graph layers: measure with it whether the score follows the attention.
     """
     model.eval()
-    image, caption = model.accept(pair.image), model.accept(pair.caption)
+    image, caption = model.to_device(pair.image), model.to_device(pair.caption)
     attention = joint_attention(model, image, caption)
     score = float(attention.score)
     metrics = metrics_by_relation(attention)
@@ -194,14 +194,14 @@ def inspect_pair(model: CMFG, pair: Pair, *, untrained: CMFG | None = None) -> I
     summaries = {}
     for name in (r.name for r in model.relations):
         without = drop_relation(model, name)
-        alone = without.match(without.encode("patch", image), without.encode("token", caption))
+        alone = without.match(without.encode("image", image), without.encode("text", caption))
         summaries[name] = RelationSummary(
             mass=mean(name, "mass"),
             delta_when_removed=float(alone) - score,
             entropy=mean(name, "entropy"),
             effective_neighbours=mean(name, "effective_neighbours"),
         )
-    first = (model.embed("patch", image) * model.embed("token", caption)).sum()
+    first = (model.embed("image", image) * model.embed("text", caption)).sum()
     faithfulness = None if untrained is None else measure_faithfulness(model, untrained, image, caption)
     pointing = {}
     if faithfulness is not None:

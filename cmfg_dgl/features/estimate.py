@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.features.extract import Extraction
-from cmfg_dgl.features.store.checksummed import read_sealed
+from cmfg_dgl.features.store.checksummed import read_checksummed
 from cmfg_dgl.features.store.reader import INDEX, key_difference
 from cmfg_dgl.features.store.shards import shard_bytes
 
@@ -97,7 +97,7 @@ def _found(extraction: Extraction) -> tuple[int, int]:
     for number, part in enumerate(spec.shards):
         path = spec.path(number)
         try:
-            record = read_sealed(path.with_suffix(".json"))
+            record = read_checksummed(path.with_suffix(".json"))
             whole = path.stat().st_size == record["size"] and not key_difference(spec.key, record.get("key", {}))
         except (DataError, OSError):
             continue

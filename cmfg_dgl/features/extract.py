@@ -16,7 +16,7 @@ from cmfg_dgl.features.encoders.text import TextEncoder
 from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.features.nodes import Nodes, concatenate
 from cmfg_dgl.features.store.build import Share, build_share, build_store, merge_store
-from cmfg_dgl.features.store.checksummed import read_sealed
+from cmfg_dgl.features.store.checksummed import read_checksummed
 from cmfg_dgl.features.store.reader import FeatureStore, key_difference, store_folder
 from cmfg_dgl.features.store.shards import ShardContent, ShardMaker, StoreSpec
 from cmfg_dgl.files import canonical_json, sha256_bytes
@@ -184,7 +184,7 @@ def _why_missing(source: Path, spec: StoreSpec) -> str:
     """What stands beside a store that is missing: one of another key, told apart, or nothing of the kind."""
     for record in sorted(source.parent.glob(f"{spec.key['kind']}-*/shard-*.json")):
         try:
-            found = read_sealed(record)["key"]
+            found = read_checksummed(record)["key"]
         except (DataError, KeyError):
             continue
         if difference := key_difference(spec.key, found):

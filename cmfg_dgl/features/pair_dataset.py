@@ -12,22 +12,31 @@ from torch import Tensor
 
 from cmfg_dgl.features.nodes import Nodes
 
-__all__ = ["Collection", "HardNegatives", "Side", "mean_nodes", "read_ahead", "read_pairs"]
+__all__ = ["HardNegatives", "ItemSet", "PairDataset", "mean_nodes", "read_ahead", "read_pairs"]
 
 ITEMS_AT_A_TIME = 256
 
+NODE_TYPES = {"image": "patch", "text": "token"}
+"""Modality of an item to the type of its nodes."""
+
 
 @dataclass(frozen=True)
-class Side:
+class ItemSet:
     """All images or all captions of a collection: how many, and how to read the nodes of some of them.
 
-    `shard` says in which file of a store each lies, int64 (count,); None where they lie in memory.
+    `modality` is `image` or `text`. `shard` is the number of the store's file that holds each item, int64 (count,);
+    None for items in memory.
     """
 
-    kind: str
+    modality: str
     count: int
     read: Callable[[Tensor], Nodes]
     shard: Tensor | None = None
+
+    @property
+    def node_type(self) -> str:
+        """`patch` or `token`: what the items are made of in a graph."""
+        return NODE_TYPES[self.modality]
 
     @cached_property
     def means(self) -> Tensor:
@@ -39,11 +48,11 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Collection:
+class PairDataset:
     """N images, M captions, and for each caption the position of the image it was given with, int64 (M,)."""
 
-    images: Side
-    captions: Side
+    images: ItemSet
+    captions: ItemSet
     caption_image: Tensor
 
 
@@ -61,32 +70,32 @@ class HardNegatives:
         (F,): what was exchanged in each, such as `attribute` or `place`.
     """
 
-    collection: Collection
+    pair_dataset: PairDataset
     right: Tensor
     kinds: tuple[str, ...]
 
 
-def read_pairs(collection: Collection, captions: Tensor) -> Collection:
+def read_pairs(pair_dataset: PairDataset, captions: Tensor) -> PairDataset:
     """The given captions, int64 (B,), in that order, with their images: a collection that lies in memory."""
-    images, owner = torch.unique(collection.caption_image[captions], return_inverse=True)
-    patches, tokens = collection.images.read(images), collection.captions.read(captions)
-    return Collection(
-        Side(collection.images.kind, len(images), patches.select),
-        Side(collection.captions.kind, len(captions), tokens.select),
+    images, owner = torch.unique(pair_dataset.caption_image[captions], return_inverse=True)
+    patches, tokens = pair_dataset.images.read(images), pair_dataset.captions.read(captions)
+    return PairDataset(
+        ItemSet(pair_dataset.images.modality, len(images), patches.select),
+        ItemSet(pair_dataset.captions.modality, len(captions), tokens.select),
         owner,
     )
 
 
-def read_ahead(collection: Collection, batches: Sequence[Tensor]) -> Generator[Collection, None, None]:
+def read_ahead(pair_dataset: PairDataset, batches: Sequence[Tensor]) -> Generator[PairDataset, None, None]:
     """Give `read_pairs` of each batch; the next one is read in a thread while the one given is used."""
     with ThreadPoolExecutor(1) as pool:
-        coming = [pool.submit(read_pairs, collection, batch) for batch in batches[:1]]
+        coming = [pool.submit(read_pairs, pair_dataset, batch) for batch in batches[:1]]
         for following in [*batches[1:], None]:
             if not coming:
                 return
             pairs = coming.pop().result()
             if following is not None:
-                coming.append(pool.submit(read_pairs, collection, following))
+                coming.append(pool.submit(read_pairs, pair_dataset, following))
             yield pairs
 
 

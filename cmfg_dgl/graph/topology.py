@@ -237,12 +237,12 @@ def _nearest(a: Tensor, b: Tensor, source: NodeSet, target: NodeSet, k: int) -> 
         rows_s = source.offsets[graphs][:, None, None] + torch.arange(n_source)  # (graphs, 1, S)
         rows_t = target.offsets[graphs][:, None, None] + torch.arange(n_target)[:, None]  # (graphs, T, 1)
         # Rounding makes patches that look the same tie exactly, whatever the order of the sums.
-        likeness = (b[rows_t[..., 0]] @ a[rows_s[:, 0]].transpose(1, 2)).round(decimals=9)  # (graphs, T, S)
-        likeness -= torch.arange(n_source) * TIE
+        similarity = (b[rows_t[..., 0]] @ a[rows_s[:, 0]].transpose(1, 2)).round(decimals=9)  # (graphs, T, S)
+        similarity -= torch.arange(n_source) * TIE
         if source is target:
-            likeness.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+            similarity.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
         keep = max(min(k, n_source - (source is target)), 0)
-        best = likeness.topk(keep, dim=2).indices.sort(dim=2).values  # (graphs, T, keep)
+        best = similarity.topk(keep, dim=2).indices.sort(dim=2).values  # (graphs, T, keep)
         sources.append((source.offsets[graphs][:, None, None] + best).flatten())
         targets.append(rows_t.expand_as(best).flatten())
         members.append(graphs)

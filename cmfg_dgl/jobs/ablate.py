@@ -13,7 +13,7 @@ from cmfg_dgl.experiments.ablation.cells import cut_down, evaluated, trained
 from cmfg_dgl.experiments.ablation.results import collect
 from cmfg_dgl.experiments.ablation.variants import Variant
 from cmfg_dgl.experiments.bench.data import BenchData
-from cmfg_dgl.experiments.cache import digest_of, kept_cell
+from cmfg_dgl.experiments.cache import cached_cell, digest_of
 from cmfg_dgl.files import canonical_json, sha256_bytes, write_atomic, write_json
 from cmfg_dgl.reporting.ablation_pages import write_outputs
 from cmfg_dgl.training.checkpoint import save_checkpoint
@@ -147,7 +147,7 @@ class _Runner:
                 **identity_of(data, config, ("train", "val", self.plan.split)),
             }
         )
-        kept = None if self.force else kept_cell(path, digest)
+        kept = None if self.force else cached_cell(path, digest)
         if kept is not None and (not base or weights.is_file()):
             return kept
         if variant.mode == "drop":

@@ -39,7 +39,7 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
     result = audit(
         graph_scorer(trained_model(run, experiment, weights), run.config, None),
         graph_scorer(experiment.model(run.config.run.seed + 1), run.config, None),
-        experiment.collection(view),
+        experiment.pair_dataset(view),
         shared_with_training=shared_items(
             run.read("manifest-train.json"), dataset.manifest("test"), texts=not dataset.published
         ),

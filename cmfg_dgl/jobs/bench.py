@@ -15,7 +15,7 @@ from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.bench.methods import method_class, recipe_of
 from cmfg_dgl.experiments.bench.results import OURS, collect
 from cmfg_dgl.experiments.bench.settings import check_settings, settings_of
-from cmfg_dgl.experiments.cache import digest_of, kept_cell
+from cmfg_dgl.experiments.cache import cached_cell, digest_of
 from cmfg_dgl.files import write_atomic, write_json
 from cmfg_dgl.reporting.bench_pages import write_outputs
 
@@ -80,7 +80,7 @@ def _label_relevance(data: BenchData) -> Record | None:
         return None
     record: Record = {
         "labels": part.labels.shape[1],
-        "chance": label_chance(part.labels, part.collection.caption_image, part.queries),
+        "chance": label_chance(part.labels, part.pair_dataset.caption_image, part.queries),
     }
     if part.queries is not None:
         record["gallery"] = int((~part.queries).sum())
@@ -212,7 +212,7 @@ def finished_cell(
             "recipe": recipe_of(method, data.config),
         }
     )
-    kept = None if force else kept_cell(path, made_from)
+    kept = None if force else cached_cell(path, made_from)
     if kept is not None and (not audited or "audit" in kept):
         return kept
     record = run_cell(data, method, seed, setting, minutes=minutes, audited=audited, leaky=leaky)

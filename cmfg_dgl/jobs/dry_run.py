@@ -12,7 +12,7 @@ from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.features.encoders.text import TextEncoder
 from cmfg_dgl.features.encoders.vision import VisionEncoder
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.training.experiment import build_model, encoders, open_dataset, select_device
 from cmfg_dgl.training.trainer import training_losses
 
@@ -39,8 +39,8 @@ def dry_run(config: Config) -> DryRun:
     dataset = open_dataset(config)
     split = dataset.split("train")
     vision, text = encoders(config)
-    collection = _first_batch(dataset, split, vision, text, config.training.batch_size)
-    pairs = collection.caption_image
+    pair_dataset = _first_batch(dataset, split, vision, text, config.training.batch_size)
+    pairs = pair_dataset.caption_image
     model = build_model(config, {"patch": vision.width, "token": text.width}, config.run.seed).train()
     kept: dict[int, int] = {}
 
@@ -51,7 +51,7 @@ def dry_run(config: Config) -> DryRun:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         losses = training_losses(
             model,
-            collection,
+            pair_dataset,
             pairs,
             pairs,
             joint_weight=config.training.joint_weight,
@@ -66,7 +66,7 @@ def dry_run(config: Config) -> DryRun:
 
 def _first_batch(
     dataset: Dataset, split: Split, vision: VisionEncoder, text: TextEncoder, batch_size: int
-) -> Collection:
+) -> PairDataset:
     """The first usable pairs of a split, encoded; as in training, an item that is unusable is left out."""
     pixels, tokenised = [], []
     for caption, image in zip(split.captions, split.images[split.caption_image], strict=True):
@@ -84,4 +84,6 @@ def _first_batch(
         raise DataError(f"{dataset.name}: nothing of the split {split.name!r} is usable; see `cmfg data check`")
     patches, tokens = vision.forward(pixels), text.forward(tokenised).nodes
     pairs = torch.arange(len(pixels))
-    return Collection(Side("patch", len(pairs), patches.select), Side("token", len(pairs), tokens.select), pairs)
+    return PairDataset(
+        ItemSet("image", len(pairs), patches.select), ItemSet("text", len(pairs), tokens.select), pairs
+    )

@@ -58,10 +58,10 @@ def evaluate_run(
         parts, made_from["folds"] = view.folds(folds), folds
     if (run.folder / name).is_file() and not force:
         return known_result(run, name, made_from)
-    collection = experiment.collection(view)
+    pair_dataset = experiment.pair_dataset(view)
     scorer = graph_scorer(trained_model(run, experiment, weights), config, progress)
     start = time.perf_counter()
-    scores = score(scorer, collection, k=config.retrieval.k, query_batch=config.retrieval.query_batch)
+    scores = score(scorer, pair_dataset, k=config.retrieval.k, query_batch=config.retrieval.query_batch)
     first, first_rankings = first_stage(scores)
     second, second_rankings = two_stage(scores, alpha)
     record = {
@@ -79,7 +79,7 @@ def evaluate_run(
     if (label := _label_record(experiment, scorer, split, scores, alpha)) is not None:
         record["label"] = label
     if (negatives := experiment.hard_negatives(view)) is not None:
-        margins = hard_negative_margins(scorer, collection, negatives, joint=True)
+        margins = hard_negative_margins(scorer, pair_dataset, negatives, joint=True)
         record["hard_negatives"] = {"first_stage": margins.record(None), "two_stage": margins.record(alpha)}
     record |= {"seconds": time.perf_counter() - start, "made_from": made_from}
     run.write(f"curves-{split}.json", _curves({"first stage": first_rankings, "two stages": second_rankings}))
@@ -94,7 +94,7 @@ def _fold_record(experiment: Experiment, scorer: Scorer, parts: list[Split], alp
     """Means over folds, each of which searches its own images and captions alone."""
     retrieval, records = experiment.config.retrieval, []
     for part in parts:
-        scores = score(scorer, experiment.collection(part), k=retrieval.k, query_batch=retrieval.query_batch)
+        scores = score(scorer, experiment.pair_dataset(part), k=retrieval.k, query_batch=retrieval.query_batch)
         records.append({"first_stage": first_stage(scores)[0], "two_stage": two_stage(scores, alpha)[0]})
     return {"folds": len(parts), "n_images": len(parts[0].images), **mean_record(records)}
 
@@ -107,10 +107,10 @@ def _label_record(
     labels, names = experiment.labels(view), [split]
     if labels is None:
         return None
-    collection, retrieval = experiment.collection(view), experiment.config.retrieval
+    pair_dataset, retrieval = experiment.pair_dataset(view), experiment.config.retrieval
     if queries is not None:
         names = list(experiment.dataset.database)
-        scores = score(scorer, collection, k=retrieval.k, query_batch=retrieval.query_batch, queries=queries)
+        scores = score(scorer, pair_dataset, k=retrieval.k, query_batch=retrieval.query_batch, queries=queries)
     return {
         "labels": labels.shape[1],
         "gallery": {
@@ -118,7 +118,7 @@ def _label_record(
             "n_images": len(view.images) if queries is None else int((~queries).sum()),
             "protocols": [experiment.dataset.protocol(name) for name in names],
         },
-        "chance": label_chance(labels, collection.caption_image, queries),
+        "chance": label_chance(labels, pair_dataset.caption_image, queries),
         "first_stage": label_metrics(scores, labels, None),
         "two_stage": label_metrics(scores, labels, alpha),
     }

@@ -188,7 +188,7 @@ def inspect_split(run: Run, split: str, *, pairs: int, force: bool, progress: Pr
     for done, caption in enumerate(view.captions[chosen].tolist()):
         image = dataset.captions[caption].image
         pair = source.pair(image, caption)
-        nodes = source.models.trained.accept(pair.image), source.models.trained.accept(pair.caption)
+        nodes = source.models.trained.to_device(pair.image), source.models.trained.to_device(pair.caption)
         found = measure_faithfulness(source.models.trained, cast(CMFG, source.models.untrained), *nodes)
         if found is None:
             raise ConfigError(f"{run.folder}: no relation leads from patches to tokens, so nothing ranks patches")
@@ -296,13 +296,13 @@ def _retrieve(
         pair_batch=config.retrieval.pair_batch,
         progress=lambda done, total: progress("re-ranking", done, total),
     )
-    collection = source.experiment.collection(split)
-    sides = scorer.embeddings(collection)
+    pair_dataset = source.experiment.pair_dataset(split)
+    sides = scorer.embeddings(pair_dataset)
     queries, gallery = sides if direction == "i2t" else sides[::-1]
     mine = queries[query : query + 1]
     chosen = candidates(mine, gallery, config.retrieval.k)
     ends = (torch.full_like(chosen[0], query), chosen[0])
-    joint = scorer.pairs(collection, *(ends if direction == "i2t" else ends[::-1]))
+    joint = scorer.pairs(pair_dataset, *(ends if direction == "i2t" else ends[::-1]))
     final = fuse(mine @ gallery.T, chosen, joint[None], alpha)[0]
     best = final.topk(min(top, len(final)))
     return best.indices, best.values

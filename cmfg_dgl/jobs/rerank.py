@@ -16,7 +16,7 @@ from cmfg_dgl.evaluation.evaluate import ALPHAS, first_stage, first_stage_rsum, 
 from cmfg_dgl.evaluation.rerank import curve, query_seconds
 from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.bench.methods import make_method
-from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.files import sha256_file, write_atomic
 from cmfg_dgl.jobs.results import Progress, graph_scorer, known_result, result_identity, trained_model
 from cmfg_dgl.reporting.figures import png_bytes, svg_text
@@ -101,14 +101,14 @@ class _Job:
     experiment: Experiment
     scorer: GraphScorer
     progress: Progress
-    collections: Mapping[str, Collection]
+    collections: Mapping[str, PairDataset]
     own: Callable[[str], Sides]
 
     @classmethod
     def prepare(cls, run: Run, splits: Sequence[str], progress: Progress) -> _Job:
         weights, _ = load_checkpoint(run.best)
         experiment = Experiment.prepare(run.config, progress)
-        collections = {name: experiment.collection(experiment.evaluation_split(name)) for name in splits}
+        collections = {name: experiment.pair_dataset(experiment.evaluation_split(name)) for name in splits}
         scorer = graph_scorer(trained_model(run, experiment, weights), run.config, progress)
         own = functools.cache(lambda split: scorer.embeddings(collections[split]))
         return cls(run, experiment, scorer, progress, collections, own)
@@ -181,7 +181,7 @@ class _Job:
 
         @functools.cache
         def fit() -> None:
-            method.fit(data.training, lambda: first_stage_rsum(method, data.val.collection))
+            method.fit(data.training, lambda: first_stage_rsum(method, data.val.pair_dataset))
             method.eval()
 
         def embed(split: str) -> Sides:
@@ -201,10 +201,10 @@ class _Job:
         """Everything about a first stage; `chosen` are the curves of validation, whose alphas are used."""
         scale = self._scale(stage)
         images, captions = (rows * scale**0.5 for rows in stage.embed(split))
-        collection, batch = self.collections[split], self.run.config.retrieval.query_batch
-        scores = score(Embedded(images, captions, self.scorer), collection, k=max(ks), query_batch=batch)
+        pair_dataset, batch = self.collections[split], self.run.config.retrieval.query_batch
+        scores = score(Embedded(images, captions, self.scorer), pair_dataset, k=max(ks), query_batch=batch)
         quiet = graph_scorer(self.scorer.model, self.run.config, None)
-        curves, seconds = [], query_seconds(quiet, collection, scores, ks)
+        curves, seconds = [], query_seconds(quiet, pair_dataset, scores, ks)
         for number, k in enumerate(ks):
             alpha = None if chosen is None else chosen[number]["two_stage"]["alpha"]
             curves.append(curve(scores, k, alpha) | {"query_seconds": seconds[number]})

@@ -78,7 +78,7 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
         _log.warning("left out: %s", reason)
     train, val = experiment.training_split("train"), experiment.training_split("val")
     model = experiment.model(run.config.run.seed)
-    scorer, held_out = graph_scorer(model, run.config, progress), experiment.collection(val)
+    scorer, held_out = graph_scorer(model, run.config, progress), experiment.pair_dataset(val)
     torch.manual_seed(run.config.run.seed)
 
     def validate() -> dict[str, float]:
@@ -91,11 +91,11 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
         if source.resolve() != run.last.resolve():
             _take_over(source, run, trainer.state)
     else:
-        model.begin(trainer.collection)
+        model.init_from_cca(trainer.pair_dataset)
     state = trainer.fit()
     weights, best = load_checkpoint(trainer.best)
     load_weights(model, weights, trainer.best)
-    fill_bank(scorer, trainer.collection, run.config.model.sharpness)
+    fill_bank(scorer, trainer.pair_dataset, run.config.model.sharpness)
     save_checkpoint(trainer.best, model.state_dict(), best)
     dataset = experiment.dataset
     run.write(
@@ -152,7 +152,7 @@ def _trainer(
     training = run.config.training
     return Trainer(
         model,
-        experiment.collection(split),
+        experiment.pair_dataset(split),
         experiment.texts(split),
         validate,
         run.folder,
@@ -168,7 +168,7 @@ def _trainer(
         hard_negatives=training.hard_negatives,
         patience=training.patience,
         checkpoint_steps=training.checkpoint_steps,
-        near_captions=training.near_captions,
+        hard_negative_batches=training.hard_negative_batches,
         shuffle_buffer=training.shuffle_buffer,
         progress=lambda done, total, message: progress("training", done, total, message),
     )

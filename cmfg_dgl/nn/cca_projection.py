@@ -1,4 +1,4 @@
-"""A linear head a modality over whitened features, started from CCA: the door of CMFG and of the dual encoders."""
+"""A linear map for each modality over whitened features, initialised by CCA: input of CMFG and dual encoders."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.nn.canonical import inverse_root
 
-__all__ = ["Heads"]
+__all__ = ["CCAProjection"]
 
 
-class Heads(nn.Module):
+class CCAProjection(nn.Module):
     r"""One linear head a modality, :math:`f(x) = W (C + \lambda I)^{-1/2} (x - \mu)`.
 
-    `start` sets mean and covariance to those of the training features, and W to the solution of CCA, each direction
+    `fit` sets mean and covariance to those of the training features, and W to the solution of CCA, each direction
     weighted by its correlation (Gong et al. 2014). So every method that learns by gradient starts from the same
     closed form: pairs by the thousand are too few to learn it.
 
@@ -35,14 +35,16 @@ class Heads(nn.Module):
 
     def __init__(self, widths: Mapping[str, int], *, size: int, dropout: float) -> None:
         super().__init__()
-        self.linear = nn.ModuleDict({kind: nn.Linear(width, size, bias=False) for kind, width in widths.items()})
+        self.linear = nn.ModuleDict(
+            {node_type: nn.Linear(width, size, bias=False) for node_type, width in widths.items()}
+        )
         self.dropout = nn.Dropout(dropout)
-        for kind, width in widths.items():
-            self.register_buffer(f"mean_{kind}", torch.zeros(width))
-            self.register_buffer(f"root_{kind}", torch.eye(width))
+        for node_type, width in widths.items():
+            self.register_buffer(f"mean_{node_type}", torch.zeros(width))
+            self.register_buffer(f"root_{node_type}", torch.eye(width))
 
-    def start(self, collection: Collection, ridge: float) -> dict[str, Tensor]:
-        """Fit the whitening and start W from CCA; `ridge` as in `CCA`.
+    def fit(self, pair_dataset: PairDataset, ridge: float) -> dict[str, Tensor]:
+        """Fit the whitening, and set W to the solution of CCA; `ridge` as in `CCA`.
 
         Returns
         -------
@@ -55,7 +57,7 @@ class Heads(nn.Module):
             If all images or all captions have the same features.
         """
         white = {}
-        for side in (collection.images, collection.captions):
+        for side in (pair_dataset.images, pair_dataset.captions):
             vectors = side.means
             mean = vectors.mean(0)
             root = torch.from_numpy(inverse_root((vectors - mean).double().numpy(), ridge)).float()
@@ -63,34 +65,34 @@ class Heads(nn.Module):
             length = ((vectors - mean) @ root).square().mean().sqrt()
             if not length:
                 raise DataError(
-                    f"all {side.kind} features of the training split are the same; look for bad features with "
+                    f"all {side.node_type} features of the training split are the same; look for bad features with "
                     "`cmfg features verify`"
                 )
-            self.get_buffer(f"mean_{side.kind}").copy_(mean)
-            self.get_buffer(f"root_{side.kind}").copy_(root / length)
-            white[side.kind] = (vectors - mean) @ root / length
-        image = white["patch"][collection.caption_image]
+            self.get_buffer(f"mean_{side.node_type}").copy_(mean)
+            self.get_buffer(f"root_{side.node_type}").copy_(root / length)
+            white[side.node_type] = (vectors - mean) @ root / length
+        image = white["patch"][pair_dataset.caption_image]
         u, correlations, v = torch.linalg.svd(image.T @ white["token"] / len(image), full_matrices=False)
         # W has the length that it would have with their roots, whatever the size of correlations.
         weights = correlations * (correlations.sum() / correlations.square().sum()).sqrt()
         with torch.no_grad():
-            for kind, directions in (("patch", u.T), ("token", v)):
-                weight = cast(nn.Linear, self.linear[kind]).weight
+            for node_type, directions in (("patch", u.T), ("token", v)):
+                weight = cast(nn.Linear, self.linear[node_type]).weight
                 kept = min(len(weight), len(correlations))
                 weight.zero_()
                 weight[:kept] = directions[:kept] * weights[:kept, None]
         return white
 
-    def whiten(self, kind: str, features: Tensor) -> Tensor:
+    def whiten(self, node_type: str, features: Tensor) -> Tensor:
         """Features (..., width), centred and whitened."""
-        return (features - self.get_buffer(f"mean_{kind}")) @ self.get_buffer(f"root_{kind}")
+        return (features - self.get_buffer(f"mean_{node_type}")) @ self.get_buffer(f"root_{node_type}")
 
-    def project(self, kind: str, white: Tensor) -> Tensor:
+    def project(self, node_type: str, white: Tensor) -> Tensor:
         """Whitened features (..., width) in the shared space, (..., D), not normalised."""
-        projected: Tensor = self.linear[kind](self.dropout(white))
+        projected: Tensor = self.linear[node_type](self.dropout(white))
         return projected
 
-    def enter(self, kind: str, features: Tensor, counts: Tensor) -> Tensor:
+    def forward(self, node_type: str, features: Tensor, counts: Tensor) -> Tensor:
         """Nodes (N, D) of features (N, width); dropout hides the same whitened coordinates from all of an item.
 
         Parameters
@@ -98,17 +100,17 @@ class Heads(nn.Module):
         counts
             int64, (items,): nodes of each item.
         """
-        linear = cast(nn.Linear, self.linear[kind])
+        linear = cast(nn.Linear, self.linear[node_type])
         if not (self.training and self.dropout.p):
             # Both matrices as one: it is far smaller than the whitening of every node.
-            whole = self.get_buffer(f"root_{kind}") @ linear.weight.T  # (width, D)
-            return (features - self.get_buffer(f"mean_{kind}")) @ whole
-        white = self.whiten(kind, features)
+            whole = self.get_buffer(f"root_{node_type}") @ linear.weight.T  # (width, D)
+            return (features - self.get_buffer(f"mean_{node_type}")) @ whole
+        white = self.whiten(node_type, features)
         # Node by node the mean over an item would put together again what dropout hid.
         kept = self.dropout(white.new_ones(len(counts), white.shape[1]))
         nodes: Tensor = linear(white * kept.repeat_interleave(counts.to(white.device), 0))
         return nodes
 
-    def embed(self, kind: str, white: Tensor) -> Tensor:
+    def embed(self, node_type: str, white: Tensor) -> Tensor:
         """Unit vectors (..., D)."""
-        return F.normalize(self.project(kind, white), dim=-1)
+        return F.normalize(self.project(node_type, white), dim=-1)

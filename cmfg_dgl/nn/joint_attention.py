@@ -64,7 +64,7 @@ class JointAttention:
     relations: tuple[RelationWeights, ...]
 
 
-class _Heard(NamedTuple):
+class _Aggregated(NamedTuple):
     """What a relation attended with in a layer, what it summed and the sums."""
 
     relation: str
@@ -131,10 +131,10 @@ def weight_gradients(model: CMFG, images: Nodes, captions: Nodes) -> dict[tuple[
     return found
 
 
-def _joint_pass(model: CMFG, images: Nodes, captions: Nodes) -> tuple[Tensor, list[_Heard]]:
+def _joint_pass(model: CMFG, images: Nodes, captions: Nodes) -> tuple[Tensor, list[_Aggregated]]:
     """Cosines (B,) of the pairs, and what every relation of their joint graphs heard, first layer first."""
-    with _listening(model) as heard:
-        encoded = model.encode("patch", images), model.encode("token", captions)
+    with _recording(model) as heard:
+        encoded = model.encode("image", images), model.encode("text", captions)
         # `encode` also runs the layers behind the door without a partner; they are no part of a joint graph.
         inner = [part for part in heard if part.layer <= model.first_cross]
         heard.clear()
@@ -142,7 +142,7 @@ def _joint_pass(model: CMFG, images: Nodes, captions: Nodes) -> tuple[Tensor, li
     return score, sorted([*inner, *heard], key=lambda part: part.layer)
 
 
-def _shares(relations: list[_Heard], weights: list[EdgeWeights]) -> list[Tensor]:
+def _shares(relations: list[_Aggregated], weights: list[EdgeWeights]) -> list[Tensor]:
     """Each relation's share (N_t, H) of the softmax over all relations that enter the same nodes in its layer."""
     together: dict[tuple[int, str], list[Tensor]] = {}
     for part, found in zip(relations, weights, strict=True):
@@ -156,15 +156,15 @@ def _shares(relations: list[_Heard], weights: list[EdgeWeights]) -> list[Tensor]
 
 
 @contextmanager
-def _listening(model: CMFG) -> Iterator[list[_Heard]]:
+def _recording(model: CMFG) -> Iterator[list[_Aggregated]]:
     """What every relation hears that runs, in the order in which they run."""
-    heard: list[_Heard] = []
+    heard: list[_Aggregated] = []
 
     def listen(layer: int, name: str) -> Any:
         def hook(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], message: Message) -> None:
             source, target = args[1]
             query, key, value = target[name, "query"], source[name, "key"], source[name, "value"]
-            heard.append(_Heard(name, layer, query, key, value, message.out, kwargs["view"]))
+            heard.append(_Aggregated(name, layer, query, key, value, message.out, kwargs["view"]))
 
         return hook
 

@@ -76,18 +76,18 @@ class CMFGLayer(nn.Module):
         }
         self.conv = HeteroGraphConv(attentions, aggregate=lambda messages, _: merge_messages(messages))
         self.norm = nn.ModuleDict(
-            {kind: nn.LayerNorm(width) if norm else nn.Identity() for kind in ("patch", "token")}
+            {node_type: nn.LayerNorm(width) if norm else nn.Identity() for node_type in ("patch", "token")}
         )
         self.dropout = nn.Dropout(dropout)
 
     def project(
         self,
-        kind: str,
+        node_type: str,
         nodes: Tensor,
         relations: Sequence[Relation],
         roles: Sequence[str] = ("query", "key", "value"),
     ) -> Projected:
-        """Queries of the relations that enter nodes of type `kind`, keys and values of those that leave them.
+        """Queries of the relations that enter nodes of type `node_type`, keys and values of those that leave them.
 
         All of them are one matrix product.
 
@@ -105,14 +105,14 @@ class CMFGLayer(nn.Module):
         Projected
             (relation name, role) to (N, H, C).
         """
-        wanted = [(r.name, "query") for r in relations if r.target == kind]
-        wanted += [(r.name, role) for r in relations if r.source == kind for role in ("key", "value")]
+        wanted = [(r.name, "query") for r in relations if r.target == node_type]
+        wanted += [(r.name, role) for r in relations if r.source == node_type for role in ("key", "value")]
         weights = {
             (name, role): getattr(self.conv.mods[name], role).weight for name, role in wanted if role in roles
         }
         if not weights:
             return {}
-        x, weight = self.dropout(self.norm[kind](nodes)), torch.cat(list(weights.values()))
+        x, weight = self.dropout(self.norm[node_type](nodes)), torch.cat(list(weights.values()))
         product = F.linear(x.bfloat16(), weight.bfloat16()) if self.bf16 else F.linear(x, weight)
         parts = product.to(nodes.dtype).view(len(nodes), len(weights), self.heads, -1)  # (N, roles, H, C)
         return dict(zip(weights, parts.unbind(1), strict=True))
@@ -139,7 +139,7 @@ class CMFGLayer(nn.Module):
         )
         return result
 
-    def heard(self, message: Message) -> Tensor:
+    def activate(self, message: Message) -> Tensor:
         """What a merged message, its `out` (..., N, H, C), adds to the nodes: (..., N, D)."""
         return F.relu(message.out).flatten(-2)
 
@@ -150,4 +150,4 @@ class CMFGLayer(nn.Module):
         """
         if message is None:
             return nodes if self.residual else torch.zeros_like(nodes)
-        return nodes + self.heard(message) if self.residual else self.heard(message)
+        return nodes + self.activate(message) if self.residual else self.activate(message)

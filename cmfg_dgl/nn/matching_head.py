@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["NodeVote"]
+__all__ = ["NodeMatchingHead"]
 
 
-class NodeVote(nn.Module):
+class NodeMatchingHead(nn.Module):
     r"""One number a node, from its state and from what it heard of its partner.
 
     .. math::

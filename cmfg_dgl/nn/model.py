@@ -13,27 +13,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmfg_dgl.features.nodes import Nodes, ragged_positions
-from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.features.pair_dataset import NODE_TYPES, PairDataset
 from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete, NodeSet
 from cmfg_dgl.graph.views import NodeBlock, RelationView, relation_view
 from cmfg_dgl.nn.attention import Message, Projected, RelationAttention, merge_messages
-from cmfg_dgl.nn.cca_projection import Heads
+from cmfg_dgl.nn.cca_projection import CCAProjection
 from cmfg_dgl.nn.hubness import Popularity
 from cmfg_dgl.nn.kernels import BLOCK_DENSITY
 from cmfg_dgl.nn.layer import CMFGLayer
-from cmfg_dgl.nn.matching_head import NodeVote
-from cmfg_dgl.nn.one_to_many import to_hub, to_leaves
+from cmfg_dgl.nn.matching_head import NodeMatchingHead
+from cmfg_dgl.nn.one_to_many import messages_to_candidates, messages_to_query
 from cmfg_dgl.nn.pooling import Pooling
 
 __all__ = ["CMFG", "Encoded"]
 
 MAX_SCALE = 100.0
-QUIET = 0.1
+MESSAGE_INIT_SCALE = 0.1
 TOKEN_STEP = 16.0
-VOTE_WIDTH = 64
-SOME_ITEMS = 256
+MATCHING_HEAD_WIDTH = 64
+POSITION_SCALE_ITEMS = 256
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Encoded:
 
     Parameters
     ----------
-    kind
+    node_type
         `patch` or `token`.
     nodes
         The items as node sets, with what the topologies of the pair graph read.
@@ -57,10 +57,10 @@ class Encoded:
     kept
         Queries and keys of the initial nodes for the layers after that, where attention is computed once.
     embedding
-        (items, D), unit length: the item in the shared space, seen on its own.
+        (items, D), unit length: the item in the shared space, seen on its intra_modal.
     """
 
-    kind: str
+    node_type: str
     nodes: NodeSet
     state: Tensor | None
     mean: Tensor | None
@@ -132,12 +132,12 @@ class CMFG(nn.Module):
         As for `CMFGLayer`; norm is `layer` or `none`.
     pooling
         `mean`, `attention` or `max`.
-    score
-        Of a pair in its joint graph: `pooled`, the cosine of both pooled vectors, or `votes`, the sum over both
-        node types of the mean `NodeVote`.
-    start
-        How backbone features enter: `cca` for `Heads`, whose closed form `begin` finds, or `random` for a layer
-        norm and a projection learnt from random weights.
+    matching_head
+        Score of a pair in its joint graph: `pooled`, the cosine of both pooled vectors, or `node`, the sum over
+        both node types of the mean `NodeMatchingHead`.
+    init
+        Input projection: `cca` for `CCAProjection`, which `init_from_cca` fits in closed form, or `random` for
+        layer normalisation and a linear map with random weights.
     ridge
         Of that closed form, see `CCA`.
     feature_dropout
@@ -167,8 +167,8 @@ class CMFG(nn.Module):
         residual: bool = True,
         norm: str = "layer",
         pooling: str = "mean",
-        score: str = "pooled",
-        start: str = "random",
+        matching_head: str = "pooled",
+        init: str = "random",
         ridge: float = 1.0,
         kernel: str = "auto",
         block_density: float = BLOCK_DENSITY,
@@ -177,15 +177,15 @@ class CMFG(nn.Module):
         bank: int = 0,
         temperature: float = 0.07,
         bf16: bool = False,
-        placed: Sequence[str] = ("patch", "token"),
+        positional: Sequence[str] = ("patch", "token"),
     ) -> None:
         super().__init__()
         _check_choice("stacking", stacking, "factorised", "interleaved")
         _check_choice("softmax", softmax, "relation", "joint")
         _check_choice("edge_weights", edge_weights, "per_layer", "once")
         _check_choice("norm", norm, "layer", "none")
-        _check_choice("score", score, "pooled", "votes")
-        _check_choice("start", start, "cca", "random")
+        _check_choice("matching_head", matching_head, "pooled", "node")
+        _check_choice("init", init, "cca", "random")
         if stacking == "factorised" and not 0 <= cross_layers <= layers:
             raise ValueError(f"CMFG: cross_layers {cross_layers} is not between 0 and layers {layers}")
         self.relations = tuple(relations)
@@ -214,37 +214,41 @@ class CMFG(nn.Module):
                     bf16=bf16,
                 )
             )
-        self.enter: Heads | nn.ModuleDict
-        if start == "cca":
-            self.enter = Heads(widths, size=width, dropout=feature_dropout)
+        self.input_projection: CCAProjection | nn.ModuleDict
+        if init == "cca":
+            self.input_projection = CCAProjection(widths, size=width, dropout=feature_dropout)
         else:
-            self.enter = nn.ModuleDict(
+            self.input_projection = nn.ModuleDict(
                 {
-                    kind: nn.Sequential(nn.LayerNorm(size), nn.Linear(size, width), nn.Dropout(feature_dropout))
-                    for kind, size in widths.items()
+                    node_type: nn.Sequential(
+                        nn.LayerNorm(size), nn.Linear(size, width), nn.Dropout(feature_dropout)
+                    )
+                    for node_type, size in widths.items()
                 }
             )
-        self.place = nn.ModuleDict(
+        self.position = nn.ModuleDict(
             {
-                kind: nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Linear(64, width))
-                for kind in widths
-                if kind in placed
+                node_type: nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Linear(64, width))
+                for node_type in widths
+                if node_type in positional
             }
         )
-        for kind in self.place:
-            self.register_buffer(f"place_scale_{kind}", torch.ones(()))
-        self.pool = nn.ModuleDict({kind: Pooling(pooling, width) for kind in widths})
+        for node_type in self.position:
+            self.register_buffer(f"position_scale_{node_type}", torch.ones(()))
+        self.pool = nn.ModuleDict({node_type: Pooling(pooling, width) for node_type in widths})
         self.mean = Pooling("mean", width)
-        voting = widths if score == "votes" else ()
-        self.votes = nn.ModuleDict({kind: NodeVote(width, VOTE_WIDTH) for kind in voting})
+        scored = widths if matching_head == "node" else ()
+        self.matching_head = nn.ModuleDict(
+            {node_type: NodeMatchingHead(width, MATCHING_HEAD_WIDTH) for node_type in scored}
+        )
         self.popularity = Popularity(bank, width)
         self.log_scales = nn.ParameterDict(
             {stage: nn.Parameter(torch.tensor(-math.log(temperature))) for stage in ("first", "joint")}
         )
 
     @torch.no_grad()
-    def begin(self, collection: Collection) -> None:
-        """Before the first step: with `start` cca, find the closed form on a training split; else do nothing.
+    def init_from_cca(self, pair_dataset: PairDataset) -> None:
+        """Before the first step: with `init` cca, find the closed form on a training split; else do nothing.
 
         Places and messages begin at next to nothing, so that the first stage begins as CCA and learns what to add.
         Places are then learnt in units of how far the nodes of an item lie apart, or they would be drowned: single
@@ -257,29 +261,29 @@ class CMFG(nn.Module):
         DataError
             If all images or all captions have the same features.
         """
-        if not isinstance(self.enter, Heads):
+        if not isinstance(self.input_projection, CCAProjection):
             return
-        self.enter.start(collection, self.ridge)
+        self.input_projection.fit(pair_dataset, self.ridge)
         training = self.training
         self.eval()
-        for side in (collection.images, collection.captions):
-            if side.kind in self.place:
-                for parameter in cast(nn.Sequential, self.place[side.kind])[-1].parameters():
+        for side in (pair_dataset.images, pair_dataset.captions):
+            if side.node_type in self.position:
+                for parameter in cast(nn.Sequential, self.position[side.node_type])[-1].parameters():
                     parameter.zero_()
-                some = self.accept(side.read(torch.arange(min(side.count, SOME_ITEMS))))
-                spread = self._enter(side.kind, some).var(0).mean().sqrt()
-                self.get_buffer(f"place_scale_{side.kind}").copy_(spread)
+                some = self.to_device(side.read(torch.arange(min(side.count, POSITION_SCALE_ITEMS))))
+                spread = self._project_input(side.node_type, some).var(0).mean().sqrt()
+                self.get_buffer(f"position_scale_{side.node_type}").copy_(spread)
         crossing = {r.name for r in self.relations if r.cross}
         for layer in self._stack():
             for name, attention in cast(Iterable[tuple[str, RelationAttention]], layer.conv.mods.items()):
                 if name in crossing:
                     for role in ("query", "key", "value") if attention.scores else ("value",):
                         nn.init.eye_(getattr(attention, role).weight)
-                if name not in crossing or not self.votes:
-                    attention.value.weight.mul_(QUIET)
+                if name not in crossing or not self.matching_head:
+                    attention.value.weight.mul_(MESSAGE_INIT_SCALE)
         self.train(training)
 
-    def accept(self, nodes: Nodes) -> Nodes:
+    def to_device(self, nodes: Nodes) -> Nodes:
         """Nodes on the model's device and in its precision."""
         parameter = next(self.parameters())
         return nodes.to(parameter.device, parameter.dtype)
@@ -289,47 +293,55 @@ class CMFG(nn.Module):
         scale: Tensor = self.log_scales[stage].exp().clamp(max=MAX_SCALE)
         return scale
 
-    def encode(self, kind: str, nodes: Nodes, *, joint: bool = True) -> Encoded:
-        """Everything that an image (`patch`) or a caption (`token`) gives on its own; its partner is not seen.
+    def encode(self, modality: str, nodes: Nodes, *, joint: bool = True) -> Encoded:
+        """Everything that depends on one item alone: an image or a text; the other item of a pair is not read.
 
-        Without `joint` what only `match` needs is left out.
+        Parameters
+        ----------
+        modality
+            `image` or `text`.
+        joint
+            False leaves out what only `match` needs.
         """
-        initial = self._enter(kind, nodes)
-        if kind in self.place:
-            initial = initial + self.get_buffer(f"place_scale_{kind}") * self.place[kind](self._places(kind, nodes))
+        node_type = NODE_TYPES[modality]
+        initial = self._project_input(node_type, nodes)
+        if node_type in self.position:
+            initial = initial + self.get_buffer(f"position_scale_{node_type}") * self.position[node_type](
+                self._positions(node_type, nodes)
+            )
         full = NodeSet(nodes.offsets, nodes.grid, nodes.values, initial)
-        inner = [r for r in self.relations if not r.cross and r.source == kind]
-        graph = build_graph({kind: full}, inner) if inner else None
+        inner = [r for r in self.relations if not r.cross and r.source == node_type]
+        graph = build_graph({node_type: full}, inner) if inner else None
         views = self._views(graph, inner, initial.device)
-        kept = self._keep(kind, initial)
+        kept = self._keep(node_type, initial)
         # Without a cross-modal layer the pair adds nothing, and the state is the last one.
-        state, hidden, projected, message_at_door = None, initial, {}, None
+        state, hidden, projected, intra_message = None, initial, {}, None
         for index, layer in enumerate(self._stack()):
-            at_door = joint and index == self.first_cross
-            parts = {**kept, **self._project(layer, kind, hidden, self.relations if at_door else inner)}
-            message = layer.messages(graph, {kind: parts}, views)[kind] if inner else None
-            if at_door:
+            is_first_cross = joint and index == self.first_cross
+            parts = {**kept, **self._project(layer, node_type, hidden, self.relations if is_first_cross else inner)}
+            message = layer.messages(graph, {node_type: parts}, views)[node_type] if inner else None
+            if is_first_cross:
                 crossing = {r.name for r in self.relations if r.cross}
-                state, message_at_door = hidden, message
+                state, intra_message = hidden, message
                 projected = {key: value for key, value in parts.items() if key[0] in crossing}
             hidden = layer.update(hidden, message)
         state, later = hidden if state is None else state, self.first_cross + 1 < len(self.layers)
         last = self.first_cross + 1 == len(self.layers)
-        linear = last and self._stack()[-1].residual and self.mean_pooled and not self.votes
+        linear = last and self._stack()[-1].residual and self.mean_pooled and not self.matching_head
         return Encoded(
-            kind=kind,
+            node_type=node_type,
             nodes=self._readable(full),
             state=None if linear else state,
-            mean=self.pool[kind](state, nodes.counts) if linear and joint else None,
+            mean=self.pool[node_type](state, nodes.counts) if linear and joint else None,
             projected=projected,
-            message=message_at_door,
+            message=intra_message,
             kept=kept if later else {},
-            embedding=F.normalize(self.pool[kind](hidden, nodes.counts), dim=1),
+            embedding=F.normalize(self.pool[node_type](hidden, nodes.counts), dim=1),
         )
 
-    def embed(self, kind: str, nodes: Nodes) -> Tensor:
+    def embed(self, modality: str, nodes: Nodes) -> Tensor:
         """Independent embeddings (items, D) of unit length."""
-        return self.encode(kind, nodes, joint=False).embedding
+        return self.encode(modality, nodes, joint=False).embedding
 
     def match(self, images: Encoded, captions: Encoded) -> Tensor:
         """Score (pairs,) of image and caption in the joint graph of each pair: their cosine, or the nodes' votes.
@@ -339,12 +351,13 @@ class CMFG(nn.Module):
         images, captions
             As many of the one as of the other, paired in order; see `Encoded.select`.
         """
-        if not self.votes:
+        if not self.matching_head:
             image, caption = self.pair_vectors(images, captions)
             return (image * caption).sum(1)
-        hidden, _, crossed = self._joint_pass(images, captions)
+        hidden, _, cross_modal = self._joint_pass(images, captions)
         image, caption = (
-            self._vote(replace(end, state=hidden[end.kind]), crossed.get(end.kind)) for end in (images, captions)
+            self._matching_score(replace(end, state=hidden[end.node_type]), cross_modal.get(end.node_type))
+            for end in (images, captions)
         )
         return image + caption
 
@@ -354,9 +367,11 @@ class CMFG(nn.Module):
         Each has seen the other, so it may be compared with its partner and with nothing else: ranked against other
         pairs' vectors it gives the answer away (docs/evaluation.md).
         """
-        hidden, own, crossed = self._joint_pass(images, captions)
+        hidden, intra_modal, cross_modal = self._joint_pass(images, captions)
         image, caption = (
-            self._vector(end, hidden.get(end.kind), _merged(own, crossed, end.kind), end.nodes.counts)
+            self._vector(
+                end, hidden.get(end.node_type), _merged(intra_modal, cross_modal, end.node_type), end.nodes.counts
+            )
             for end in (images, captions)
         )
         return image, caption
@@ -368,28 +383,31 @@ class CMFG(nn.Module):
 
         Returns
         -------
-        hidden, own, crossed
+        hidden, intra_modal, cross_modal
             Nodes, messages of the intra-modal relations, messages of the cross-modal ones.
         """
         ends = {"patch": images, "token": captions}
-        node_sets = {kind: end.nodes for kind, end in ends.items()}
+        node_sets = {node_type: end.nodes for node_type, end in ends.items()}
         inner, cross = ([r for r in self.relations if r.cross is crossing] for crossing in (False, True))
-        hidden = {kind: end.state for kind, end in ends.items() if end.state is not None}
-        projected = {kind: end.projected for kind, end in ends.items()}
-        own = {kind: end.message for kind, end in ends.items() if end.message is not None}
-        crossed: dict[str, Message] = {}
+        hidden = {node_type: end.state for node_type, end in ends.items() if end.state is not None}
+        projected = {node_type: end.projected for node_type, end in ends.items()}
+        intra_modal = {node_type: end.message for node_type, end in ends.items() if end.message is not None}
+        cross_modal: dict[str, Message] = {}
         for index in range(self.first_cross, len(self.layers)):
             layer = self._stack()[index]
             if index > self.first_cross:
                 before = self._stack()[index - 1]
-                hidden = {kind: before.update(h, _merged(own, crossed, kind)) for kind, h in hidden.items()}
-                projected = {
-                    kind: {**end.kept, **self._project(layer, kind, hidden[kind], self.relations)}
-                    for kind, end in ends.items()
+                hidden = {
+                    node_type: before.update(h, _merged(intra_modal, cross_modal, node_type))
+                    for node_type, h in hidden.items()
                 }
-                own = self._messages(layer, node_sets, inner, projected, images.embedding.device)
-            crossed = self._messages(layer, node_sets, cross, projected, images.embedding.device)
-        return hidden, own, crossed
+                projected = {
+                    node_type: {**end.kept, **self._project(layer, node_type, hidden[node_type], self.relations)}
+                    for node_type, end in ends.items()
+                }
+                intra_modal = self._messages(layer, node_sets, inner, projected, images.embedding.device)
+            cross_modal = self._messages(layer, node_sets, cross, projected, images.embedding.device)
+        return hidden, intra_modal, cross_modal
 
     def _messages(
         self,
@@ -405,91 +423,100 @@ class CMFG(nn.Module):
         graph = build_graph(node_sets, relations)
         return layer.messages(graph, projected, self._views(graph, relations, device))
 
-    def _vote(self, end: Encoded, heard: Message | None) -> Tensor:
-        """Mean vote (pairs,) of the nodes of `end`, of which `heard` comes by the cross-modal relations.
+    def _matching_score(self, end: Encoded, aggregated: Message | None) -> Tensor:
+        """Mean matching score (pairs,) of the nodes of `end` with their aggregated cross-modal message.
 
-        Of a hub, whose message has a dimension of pairs before its nodes, one a pair; if it hears nothing, one for
-        all.
+        In one-to-many scoring the message of the query has a leading dimension of pairs; without a message the
+        score of the query is the same for all pairs.
         """
         state = cast(Tensor, end.state)
         if self.first_cross < len(self.layers):
-            state = self._stack()[-1].norm[end.kind](state)
-        votes = self.votes[end.kind](state, None if heard is None else heard.out.flatten(-2))
+            state = self._stack()[-1].norm[end.node_type](state)
+        votes = self.matching_head[end.node_type](state, None if aggregated is None else aggregated.out.flatten(-2))
         mean: Tensor = votes.mean(1) if votes.ndim == 3 else self.mean(votes, end.nodes.counts)
         return mean[:, 0]
 
     @property
-    def shares(self) -> bool:
-        """Whether `match_one` works: one cross-modal layer, and complete relations in it."""
+    def supports_one_to_many(self) -> bool:
+        """Whether `match_one_to_many` works: one cross-modal layer, and complete relations in it."""
         cross = [r for r in self.relations if r.cross]
         return len(self.layers) == self.first_cross + 1 and all(isinstance(r.topology, Complete) for r in cross)
 
-    def match_one(self, hub: Encoded, leaves: Encoded) -> Tensor:
-        """Score (K,) of one item, the hub, with each of K items of the other modality: `match` of the K pairs.
+    def match_one_to_many(self, query: Encoded, candidates: Encoded) -> Tensor:
+        """Score (K,) of one item, the query, with each of K items of the other modality: `match` of the K pairs.
 
         What the pairs share is not copied, so that the work is little more than the attention itself. It needs
-        `shares`.
+        `supports_one_to_many`.
         """
-        K, block = len(leaves), NodeBlock(leaves.nodes.counts, leaves.embedding.device)
-        heard: dict[str, list[Message]] = {hub.kind: [], leaves.kind: []}
+        K, block = len(candidates), NodeBlock(candidates.nodes.counts, candidates.embedding.device)
+        aggregated: dict[str, list[Message]] = {query.node_type: [], candidates.node_type: []}
         for r in (r for r in self.relations if r.cross):
-            source, target = (hub, leaves) if r.target == leaves.kind else (leaves, hub)
-            query = target.projected[r.name, "query"]
-            key, value = (source.projected[r.name, role] for role in ("key", "value"))
-            heard[r.target].append(
-                to_leaves(query, key, value, joint=self.joint)
-                if target is leaves
-                else to_hub(query, key, value, block, joint=self.joint)
+            source, target = (query, candidates) if r.target == candidates.node_type else (candidates, query)
+            q = target.projected[r.name, "query"]
+            k, v = (source.projected[r.name, role] for role in ("key", "value"))
+            aggregated[r.target].append(
+                messages_to_candidates(q, k, v, joint=self.joint)
+                if target is candidates
+                else messages_to_query(q, k, v, block, joint=self.joint)
             )
-        if self.votes:
-            return self._vote(hub, merge_messages(heard[hub.kind])) + self._vote(
-                leaves, merge_messages(heard[leaves.kind])
+        if self.matching_head:
+            return self._matching_score(query, merge_messages(aggregated[query.node_type])) + self._matching_score(
+                candidates, merge_messages(aggregated[candidates.node_type])
             )
-        own = {hub.kind: hub.message and hub.message.repeat(K), leaves.kind: leaves.message}
-        state = None if hub.state is None else hub.state.expand(K, *hub.state.shape)
+        intra_modal = {
+            query.node_type: query.message and query.message.repeat(K),
+            candidates.node_type: candidates.message,
+        }
+        state = None if query.state is None else query.state.expand(K, *query.state.shape)
         one, many = (
-            self._vector(end, nodes, merge_messages([m for m in (own[end.kind], *heard[end.kind]) if m]), counts)
+            self._vector(
+                end,
+                nodes,
+                merge_messages([m for m in (intra_modal[end.node_type], *aggregated[end.node_type]) if m]),
+                counts,
+            )
             for end, nodes, counts in (
-                (hub, state, hub.nodes.counts.expand(K)),
-                (leaves, leaves.state, leaves.nodes.counts),
+                (query, state, query.nodes.counts.expand(K)),
+                (candidates, candidates.state, candidates.nodes.counts),
             )
         )
         return (one * many).sum(1)
 
-    def _vector(self, end: Encoded, nodes: Tensor | None, heard: Message | None, counts: Tensor) -> Tensor:
+    def _vector(self, end: Encoded, nodes: Tensor | None, aggregated: Message | None, counts: Tensor) -> Tensor:
         """Unit vectors (pairs, D) of what pooling makes of the last layer's nodes.
 
         Parameters
         ----------
         nodes
             (N, D) or (pairs, U, D), at the door of the last layer; None where `end.mean` stands for them.
-        heard
+        aggregated
             What reaches them there.
         counts
             Nodes of each pair.
         """
-        layer, pool = self._stack()[-1], self.pool[end.kind]
+        layer, pool = self._stack()[-1], self.pool[end.node_type]
         if nodes is None:
             vectors = cast(Tensor, end.mean)
-            if heard is not None and heard.out.ndim == 4:
-                # Averaged as they lie: pooling reads rows, and to bring a hub's nodes into rows copies them.
-                vectors = vectors + F.relu(heard.out).mean(1).flatten(1)
-            elif heard is not None:
-                vectors = vectors + pool(layer.heard(heard), counts)
+            if aggregated is not None and aggregated.out.ndim == 4:
+                # Averaged as they lie: pooling reads rows, and to bring a query's nodes into rows copies them.
+                vectors = vectors + F.relu(aggregated.out).mean(1).flatten(1)
+            elif aggregated is not None:
+                vectors = vectors + pool(layer.activate(aggregated), counts)
         else:
-            last = layer.update(nodes, heard) if self.first_cross < len(self.layers) else nodes
+            last = layer.update(nodes, aggregated) if self.first_cross < len(self.layers) else nodes
             vectors = pool(last.flatten(0, -2), counts)
         return F.normalize(vectors, dim=1)
 
-    def _enter(self, kind: str, nodes: Nodes) -> Tensor:
-        if isinstance(self.enter, Heads):
-            return self.enter.enter(kind, nodes.values, nodes.counts)
-        projected: Tensor = self.enter[kind](nodes.values)
+    def _project_input(self, node_type: str, nodes: Nodes) -> Tensor:
+        if isinstance(self.input_projection, CCAProjection):
+            entered: Tensor = self.input_projection(node_type, nodes.values, nodes.counts)
+            return entered
+        projected: Tensor = self.input_projection[node_type](nodes.values)
         return projected
 
-    def _project(self, layer: CMFGLayer, kind: str, nodes: Tensor, relations: Sequence[Relation]) -> Projected:
+    def _project(self, layer: CMFGLayer, node_type: str, nodes: Tensor, relations: Sequence[Relation]) -> Projected:
         roles = ("value",) if self.once else ("query", "key", "value")
-        return layer.project(kind, nodes, relations, roles)
+        return layer.project(node_type, nodes, relations, roles)
 
     def _views(
         self, graph: dgl.DGLGraph | None, relations: Sequence[Relation], device: torch.device
@@ -500,12 +527,12 @@ class CMFG(nn.Module):
     def _stack(self) -> list[CMFGLayer]:
         return cast(list[CMFGLayer], list(self.layers))
 
-    def _keep(self, kind: str, initial: Tensor) -> Projected:
+    def _keep(self, node_type: str, initial: Tensor) -> Projected:
         """Queries and keys of the initial nodes for every relation, where attention is computed once."""
         kept: Projected = {}
         if self.once:
             for layer, owned in zip(self._stack(), self.owners, strict=True):
-                kept |= layer.project(kind, initial, owned, ("query", "key"))
+                kept |= layer.project(node_type, initial, owned, ("query", "key"))
         return kept
 
     def _readable(self, nodes: NodeSet) -> NodeSet:
@@ -519,21 +546,23 @@ class CMFG(nn.Module):
             nodes.projected if "projected" in reads else None,
         )
 
-    def _places(self, kind: str, nodes: Nodes) -> Tensor:
+    def _positions(self, node_type: str, nodes: Nodes) -> Tensor:
         """Where each node lies, (N, 2): row and column of a patch in 0 to 1, index of a token in steps of 1/16."""
         counts = nodes.counts
         local = ragged_positions(torch.zeros_like(counts), counts).double()
         rows, columns = torch.repeat_interleave(nodes.grid, counts, 0).unbind(1)
-        if kind == "token":
+        if node_type == "token":
             place = torch.stack([torch.zeros_like(local), local], 1) / TOKEN_STEP
         else:
             place = torch.stack([(local // columns + 0.5) / rows, (local % columns + 0.5) / columns], 1)
         return place.to(nodes.values)
 
 
-def _merged(own: Mapping[str, Message], crossed: Mapping[str, Message], kind: str) -> Message | None:
+def _merged(
+    intra_modal: Mapping[str, Message], cross_modal: Mapping[str, Message], node_type: str
+) -> Message | None:
     """All that reaches the nodes of a type."""
-    return merge_messages([messages[kind] for messages in (own, crossed) if kind in messages])
+    return merge_messages([messages[node_type] for messages in (intra_modal, cross_modal) if node_type in messages])
 
 
 def _check_choice(argument: str, value: str, *choices: str) -> None:

@@ -13,10 +13,10 @@ from cmfg_dgl.graph.views import NodeBlock
 from cmfg_dgl.nn.attention import Message
 from cmfg_dgl.nn.kernels import NO_EDGE
 
-__all__ = ["to_hub", "to_leaves"]
+__all__ = ["messages_to_candidates", "messages_to_query"]
 
 
-def to_leaves(query: Tensor, key: Tensor, value: Tensor, joint: bool) -> Message:
+def messages_to_candidates(query: Tensor, key: Tensor, value: Tensor, joint: bool) -> Message:
     """What every leaf node hears from the hub over a complete relation.
 
     The nodes of all leaves are one block of queries, for they hear the same hub; nothing is padded.
@@ -40,7 +40,7 @@ def to_leaves(query: Tensor, key: Tensor, value: Tensor, joint: bool) -> Message
     return Message(out, scores.logsumexp(2).T if joint else None)
 
 
-def to_hub(query: Tensor, key: Tensor, value: Tensor, leaves: NodeBlock, joint: bool) -> Message:
+def messages_to_query(query: Tensor, key: Tensor, value: Tensor, leaves: NodeBlock, joint: bool) -> Message:
     """What every hub node hears from each leaf, over a complete relation.
 
     The scores of all pairs are one product; the softmax runs over the nodes of one leaf.

@@ -70,7 +70,7 @@ def _draw_ks(axes: Axes, stages: Mapping[str, Mapping[str, Any]]) -> None:
         label = wrap_text(name, 110, 1)
         rsums = [entry["two_stage"]["rsum"] for entry in stage["curves"]]
         (line,) = axes.plot(ks, rsums, label=label, gid=f"rsum-{name}", zorder=3)
-        ceilings = [entry["ceiling_rsum"] for entry in stage["curves"]]
+        ceilings = [entry["upper_bound_rsum"] for entry in stage["curves"]]
         look: Any = {
             "color": line.get_color(),
             "marker": line.get_marker(),

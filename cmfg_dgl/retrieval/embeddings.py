@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.files import write_atomic
 from cmfg_dgl.retrieval.scorer import Scorer
 
@@ -35,13 +35,13 @@ class Embedded:
     def __init__(self, images: Tensor, captions: Tensor, second: Scorer) -> None:
         self.images, self.captions, self.second = images, captions, second
 
-    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+    def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """The given ones."""
         return self.images, self.captions
 
-    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+    def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         """Joint scores (pairs,) of the other scorer."""
-        return self.second.pairs(collection, image, caption)
+        return self.second.pairs(pair_dataset, image, caption)
 
 
 def spread(images: Tensor, captions: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.retrieval.scorer import GraphScorer
 
 __all__ = ["ENOUGH", "fill_bank"]
@@ -15,7 +15,7 @@ few that are near an item are near it by chance (docs/results.md)."""
 
 
 @torch.no_grad()
-def fill_bank(scorer: GraphScorer, training: Collection, sharpness: float) -> None:
+def fill_bank(scorer: GraphScorer, training: PairDataset, sharpness: float) -> None:
     """Remember items of the training split, and from then on free first-stage scores of popularity.
 
     Parameters
@@ -32,7 +32,7 @@ def fill_bank(scorer: GraphScorer, training: Collection, sharpness: float) -> No
     if not popularity.size:
         return
     sides = training.images, training.captions
-    popularity.remember({side.kind: scorer.embed(side, popularity.choose(side.count)) for side in sides})
+    popularity.remember({side.node_type: scorer.embed(side, popularity.choose(side.count)) for side in sides})
     # Captions are at least as many as images.
     held = min(popularity.size, training.images.count)
     popularity.sharpness.fill_(sharpness * min(1, held / ENOUGH))

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.nn.model import CMFG, Encoded
 
 __all__ = ["GraphScorer", "Scorer", "candidates", "fuse"]
@@ -16,18 +16,18 @@ __all__ = ["GraphScorer", "Scorer", "candidates", "fuse"]
 IMAGES_AT_A_TIME = 64
 CAPTIONS_AT_A_TIME = 256
 PAIRS_AT_A_TIME = 4096
-STAR_PAIRS = 4
-STAR_LEAVES = 32
+ONE_TO_MANY_PAIRS = 4
+ONE_TO_MANY_CANDIDATES = 32
 
 
 class Scorer(Protocol):
     """A method under evaluation. An honest one never reads `collection.caption_image`; the audit finds out."""
 
-    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+    def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """First stage: embeddings (N, D) and (M, D); their inner products are the scores."""
         ...
 
-    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+    def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         """Second stage: joint scores (pairs,) of the given images with the given captions."""
         ...
 
@@ -58,26 +58,27 @@ class GraphScorer:
         self.model, self.batch, self.pair_batch, self.progress = model, batch, pair_batch, progress
 
     @torch.inference_mode()
-    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+    def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """Independent embeddings freed of their popularity; the scale is split evenly over both sides."""
         root = self.model.scale("first").sqrt()
         images, captions = (
-            self.model.popularity.extend(side.kind, self.embed(side, torch.arange(side.count))) * root
-            for side in (collection.images, collection.captions)
+            self.model.popularity.extend(side.node_type, self.embed(side, torch.arange(side.count))) * root
+            for side in (pair_dataset.images, pair_dataset.captions)
         )
         return images.cpu(), captions.cpu()
 
     @torch.inference_mode()
-    def embed(self, side: Side, items: Tensor) -> Tensor:
+    def embed(self, side: ItemSet, items: Tensor) -> Tensor:
         """Unit vectors (items, D), on the model's device; `items` are positions, int64."""
         self.model.eval()
         parts = [
-            self.model.embed(side.kind, self.model.accept(side.read(part))) for part in items.split(self.batch)
+            self.model.embed(side.modality, self.model.to_device(side.read(part)))
+            for part in items.split(self.batch)
         ]
         return torch.cat(parts)
 
     @torch.inference_mode()
-    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+    def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         """Joint scores, piece by piece, in a memory that does not grow with the gallery.
 
         A piece has at most `IMAGES_AT_A_TIME` images and `PAIRS_AT_A_TIME` pairs. Its images are encoded once, its
@@ -89,10 +90,10 @@ class GraphScorer:
         for mine in _pieces(image):
             group, left = torch.unique(image[mine], return_inverse=True)
             used, right = torch.unique(caption[mine], return_inverse=True)
-            images = self.model.encode("patch", self.model.accept(collection.images.read(group)))
+            images = self.model.encode("image", self.model.to_device(pair_dataset.images.read(group)))
             for first in range(0, len(used), CAPTIONS_AT_A_TIME):
                 some = used[first : first + CAPTIONS_AT_A_TIME]
-                captions = self.model.encode("token", self.model.accept(collection.captions.read(some)))
+                captions = self.model.encode("text", self.model.to_device(pair_dataset.captions.read(some)))
                 here = torch.nonzero((right >= first) & (right < first + len(some)))[:, 0]
                 scores[mine[here]] = self.match(images, captions, left[here], right[here] - first).float().cpu()
                 del captions  # before the next ones
@@ -114,18 +115,18 @@ class GraphScorer:
         """
         scores = images.embedding.new_empty(len(left))
         few = torch.arange(len(left))
-        if self.model.shares:
+        if self.model.supports_one_to_many:
             sides = (images, left), (captions, right)
             (hubs, hub), (leaves, leaf) = sorted(sides, key=lambda side: len(torch.unique(side[1])))
             # Leaves of one size together leave little to pad.
             order = torch.argsort(leaves.nodes.counts[leaf], stable=True)
             order = order[torch.argsort(hub[order], stable=True)]
             for star in order.split(torch.unique_consecutive(hub[order], return_counts=True)[1].tolist()):
-                if len(star) >= STAR_PAIRS:
+                if len(star) >= ONE_TO_MANY_PAIRS:
                     center = hubs.select(hub[star[:1]])
-                    for part in star.split(STAR_LEAVES):
-                        scores[part] = self.model.match_one(center, leaves.select(leaf[part]))
-            few = order[torch.bincount(hub, minlength=len(hubs))[hub[order]] < STAR_PAIRS]
+                    for part in star.split(ONE_TO_MANY_CANDIDATES):
+                        scores[part] = self.model.match_one_to_many(center, leaves.select(leaf[part]))
+            few = order[torch.bincount(hub, minlength=len(hubs))[hub[order]] < ONE_TO_MANY_PAIRS]
         few = few[torch.argsort(captions.nodes.counts[right[few]], stable=True)]
         for part in few.split(self.pair_batch) if len(few) else ():
             scores[part] = self.model.match(images.select(left[part]), captions.select(right[part]))

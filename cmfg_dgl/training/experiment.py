@@ -24,7 +24,7 @@ from cmfg_dgl.features.encoders.text import TextEncoder, load_text
 from cmfg_dgl.features.encoders.vision import VisionEncoder, load_vision
 from cmfg_dgl.features.extract import Extraction, caption_extraction, image_extraction, to_half
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import Collection, HardNegatives, Side
+from cmfg_dgl.features.pair_dataset import HardNegatives, ItemSet, PairDataset
 from cmfg_dgl.features.store.reader import FeatureStore
 from cmfg_dgl.graph.relations import make_relations
 from cmfg_dgl.memory import keep_freed_memory
@@ -275,17 +275,17 @@ class Experiment:
         _, encoder = encoders(self.config)
         # Rounded as the feature store rounds, so that right and false captions differ in nothing else.
         nodes = to_half(encoder.encode(texts).nodes, encoder.name)
-        collection = Collection(
-            self.collection(split).images, Side("token", len(texts), nodes.select), torch.tensor(owners)
+        pair_dataset = PairDataset(
+            self.pair_dataset(split).images, ItemSet("text", len(texts), nodes.select), torch.tensor(owners)
         )
         right = torch.from_numpy(np.searchsorted(split.caption_image, owners))
-        return HardNegatives(collection, right, tuple(kinds))
+        return HardNegatives(pair_dataset, right, tuple(kinds))
 
-    def collection(self, split: Split) -> Collection:
+    def pair_dataset(self, split: Split) -> PairDataset:
         """The nodes of a split, read from the stores when they are needed."""
-        return Collection(
-            _side("patch", self.images, torch.from_numpy(split.images)),
-            _side("token", self.captions, torch.from_numpy(split.captions)),
+        return PairDataset(
+            _item_set("image", self.images, torch.from_numpy(split.images)),
+            _item_set("text", self.captions, torch.from_numpy(split.captions)),
             torch.from_numpy(split.caption_image),
         )
 
@@ -322,8 +322,8 @@ def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
             residual=model.residual,
             norm=model.norm,
             pooling=model.pooling,
-            score=model.score,
-            start=model.start,
+            matching_head=model.matching_head,
+            init=model.init,
             ridge=model.ridge,
             kernel=model.kernel,
             block_density=model.block_density,
@@ -332,12 +332,12 @@ def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
             bank=model.bank,
             temperature=config.training.temperature,
             bf16=config.run.precision == "bf16",
-            placed=("token",) if config.features.vision == PRECOMPUTED else ("patch", "token"),
+            positional=("token",) if config.features.vision == PRECOMPUTED else ("patch", "token"),
         ).to(device)
 
 
-def _side(kind: str, store: FeatureStore, positions: Tensor) -> Side:
+def _item_set(modality: str, store: FeatureStore, positions: Tensor) -> ItemSet:
     def read(items: Tensor) -> Nodes:
         return store.read(positions[items])
 
-    return Side(kind, len(positions), read, store.shard_of(positions))
+    return ItemSet(modality, len(positions), read, store.shard_of(positions))

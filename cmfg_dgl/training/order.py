@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["buffered_order", "near_order"]
+__all__ = ["buffered_order", "hard_negative_order"]
 
-NEAR_WITHIN = 16_384
+NEAREST_AMONG = 16_384
 """Pairs among which near ones are looked for: the work grows with their square."""
 
 
@@ -44,7 +44,9 @@ def buffered_order(shard: Tensor, buffer: int, generator: torch.Generator) -> Te
     return pairs[torch.argsort(filling[shard[pairs]], stable=True)]
 
 
-def near_order(order: Tensor, captions: Tensor, image: Tensor, size: int, within: int | None = None) -> Tensor:
+def hard_negative_order(
+    order: Tensor, captions: Tensor, image: Tensor, size: int, within: int | None = None
+) -> Tensor:
     """Bring pairs with near captions together, so that a batch has hard negatives.
 
     The first pair that is left begins a group and takes the `size` - 1 nearest of those left with it, of other
@@ -64,7 +66,7 @@ def near_order(order: Tensor, captions: Tensor, image: Tensor, size: int, within
         Pairs of a group, at least 1.
     within
         A pair stays among so many that `order` has together, as a shuffle buffer wants it; never more than
-        `NEAR_WITHIN`.
+        `NEAREST_AMONG`.
 
     Returns
     -------
@@ -73,12 +75,12 @@ def near_order(order: Tensor, captions: Tensor, image: Tensor, size: int, within
     """
     vectors = F.normalize(captions - captions.mean(0), dim=1)
     groups = []
-    for left in order.split(min(within or NEAR_WITHIN, NEAR_WITHIN)):
+    for left in order.split(min(within or NEAREST_AMONG, NEAREST_AMONG)):
         while len(left):
-            likeness = vectors[left] @ vectors[left[0]]
-            likeness[image[left] == image[left[0]]] = -2.0
-            likeness[0] = 2.0
-            chosen = likeness.topk(min(size, len(left))).indices
+            similarity = vectors[left] @ vectors[left[0]]
+            similarity[image[left] == image[left[0]]] = -2.0
+            similarity[0] = 2.0
+            chosen = similarity.topk(min(size, len(left))).indices
             groups.append(left[chosen])
             kept = torch.ones(len(left), dtype=torch.bool)
             kept[chosen] = False

@@ -18,13 +18,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
 from cmfg_dgl.errors import CheckpointError, CmfgError, Interrupted
-from cmfg_dgl.features.pair_dataset import Collection, read_ahead
+from cmfg_dgl.features.pair_dataset import PairDataset, read_ahead
 from cmfg_dgl.files import write_atomic
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.training.checkpoint import load_checkpoint, save_checkpoint
 from cmfg_dgl.training.negatives import hard_negatives, same_pairs
 from cmfg_dgl.training.objectives import info_nce, matching_loss
-from cmfg_dgl.training.order import buffered_order, near_order
+from cmfg_dgl.training.order import buffered_order, hard_negative_order
 
 __all__ = ["Losses", "Progress", "Trainer", "TrainerState", "load_weights", "make_optimizer", "training_losses"]
 
@@ -48,7 +48,7 @@ class Progress(Protocol):
 
 def training_losses(
     model: CMFG,
-    collection: Collection,
+    pair_dataset: PairDataset,
     texts: Tensor,
     batch: Tensor,
     *,
@@ -69,10 +69,10 @@ def training_losses(
     hard_negatives_each
         Wrong captions for each image and wrong images for each caption, hardest of the batch.
     """
-    owners = collection.caption_image[batch]
+    owners = pair_dataset.caption_image[batch]
     images, captions = (
-        model.encode(side.kind, model.accept(side.read(items)), joint=joint_weight > 0)
-        for side, items in ((collection.images, owners), (collection.captions, batch))
+        model.encode(side.modality, model.to_device(side.read(items)), joint=joint_weight > 0)
+        for side, items in ((pair_dataset.images, owners), (pair_dataset.captions, batch))
     )
     logits = images.embedding @ captions.embedding.T * model.scale("first")
     same = same_pairs(owners, texts[batch]).to(logits.device)
@@ -121,8 +121,8 @@ class Trainer:
         The run directory: `checkpoints/last.safetensors`, `checkpoints/best.safetensors`, `metrics.jsonl`, `tb/`.
     seed
         Orders the batches: epoch e is a permutation that depends on seed and e alone.
-    near_captions
-        Pairs of a group of `near_order`; 1 leaves the order as it is.
+    hard_negative_batches
+        Pairs of a group of `hard_negative_order`; 1 leaves the order as it is.
     shuffle_buffer
         Pairs of the buffer of `buffered_order`; None, or images that lie in memory, permute all pairs alike.
     epochs, batch_size, learning_rate, weight_decay, warmup, clip, label_smoothing, joint_weight,
@@ -135,7 +135,7 @@ class Trainer:
     def __init__(
         self,
         model: CMFG,
-        collection: Collection,
+        pair_dataset: PairDataset,
         texts: Tensor,
         validate: Callable[[], dict[str, float]],
         folder: Path,
@@ -152,13 +152,13 @@ class Trainer:
         hard_negatives: int,
         patience: int,
         checkpoint_steps: int,
-        near_captions: int = 1,
+        hard_negative_batches: int = 1,
         shuffle_buffer: int | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.model, self.collection, self.texts, self.validate, self.folder = (
+        self.model, self.pair_dataset, self.texts, self.validate, self.folder = (
             model,
-            collection,
+            pair_dataset,
             texts,
             validate,
             folder,
@@ -170,7 +170,7 @@ class Trainer:
             hard_negatives,
         )
         self.patience, self.checkpoint_steps, self.progress = patience, checkpoint_steps, progress
-        self.near_captions, self.shuffle_buffer = near_captions, shuffle_buffer
+        self.hard_negative_batches, self.shuffle_buffer = hard_negative_batches, shuffle_buffer
         # The last, smaller batch is dropped, for its negatives are too few; a tiny data set is one batch.
         self.steps_per_epoch = max(1, len(texts) // batch_size)
         self.steps = epochs * self.steps_per_epoch
@@ -233,7 +233,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + state.epoch)
         batches = self._order(generator).split(self.batch_size)[state.step_in_epoch : self.steps_per_epoch]
         self.model.train()
-        with closing(read_ahead(self.collection, batches)) as ahead:
+        with closing(read_ahead(self.pair_dataset, batches)) as ahead:
             for pairs, batch in zip(ahead, batches, strict=True):
                 self._step(pairs, self.texts[batch], board)
                 due = state.step % self.checkpoint_steps == 0 and state.step_in_epoch < self.steps_per_epoch
@@ -243,18 +243,18 @@ class Trainer:
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """All pairs of an epoch; those behind the last whole batch are left out."""
-        shard, image = self.collection.images.shard, self.collection.caption_image
+        shard, image = self.pair_dataset.images.shard, self.pair_dataset.caption_image
         if self.shuffle_buffer is None or shard is None:
             order = torch.randperm(len(self.texts), generator=generator)
         else:
             order = buffered_order(shard[image], self.shuffle_buffer, generator)
-        if self.near_captions == 1:
+        if self.hard_negative_batches == 1:
             return order
-        return near_order(
-            order, self.collection.captions.means, image, self.near_captions, within=self.shuffle_buffer
+        return hard_negative_order(
+            order, self.pair_dataset.captions.means, image, self.hard_negative_batches, within=self.shuffle_buffer
         )
 
-    def _step(self, pairs: Collection, texts: Tensor, board: SummaryWriter) -> None:
+    def _step(self, pairs: PairDataset, texts: Tensor, board: SummaryWriter) -> None:
         state = self.state
         losses = training_losses(
             self.model,

@@ -30,7 +30,7 @@ from rerank import measure_rerank
 from roofline import layer_work
 from scaling import exponent, measure_sweep
 
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 
 
 @pytest.mark.parametrize("relations", [COMPLETE, SPARSE, MIXED], ids=["complete", "sparse", "mixed"])
@@ -76,8 +76,8 @@ def test_records_have_the_keys_that_others_read():
 
 @pytest.mark.parametrize("buffer", [None, 64])
 def test_both_orders_read_every_pair_once(buffer):
-    images = Side("patch", 300, lambda items: None, torch.arange(300) // 50)
-    order = make_order(Collection(images, images, torch.arange(300)), buffer, seed=1)
+    images = ItemSet("image", 300, lambda items: None, torch.arange(300) // 50)
+    order = make_order(PairDataset(images, images, torch.arange(300)), buffer, seed=1)
     assert sorted(order.tolist()) == list(range(300))
     assert len((images.shard[order[:64]]).unique()) == (6 if buffer is None else 2)
 

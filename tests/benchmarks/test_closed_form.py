@@ -17,20 +17,20 @@ GROUPS = torch.tensor([7, 7, 3, 9, 5, 5, 5, 8] * 2 + list(range(20, 36)))
 
 
 def test_folds_hold_every_image_out_once():
-    collection = planted(COUNTS)
+    pair_dataset = planted(COUNTS)
     held = [0] * len(COUNTS)
-    for train, held_out in _folds(collection, GROUPS, 3, 2):
+    for train, held_out in _folds(pair_dataset, GROUPS, 3, 2):
         assert train.images.count + held_out.images.count == len(COUNTS)
         assert train.captions.count + held_out.captions.count == sum(COUNTS)
-        known, new = (_places(part, collection) for part in (train, held_out))
+        known, new = (_places(part, pair_dataset) for part in (train, held_out))
         assert not set(GROUPS[known].tolist()) & set(GROUPS[new].tolist())
         for image in new:
             held[image] += 1
     assert held == [2] * len(COUNTS)
 
 
-def _places(part, collection):
-    return [int((collection.images.means == row).all(1).nonzero()[0]) for row in part.images.means]
+def _places(part, pair_dataset):
+    return [int((pair_dataset.images.means == row).all(1).nonzero()[0]) for row in part.images.means]
 
 
 def recalls(scores, owner):
@@ -54,12 +54,12 @@ def directions(values, ridge):
 @pytest.mark.parametrize(("ridge", "power"), [(1.0, 0.5), (1.0, 2.0), (0.1, 1.0)])
 @pytest.mark.parametrize("bank", [4, 1000])
 def test_rsums_are_those_of_the_formula(bank, ridge, power):
-    collection = planted(COUNTS, noise=2.0)
+    pair_dataset = planted(COUNTS, noise=2.0)
     found = measure_closed_form(
-        collection, GROUPS, ridges=[ridge], powers=[power], banks=[bank], sharpness=[0.0, 3.0], folds=3, repeats=1
+        pair_dataset, GROUPS, ridges=[ridge], powers=[power], banks=[bank], sharpness=[0.0, 3.0], folds=3, repeats=1
     )
     expected = {0.0: [], 3.0: []}
-    for train, held_out in _folds(collection, GROUPS, 3, 1):
+    for train, held_out in _folds(pair_dataset, GROUPS, 3, 1):
         x, y = train.images.means.double().numpy(), train.captions.means.double().numpy()
         paired = x[train.caption_image.numpy()]
         means = paired.mean(0), y.mean(0)

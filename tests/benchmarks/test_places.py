@@ -11,7 +11,7 @@ from places import groups_of, refused
 from cmfg_dgl.data.formats.scenes import make_scene
 from cmfg_dgl.evaluation.hard_negatives import Margins
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import Collection, HardNegatives, Side
+from cmfg_dgl.features.pair_dataset import HardNegatives, ItemSet, PairDataset
 
 
 def test_shares_are_those_of_a_loop():
@@ -20,8 +20,10 @@ def test_shares_are_those_of_a_loop():
     kinds = tuple("place" if n % 3 else "attribute" for n in range(len(owners)))
     generator = torch.Generator().manual_seed(0)
     first, joint = torch.randint(-1, 2, (2, len(owners)), generator=generator).float()
-    nothing = Side("token", len(owners), lambda items: Nodes(torch.zeros(0, 1), torch.zeros(1), torch.zeros(0, 2)))
-    negatives = HardNegatives(Collection(nothing, nothing, torch.tensor(owners)), torch.tensor(owners), kinds)
+    nothing = ItemSet(
+        "text", len(owners), lambda items: Nodes(torch.zeros(0, 1), torch.zeros(1), torch.zeros(0, 2))
+    )
+    negatives = HardNegatives(PairDataset(nothing, nothing, torch.tensor(owners)), torch.tensor(owners), kinds)
     rows = refused(Margins(first, joint, negatives), scenes)
 
     def belongs(scene, group):

@@ -34,7 +34,7 @@ from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import build_model
 
 DEAF = (
-    "model.start=random",
+    "model.init=random",
     # An item that says nothing is still more or less popular.
     "model.bank=0",
     "model.residual=false",
@@ -127,7 +127,7 @@ def test_dropping_equals_a_model_built_without(made: tuple[Path, Result], pictur
     weights, _ = load_checkpoint(made[0] / "weights" / "seed-1.safetensors")
     model = build_model(data.config, data.widths, seed=7)
     model.load_state_dict({key: value for key, value in weights.items() if f".{name}." not in key})
-    scores = score(GraphScorer(model), data.test.collection, k=8)
+    scores = score(GraphScorer(model), data.test.pair_dataset, k=8)
     cell = read_json(made[0] / "cells" / "drop" / f"without-{name}" / "seed-1.json")
     assert cell["alpha"] == 0.5
     for stage, record in (("first", first_stage(scores)[0]), ("two", two_stage(scores, 0.5)[0])):

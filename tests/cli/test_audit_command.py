@@ -18,7 +18,7 @@ from commands import cmfg, contents
 from torch import Tensor
 
 from cmfg_dgl.config import load_config
-from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.jobs import audit as audit_job
 from cmfg_dgl.jobs import results
 from cmfg_dgl.retrieval.scorer import GraphScorer
@@ -39,12 +39,12 @@ CHECKS = {
 class MatchedPairScorer(GraphScorer):
     """Scores a pair as one that has seen which caption belongs to which image."""
 
-    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
-        return super().pairs(collection, image, caption) + 10.0 * (collection.caption_image[caption] == image)
+    def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
+        return super().pairs(pair_dataset, image, caption) + 10.0 * (pair_dataset.caption_image[caption] == image)
 
 
 class BrokenScorer(GraphScorer):
-    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+    def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         return torch.full((len(image),), torch.nan)
 
 

@@ -109,9 +109,9 @@ def test_the_table_shows_both_stages_and_the_protocol(evaluated: Path) -> None:
 def test_stdout_is_json_whatever_libraries_print(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings = GraphScorer.embeddings
 
-    def noisy(self: GraphScorer, collection: Any) -> Any:
+    def noisy(self: GraphScorer, pair_dataset: Any) -> Any:
         print("Using backend: pytorch")
-        return embeddings(self, collection)
+        return embeddings(self, pair_dataset)
 
     monkeypatch.setattr(GraphScorer, "embeddings", noisy)
     result = cmfg("eval", run, "--json")

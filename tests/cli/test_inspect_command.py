@@ -95,7 +95,7 @@ def test_a_query_finds_what_the_evaluation_finds(trained: Trained, tmp_path: Pat
     }  # fmt: skip
     model = experiment.model(0)
     load_weights(model, load_checkpoint(opened.best)[0], opened.best)
-    found = score(GraphScorer(model), experiment.collection(split), k=opened.config.retrieval.k).directions[
+    found = score(GraphScorer(model), experiment.pair_dataset(split), k=opened.config.retrieval.k).directions[
         direction
     ]
     place = 2 if direction == "i2t" else 3

@@ -94,7 +94,7 @@ def test_eval_searches_the_database_by_label(photo_run: Path) -> None:
     dataset = experiment.dataset
     database = np.sort(np.concatenate([dataset.splits[name] for name in label["gallery"]["splits"]]))
     sides = [
-        scorer.embeddings(experiment.collection(dataset.union(names))) for names in (("test",), dataset.database)
+        scorer.embeddings(experiment.pair_dataset(dataset.union(names))) for names in (("test",), dataset.database)
     ]
     names = [[set(dataset.images[i].labels) for i in part] for part in (np.sort(dataset.splits["test"]), database)]
     for way, queries, gallery in (("i2t", sides[0][0], sides[1][1]), ("t2i", sides[0][1], sides[1][0])):
@@ -184,7 +184,7 @@ def test_folds_are_the_mean_of_folds_by_themselves(coco_run: Path) -> None:
     stages = []
     for part in order.reshape(5, 4):
         alone = replace(dataset, splits={"test": part})
-        stages.append(first_stage(score(scorer, experiment.collection(alone.split("test")), k=0))[0])
+        stages.append(first_stage(score(scorer, experiment.pair_dataset(alone.split("test")), k=0))[0])
     for way in ("i2t", "t2i"):
         for key in ("R@1", "hit@5", "medR", "mAP@all"):
             assert folds["first_stage"][way][key] == pytest.approx(np.mean([stage[way][key] for stage in stages]))

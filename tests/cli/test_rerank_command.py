@@ -68,7 +68,7 @@ def test_curves_are_what_eval_gives(measured: Path, split: str) -> None:
             assert curve["two_stage"]["ceiling"] == pytest.approx(expected["two_stage"]["ceiling"])
         for direction in ("i2t", "t2i"):
             assert curve["two_stage"][direction] == pytest.approx(expected["two_stage"][direction])
-        assert max(curve["rsums"]) <= curve["ceiling_rsum"] <= 600
+        assert max(curve["rsums"]) <= curve["upper_bound_rsum"] <= 600
     alone = stored(measured, split)["first_stages"]["own"]["first_stage"]
     for direction in ("i2t", "t2i"):
         assert alone[direction] == pytest.approx(expected["first_stage"][direction])
@@ -135,9 +135,9 @@ def test_a_method_finds_what_it_finds_alone_with_the_ridge_of_the_run(trained: A
     for ridge in (0.001, 1.0):
         method = make_method("cca", data.config, data.widths, 0, {"ridge": ridge})
         method.fit(
-            data.training, lambda method=method: first_stage(score(method, data.val.collection, k=0))[0]["rsum"]
+            data.training, lambda method=method: first_stage(score(method, data.val.pair_dataset, k=0))[0]["rsum"]
         )
-        expected.append(first_stage(score(method, data.test.collection, k=0))[0]["rsum"])
+        expected.append(first_stage(score(method, data.test.pair_dataset, k=0))[0]["rsum"])
     assert expected[0] != expected[1]
     assert result.json["first_stages"]["cca"]["first_stage"]["rsum"] == pytest.approx(expected[0])
 
@@ -241,5 +241,5 @@ def test_the_table_shows_every_k(finished: Path) -> None:
     for stage in record["first_stages"].values():
         for curve in stage["curves"]:
             assert f"{curve['two_stage']['rsum']:.1f}" in result.out
-            assert f"{curve['ceiling_rsum']:.1f}" in result.out
+            assert f"{curve['upper_bound_rsum']:.1f}" in result.out
     assert record["protocol"] in result.out and str(finished / "rerank-test.png") in result.out

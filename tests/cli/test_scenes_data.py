@@ -44,7 +44,7 @@ def scene_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "scenes"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CMFG_CACHE", str(cache))
-        result = cmfg("train", "-c", "scenes", *OVERRIDES, "model.score=votes", "-o", folder, "-q")
+        result = cmfg("train", "-c", "scenes", *OVERRIDES, "model.matching_head=node", "-o", folder, "-q")
     assert result.code == 0, result.err
     return folder
 
@@ -62,7 +62,7 @@ def margins(run: Path, alpha: float) -> dict[str, list[Margin]]:
         experiment.config.features.text, max_tokens=experiment.config.features.max_tokens, device="cpu"
     )
     view = experiment.evaluation_split("test")
-    collection = experiment.collection(view)
+    pair_dataset = experiment.pair_dataset(view)
     found: dict[str, list[Margin]] = {"first_stage": [], "two_stage": []}
 
     def scores(image: Any, caption: Any) -> tuple[float, float]:
@@ -73,13 +73,13 @@ def margins(run: Path, alpha: float) -> dict[str, list[Margin]]:
         for number, position in enumerate(view.images):
             scene = scene_of(experiment.dataset.images[position])
             (caption,) = (view.caption_image == number).nonzero()[0]
-            image = model.encode("patch", model.accept(collection.images.read(torch.tensor([number]))))
-            own = model.encode("token", model.accept(collection.captions.read(torch.tensor([caption]))))
+            image = model.encode("image", model.to_device(pair_dataset.images.read(torch.tensor([number]))))
+            own = model.encode("text", model.to_device(pair_dataset.captions.read(torch.tensor([caption]))))
             right = scores(image, own)
             for kind, texts in scene.hard_negatives.items():
                 for false in texts:
-                    nodes = model.accept(text.encode([false]).nodes.to("cpu", torch.float16))
-                    wrong = scores(image, model.encode("token", nodes))
+                    nodes = model.to_device(text.encode([false]).nodes.to("cpu", torch.float16))
+                    wrong = scores(image, model.encode("text", nodes))
                     first, joint = right[0] - wrong[0], right[1] - wrong[1]
                     found["first_stage"].append((number, kind, first))
                     found["two_stage"].append((number, kind, alpha * joint + (1 - alpha) * first))

@@ -70,7 +70,7 @@ def test_a_run_holds_what_is_promised(trained: Any) -> None:
     assert training["quarantined"] == {}
     assert training["train_captions"] == 2 * training["train_images"]
     with safe_open(trained.folder / "checkpoints" / "best.safetensors", framework="np") as file:
-        found = (".mean_", ".root_", "place_scale_", "popularity.")
+        found = (".mean_", ".root_", "position_scale_", "popularity.")
         learnt = [name for name in file.keys() if not any(part in name for part in found)]  # noqa: SIM118
         shapes = [file.get_slice(name).get_shape() for name in learnt]
     assert training["parameters"] == sum(int(np.prod(shape)) for shape in shapes)
@@ -78,12 +78,16 @@ def test_a_run_holds_what_is_promised(trained: Any) -> None:
 
 def test_a_run_begins_as_the_closed_form_of_its_training_split(trained: Any) -> None:
     experiment = Experiment.prepare(load_config(str(trained.folder / "config.yaml")))
-    collection = experiment.collection(experiment.training_split("train"))
+    pair_dataset = experiment.pair_dataset(experiment.training_split("train"))
     weights, _ = load_checkpoint(trained.folder / "checkpoints" / "best.safetensors")
-    for side in (collection.images, collection.captions):
-        np.testing.assert_allclose(weights[f"enter.mean_{side.kind}"], side.means.mean(0), atol=1e-5)
+    for side in (pair_dataset.images, pair_dataset.captions):
+        np.testing.assert_allclose(
+            weights[f"input_projection.mean_{side.node_type}"], side.means.mean(0), atol=1e-5
+        )
         # Whitened once more, the training features are of one unit of length on average.
-        white = (side.means - weights[f"enter.mean_{side.kind}"]) @ weights[f"enter.root_{side.kind}"]
+        white = (side.means - weights[f"input_projection.mean_{side.node_type}"]) @ weights[
+            f"input_projection.root_{side.node_type}"
+        ]
         assert float(white.square().mean()) == pytest.approx(1, rel=1e-3)
 
 
@@ -121,7 +125,7 @@ def test_fewer_pairs_are_some_of_all_and_nothing_else_changes(trained: Any, tmp_
     weights = [
         load_checkpoint(f / "checkpoints" / "best.safetensors")[0] for f in (trained.folder, tmp_path / "few")
     ]
-    assert not np.allclose(weights[0]["enter.mean_patch"], weights[1]["enter.mean_patch"])
+    assert not np.allclose(weights[0]["input_projection.mean_patch"], weights[1]["input_projection.mean_patch"])
 
 
 def test_progress_goes_to_stderr(trained: Any, tmp_path: Path) -> None:

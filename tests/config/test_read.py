@@ -81,7 +81,7 @@ ERRORS = {
     "infinite": ("training: {learning_rate: .inf}", ["training.learning_rate", "finite"]),
     "not a number at all": ("training: {learning_rate: .nan}", ["training.learning_rate", "finite"]),
     "choice": ("model: {softmax: jont}", ["model.softmax", "'jont'", "relation, joint", "did you mean joint?"]),
-    "start without residual": ("model: {residual: false}", ["model.start", "model.residual", "random"]),
+    "start without residual": ("model: {residual: false}", ["model.init", "model.residual", "random"]),
     "boolean": ("model: {residual: maybe}", ["model.residual", "maybe"]),
     "nothing": ("data: {seed: null}", ["data.seed"]),
     "number for a section": ("data: 5", ["data", "keys of its own"]),
@@ -292,7 +292,7 @@ def configs(draw):
             setattr(config, name, draw(section(kind)))
     config.graph.relations = draw(relations())
     config.model.width = config.model.heads * draw(st.integers(1, 64))
-    config.model.residual |= config.model.start == "cca"
+    config.model.residual |= config.model.init == "cca"
     config.model.cross_layers = min(config.model.cross_layers, config.model.layers)
     shares = draw(st.tuples(*[st.integers(1, 1000)] * 3))
     config.data.fractions = {n: s / sum(shares) for n, s in zip(("train", "val", "test"), shares, strict=True)}

@@ -36,7 +36,7 @@ from cmfg_dgl.evaluation.attention import (
     metrics_by_relation,
     relation_mass,
 )
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.nn.attention import Message, merge_messages
 from cmfg_dgl.nn.joint_attention import joint_attention
 from cmfg_dgl.nn.kernels import NO_EDGE
@@ -230,17 +230,19 @@ def untrained(schema: str) -> CMFG:
     ).double()
 
 
-def collection() -> Collection:
+def pair_dataset() -> PairDataset:
     images, captions = random_nodes(IMAGES, 5, 1), random_nodes(CAPTIONS, 3, 2)
-    return Collection(
-        Side("patch", len(images), images.select), Side("token", len(captions), captions.select), torch.arange(4)
+    return PairDataset(
+        ItemSet("image", len(images), images.select),
+        ItemSet("text", len(captions), captions.select),
+        torch.arange(4),
     )
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 64])
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_values_of_pairs_do_not_depend_on_the_batch(schema: str, batch: int) -> None:
-    model, items = untrained(schema).eval(), collection()
+    model, items = untrained(schema).eval(), pair_dataset()
     whole = metrics_by_relation(joint_attention(model, items.images.read(LEFT), items.captions.read(RIGHT)))
     parts = attention_of_pairs(model.train(), items, LEFT, RIGHT, batch=batch)
     assert list(parts) == list(whole)
@@ -249,7 +251,7 @@ def test_values_of_pairs_do_not_depend_on_the_batch(schema: str, batch: int) -> 
 
 
 def test_a_model_that_asks_nothing_attends_evenly() -> None:
-    model, items = untrained("complete"), collection()
+    model, items = untrained("complete"), pair_dataset()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("query.weight"):
@@ -277,7 +279,7 @@ def test_a_model_that_asks_nothing_attends_evenly() -> None:
 
 
 def test_the_summary_is_of_evenly_spaced_matching_pairs() -> None:
-    model, items = untrained("complete"), collection()
+    model, items = untrained("complete"), pair_dataset()
     for pairs, captions in ((2, [0, 3]), (3, [0, 1, 3]), (9, [0, 1, 2, 3])):
         found = attention_summary(model, items, pairs=pairs)
         expected = attention_of_pairs(model, items, items.caption_image[captions], torch.tensor(captions))
@@ -290,7 +292,7 @@ def test_the_summary_is_of_evenly_spaced_matching_pairs() -> None:
 def test_the_summary_leaves_out_what_is_not_defined() -> None:
     words = random_nodes([(1, 1)] * 3, 3, 2)
     patches = random_nodes([(2, 2)] * 3, 5, 1)
-    items = Collection(Side("patch", 3, patches.select), Side("token", 3, words.select), torch.arange(3))
+    items = PairDataset(ItemSet("image", 3, patches.select), ItemSet("text", 3, words.select), torch.arange(3))
     found = attention_summary(untrained("complete"), items)
     assert all(math.isfinite(value) for value in found.values())
     # A caption of one token has no other to attend to, and no choice of tokens to describe by.

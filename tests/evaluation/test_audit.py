@@ -21,7 +21,7 @@ from planted import planted, tiny_model, tiny_trainer
 from cmfg_dgl.evaluation import audit as module
 from cmfg_dgl.evaluation import ranking
 from cmfg_dgl.evaluation.audit import audit, subset
-from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.trainer import load_weights
@@ -42,16 +42,16 @@ class MatchedPair(GraphScorer):
     """The leaky protocol: images and captions see each other in the graph of the pair they were given as."""
 
     @torch.inference_mode()
-    def leaky(self, collection):
+    def leaky(self, pair_dataset):
         self.model.eval()
-        model, owners = self.model, collection.caption_image
-        first = torch.stack([torch.nonzero(owners == i)[0, 0] for i in range(collection.images.count)])
-        everything = [torch.arange(side.count) for side in (collection.images, collection.captions)]
+        model, owners = self.model, pair_dataset.caption_image
+        first = torch.stack([torch.nonzero(owners == i)[0, 0] for i in range(pair_dataset.images.count)])
+        everything = [torch.arange(side.count) for side in (pair_dataset.images, pair_dataset.captions)]
         pooled = []
         for image, caption, kept in ((everything[0], first, "patch"), (owners, everything[1], "token")):
             ends = (
-                model.encode("patch", collection.images.read(image)),
-                model.encode("token", collection.captions.read(caption)),
+                model.encode("image", pair_dataset.images.read(image)),
+                model.encode("text", pair_dataset.captions.read(caption)),
             )
             seen = []
             hook = model.pool[kept].register_forward_hook(lambda *given, seen=seen: seen.append(given[-1]))
@@ -62,27 +62,27 @@ class MatchedPair(GraphScorer):
 
 
 class LeakyFirst(MatchedPair):
-    def embeddings(self, collection):
-        images, captions = self.leaky(collection)
+    def embeddings(self, pair_dataset):
+        images, captions = self.leaky(pair_dataset)
         return images * 10, captions
 
 
 class LeakyJoint(MatchedPair):
-    def pairs(self, collection, image, caption):
-        images, captions = self.leaky(collection)
+    def pairs(self, pair_dataset, image, caption):
+        images, captions = self.leaky(pair_dataset)
         return (images[image] * captions[caption]).sum(1) * 10
 
 
 class Told(GraphScorer):
     """Reads the answer from the pairing, faintly."""
 
-    def embeddings(self, collection):
-        images, captions = super().embeddings(collection)
+    def embeddings(self, pair_dataset):
+        images, captions = super().embeddings(pair_dataset)
         mark = 3 * torch.randn(len(images), 64, generator=torch.Generator().manual_seed(0))
-        return torch.cat([images, mark], 1), torch.cat([captions, mark[collection.caption_image]], 1)
+        return torch.cat([images, mark], 1), torch.cat([captions, mark[pair_dataset.caption_image]], 1)
 
-    def pairs(self, collection, image, caption):
-        return super().pairs(collection, image, caption) + 3.0 * (collection.caption_image[caption] == image)
+    def pairs(self, pair_dataset, image, caption):
+        return super().pairs(pair_dataset, image, caption) + 3.0 * (pair_dataset.caption_image[caption] == image)
 
 
 class BatchNormalised(GraphScorer):
@@ -90,12 +90,12 @@ class BatchNormalised(GraphScorer):
         super().__init__(model)
         self.stage = stage
 
-    def embeddings(self, collection):
-        images, captions = super().embeddings(collection)
+    def embeddings(self, pair_dataset):
+        images, captions = super().embeddings(pair_dataset)
         return (images - images.mean(0), captions) if self.stage == "first" else (images, captions)
 
-    def pairs(self, collection, image, caption):
-        scores = super().pairs(collection, image, caption)
+    def pairs(self, pair_dataset, image, caption):
+        scores = super().pairs(pair_dataset, image, caption)
         return scores - scores.mean() if self.stage == "joint" else scores
 
 
@@ -104,20 +104,20 @@ class NotANumber(GraphScorer):
         super().__init__(model)
         self.where = where
 
-    def embeddings(self, collection):
-        images, captions = (values.clone() for values in super().embeddings(collection))
+    def embeddings(self, pair_dataset):
+        images, captions = (values.clone() for values in super().embeddings(pair_dataset))
         for name, values in (("images", images), ("captions", captions)):
             if name == self.where:
                 values[0, 0] = math.nan
         return images, captions
 
-    def pairs(self, collection, image, caption):
-        scores = super().pairs(collection, image, caption)
+    def pairs(self, pair_dataset, image, caption):
+        scores = super().pairs(pair_dataset, image, caption)
         return torch.where((image == 1) & (caption == 1), math.nan, scores) if self.where == "joint" else scores
 
 
 @pytest.fixture(scope="module")
-def collection():
+def pair_dataset():
     return planted([1] * 40, seed=21)
 
 
@@ -127,13 +127,13 @@ def failed(report):
     return {check.name for check in report.checks if not check.passed}
 
 
-def verdict(collection, make, *, shared=()):
+def verdict(pair_dataset, make, *, shared=()):
     """Names of the checks that fail, for scorers that `make` makes of models."""
-    return failed(audit(make(tiny_model(1)), make(tiny_model(2)), collection, shared_with_training=shared))
+    return failed(audit(make(tiny_model(1)), make(tiny_model(2)), pair_dataset, shared_with_training=shared))
 
 
-def test_an_honest_model_passes(collection):
-    assert verdict(collection, GraphScorer) == set()
+def test_an_honest_model_passes(pair_dataset):
+    assert verdict(pair_dataset, GraphScorer) == set()
 
 
 @pytest.mark.parametrize("captions_of", [[1], [1, 1], [3, 1, 5, 2] * 6])
@@ -141,32 +141,32 @@ def test_ragged_and_tiny_collections_pass(captions_of):
     assert verdict(planted(captions_of, seed=22), GraphScorer) == set()
 
 
-def test_a_trained_model_passes(collection, tmp_path):
+def test_a_trained_model_passes(pair_dataset, tmp_path):
     trainer = tiny_trainer(tmp_path, epochs=4, learning_rate=1e-2)
     trainer.fit()
     model = tiny_model()
     weights, record = load_checkpoint(trainer.best)
     load_weights(model, weights, trainer.best)
     assert record["val_rsum"] > 200
-    report = audit(GraphScorer(model), GraphScorer(tiny_model(2)), collection, shared_with_training=())
+    report = audit(GraphScorer(model), GraphScorer(tiny_model(2)), pair_dataset, shared_with_training=())
     assert failed(report) == set()
 
 
-def test_the_matched_pair_graph_as_a_first_stage_fails(collection):
-    names = verdict(collection, LeakyFirst)
+def test_the_matched_pair_graph_as_a_first_stage_fails(pair_dataset):
+    names = verdict(pair_dataset, LeakyFirst)
     assert "shuffled-pairing-changes-no-embedding" in names
     assert "score-is-independent-of-its-batch" in names  # alone, an item is given with another partner
     assert "shuffled-pairing-changes-no-joint-score" not in names
 
 
-def test_the_matched_pair_graph_as_a_joint_stage_fails(collection):
-    names = verdict(collection, LeakyJoint)
+def test_the_matched_pair_graph_as_a_joint_stage_fails(pair_dataset):
+    names = verdict(pair_dataset, LeakyJoint)
     assert "shuffled-pairing-changes-no-joint-score" in names
     assert "shuffled-pairing-changes-no-embedding" not in names
 
 
-def test_a_scorer_that_is_told_the_answer_fails(collection):
-    assert verdict(collection, Told) >= {
+def test_a_scorer_that_is_told_the_answer_fails(pair_dataset):
+    assert verdict(pair_dataset, Told) >= {
         "untrained-first-stage-is-chance",
         "untrained-joint-stage-is-chance",
         "shuffled-pairing-changes-no-embedding",
@@ -174,31 +174,34 @@ def test_a_scorer_that_is_told_the_answer_fails(collection):
     }
 
 
-def test_a_scorer_that_goes_by_position_fails(collection):
+def test_a_scorer_that_goes_by_position_fails(pair_dataset):
     """It leaves the pairing alone, and knows that item i belongs with item i of the audit's sample."""
 
     class ByPosition(GraphScorer):
-        def embeddings(self, collection):
-            return torch.eye(collection.images.count), torch.eye(collection.captions.count)
+        def embeddings(self, pair_dataset):
+            return torch.eye(pair_dataset.images.count), torch.eye(pair_dataset.captions.count)
 
-        def pairs(self, collection, image, caption):
+        def pairs(self, pair_dataset, image, caption):
             return (image == caption).float()
 
-    assert verdict(collection, ByPosition) >= {"untrained-first-stage-is-chance", "untrained-joint-stage-is-chance"}
+    assert verdict(pair_dataset, ByPosition) >= {
+        "untrained-first-stage-is-chance",
+        "untrained-joint-stage-is-chance",
+    }
 
 
 @pytest.mark.parametrize("stage", ["first", "joint"])
-def test_a_score_that_depends_on_its_batch_fails(collection, stage):
-    names = verdict(collection, lambda model: BatchNormalised(model, stage))
+def test_a_score_that_depends_on_its_batch_fails(pair_dataset, stage):
+    names = verdict(pair_dataset, lambda model: BatchNormalised(model, stage))
     assert names == {"score-is-independent-of-its-batch"}
 
 
-def test_a_model_left_in_training_mode_fails(collection):
+def test_a_model_left_in_training_mode_fails(pair_dataset):
     class Restless(GraphScorer):
-        def pairs(self, collection, image, caption):
-            return super().pairs(collection, image, caption) * (1 + 0.1 * torch.rand(len(image)))
+        def pairs(self, pair_dataset, image, caption):
+            return super().pairs(pair_dataset, image, caption) * (1 + 0.1 * torch.rand(len(image)))
 
-    assert verdict(collection, Restless) == {
+    assert verdict(pair_dataset, Restless) == {
         "shuffled-pairing-changes-no-joint-score",
         "score-is-independent-of-its-batch",
     }
@@ -212,15 +215,15 @@ def test_a_model_left_in_training_mode_fails(collection):
         ("joint", "shuffled-pairing-changes-no-joint-score"),
     ],
 )
-def test_nan_fails(collection, where, name):
-    assert name in verdict(collection, lambda model: NotANumber(model, where))
+def test_nan_fails(pair_dataset, where, name):
+    assert name in verdict(pair_dataset, lambda model: NotANumber(model, where))
 
 
-def test_items_seen_in_training_fail(collection):
+def test_items_seen_in_training_fail(pair_dataset):
     report = audit(
         GraphScorer(tiny_model(1)),
         GraphScorer(tiny_model(2)),
-        collection,
+        pair_dataset,
         shared_with_training=["a cat", "img1.png", "a dog", "a cow"],
     )
     assert failed(report) == {"no-test-item-in-training"}
@@ -230,7 +233,7 @@ def test_items_seen_in_training_fail(collection):
 
 
 @pytest.mark.parametrize("flattered", ["ties", "nan"])
-def test_a_metric_that_flatters_fails(collection, monkeypatch, flattered):
+def test_a_metric_that_flatters_fails(pair_dataset, monkeypatch, flattered):
     def optimistic(scores, offsets, positives):
         values = np.asarray(scores, np.float64)
         if flattered == "nan":
@@ -242,24 +245,24 @@ def test_a_metric_that_flatters_fails(collection, monkeypatch, flattered):
         return above + np.concatenate([np.arange(n) for n in counts]) + 1
 
     monkeypatch.setattr(module, "rank_positives", optimistic)
-    assert "ties-and-nan-rank-last" in verdict(collection, GraphScorer)
+    assert "ties-and-nan-rank-last" in verdict(pair_dataset, GraphScorer)
 
 
-def test_recall_that_falls_fails(collection, monkeypatch):
+def test_recall_that_falls_fails(pair_dataset, monkeypatch):
     def falling(ranks, ks=(1, 5, 10)):
         return {key: value - 7 * (key == "R@5") for key, value in ranking.metrics(ranks, ks).items()}
 
     monkeypatch.setattr(module, "metrics", falling)
-    names = verdict(collection, GraphScorer)
+    names = verdict(pair_dataset, GraphScorer)
     assert names == {"recall-never-falls"}
 
 
-def test_the_report(collection):
+def test_the_report(pair_dataset):
     told = []
     report = audit(
         GraphScorer(tiny_model(1)),
         GraphScorer(tiny_model(2)),
-        collection,
+        pair_dataset,
         shared_with_training=[],
         progress=told.append,
     )
@@ -271,11 +274,11 @@ def test_the_report(collection):
         check.keys() == {"name", "passed", "value", "bound", "explanation"} and type(check["passed"]) is bool
         for check in record["checks"]
     )
-    again = audit(GraphScorer(tiny_model(1)), GraphScorer(tiny_model(2)), collection, shared_with_training=[])
+    again = audit(GraphScorer(tiny_model(1)), GraphScorer(tiny_model(2)), pair_dataset, shared_with_training=[])
     assert again == report
 
 
-def test_a_subset(collection):
+def test_a_subset(pair_dataset):
     ragged = planted([3, 1, 4, 2, 1], seed=23)
     for images in (2, 5, 9):
         part = subset(ragged, images, 7)
@@ -294,7 +297,7 @@ def test_a_subset(collection):
             )
             assert torch.equal(own.values, other.values)
         assert len(chosen) == count
-    assert isinstance(part, Collection)
+    assert isinstance(part, PairDataset)
 
 
 def test_chance_is_what_dealing_out_at_random_gives():

@@ -46,14 +46,14 @@ RAGGED = [3, 1, 5, 2, 1, 4, 1, 2, 2, 1, 3, 1]
 
 
 @pytest.fixture(scope="module")
-def collection():
+def pair_dataset():
     return planted(RAGGED, seed=1)
 
 
-def direct(collection, scorer, k, alpha):
+def direct(pair_dataset, scorer, k, alpha):
     """Rankings of both directions, counted query by query in the full matrices; alpha None for the first stage."""
     full, joint = (scorer.images @ scorer.captions.T).double().numpy(), scorer.joint.double().numpy()
-    owner = collection.caption_image.numpy()
+    owner = pair_dataset.caption_image.numpy()
     right = owner == np.arange(len(full))[:, None]
     rankings = {}
     for name, s, j, r in (("i2t", full, joint, right), ("t2i", full.T, joint.T, right.T)):
@@ -85,14 +85,14 @@ def assert_equal_rankings(got, expected):
     st.integers(0, 100),
 )
 def test_it_equals_a_direct_count(captions_of, k, alpha, query_batch, seed):
-    collection = planted(captions_of, seed)
-    scorer = random_scorer(collection, seed)
-    scores = score(scorer, collection, k=k, query_batch=query_batch)
+    pair_dataset = planted(captions_of, seed)
+    scorer = random_scorer(pair_dataset, seed)
+    scores = score(scorer, pair_dataset, k=k, query_batch=query_batch)
     for stage, (record, rankings), chosen in (
         ("first", first_stage(scores), None),
         ("second", two_stage(scores, alpha), alpha),
     ):
-        expected = direct(collection, scorer, k, chosen)
+        expected = direct(pair_dataset, scorer, k, chosen)
         assert_equal_rankings(rankings, expected)
         for name in DIRECTIONS:
             assert record[name] == metrics(expected[name]), (stage, name)
@@ -103,10 +103,10 @@ def test_it_equals_a_direct_count(captions_of, k, alpha, query_batch, seed):
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, 40])
-def test_a_perfect_joint_stage_reaches_the_ceiling(collection, k):
-    scorer = random_scorer(collection, 3)
-    scorer.joint = (collection.caption_image == torch.arange(len(RAGGED))[:, None]).float()
-    record, rankings = two_stage(score(scorer, collection, k=k), 1.0)
+def test_a_perfect_joint_stage_reaches_the_ceiling(pair_dataset, k):
+    scorer = random_scorer(pair_dataset, 3)
+    scorer.joint = (pair_dataset.caption_image == torch.arange(len(RAGGED))[:, None]).float()
+    record, rankings = two_stage(score(scorer, pair_dataset, k=k), 1.0)
     full = (scorer.images @ scorer.captions.T).numpy()
     for name, s in (("i2t", full), ("t2i", full.T)):
         right = scorer.joint.numpy() if name == "i2t" else scorer.joint.numpy().T
@@ -124,9 +124,9 @@ def test_a_perfect_joint_stage_reaches_the_ceiling(collection, k):
     assert k < 40 or record["ceiling"] == {"i2t": 100, "t2i": 100}
 
 
-def test_the_ceiling_holds_for_any_scores(collection):
-    scorer = random_scorer(collection, 4)
-    scores = score(scorer, collection, k=4)
+def test_the_ceiling_holds_for_any_scores(pair_dataset):
+    scorer = random_scorer(pair_dataset, 4)
+    scores = score(scorer, pair_dataset, k=4)
     for alpha in ALPHAS:
         record, rankings = two_stage(scores, alpha)
         for name in DIRECTIONS:
@@ -134,8 +134,8 @@ def test_the_ceiling_holds_for_any_scores(collection):
             assert record[name]["R@1"] <= record["ceiling"][name]
 
 
-def test_alpha_0_is_the_first_stage(collection):
-    scores = score(random_scorer(collection, 5), collection, k=6)
+def test_alpha_0_is_the_first_stage(pair_dataset):
+    scores = score(random_scorer(pair_dataset, 5), pair_dataset, k=6)
     first, rankings = first_stage(scores)
     second, again = two_stage(scores, 0.0)
     assert_equal_rankings(again, rankings)
@@ -144,9 +144,9 @@ def test_alpha_0_is_the_first_stage(collection):
 
 
 @pytest.mark.parametrize("k", [0, 1, 5, 100])
-def test_every_pair_is_scored_once(collection, k):
-    scorer = random_scorer(collection, 6)
-    scores = score(scorer, collection, k=k)
+def test_every_pair_is_scored_once(pair_dataset, k):
+    scorer = random_scorer(pair_dataset, 6)
+    scores = score(scorer, pair_dataset, k=k)
     full = scorer.images @ scorer.captions.T
     wanted = {(i, c) for i in range(12) for c in full[i].argsort(descending=True)[:k].tolist()}
     wanted |= {(i, c) for c in range(26) for i in full[:, c].argsort(descending=True)[:k].tolist()}
@@ -155,11 +155,11 @@ def test_every_pair_is_scored_once(collection, k):
     assert two_stage(scores, 0.5)[0]["k"] == min(k, 26) if k else first_stage(scores)
 
 
-def test_chunks_of_queries_change_nothing(collection):
-    scorer = random_scorer(collection, 7)
-    whole = score(scorer, collection, k=5)
+def test_chunks_of_queries_change_nothing(pair_dataset):
+    scorer = random_scorer(pair_dataset, 7)
+    whole = score(scorer, pair_dataset, k=5)
     for query_batch in (1, 4, 7, 1000):
-        part = score(scorer, collection, k=5, query_batch=query_batch)
+        part = score(scorer, pair_dataset, k=5, query_batch=query_batch)
         for name, alpha in itertools.product(DIRECTIONS, (None, 0.0, 0.6)):
             expected = rank_direction(whole.directions[name], alpha, query_batch=256)
             for direction in (whole.directions[name], part.directions[name]):
@@ -168,9 +168,9 @@ def test_chunks_of_queries_change_nothing(collection):
                 assert got.offsets.tolist() == expected.offsets.tolist()
 
 
-def test_alpha_is_the_best_of_its_curve(collection):
+def test_alpha_is_the_best_of_its_curve(pair_dataset):
     for seed in range(4):
-        scores = score(random_scorer(collection, seed), collection, k=12)
+        scores = score(random_scorer(pair_dataset, seed), pair_dataset, k=12)
         alpha, curve = choose_alpha(scores)
         assert curve == [two_stage(scores, a)[0]["rsum"] for a in ALPHAS]
         assert alpha == min(a for a, value in zip(ALPHAS, curve, strict=True) if value == max(curve))
@@ -180,14 +180,14 @@ def test_alpha_is_the_best_of_its_curve(collection):
 
 
 @pytest.mark.parametrize("right_stage", ["first", "joint"])
-def test_alpha_follows_the_stage_that_knows(collection, right_stage):
-    scorer = random_scorer(collection, 8)
-    perfect = (collection.caption_image == torch.arange(12)[:, None]).float()
+def test_alpha_follows_the_stage_that_knows(pair_dataset, right_stage):
+    scorer = random_scorer(pair_dataset, 8)
+    perfect = (pair_dataset.caption_image == torch.arange(12)[:, None]).float()
     if right_stage == "joint":
         scorer.joint = 50 * perfect
     else:
         scorer.images, scorer.captions, scorer.joint = torch.eye(12), perfect.T.contiguous(), -50 * perfect
-    alpha, curve = choose_alpha(score(scorer, collection, k=26))
+    alpha, curve = choose_alpha(score(scorer, pair_dataset, k=26))
     if right_stage == "joint":
         assert alpha > 0 and curve[-1] == max(curve) > curve[0]
     else:
@@ -195,23 +195,23 @@ def test_alpha_follows_the_stage_that_knows(collection, right_stage):
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_scores_that_say_nothing_find_nothing(collection, value):
+def test_scores_that_say_nothing_find_nothing(pair_dataset, value):
     nothing = torch.full((12, 26), value)
     scorer = TableScorer(torch.full((12, 2), value), torch.full((26, 2), value), nothing)
-    scores = score(scorer, collection, k=26)
+    scores = score(scorer, pair_dataset, k=26)
     for record in (first_stage(scores)[0], two_stage(scores, 0.5)[0]):
         assert record["t2i"]["hit@10"] == 0 and record["i2t"]["hit@10"] == 0
-    honest = random_scorer(collection, 9)
+    honest = random_scorer(pair_dataset, 9)
     honest.joint = nothing
     if value == 0.0:
-        assert two_stage(score(honest, collection, k=26), 1.0)[0]["rsum"] == 0
+        assert two_stage(score(honest, pair_dataset, k=26), 1.0)[0]["rsum"] == 0
     else:
         for alpha in (0.5, 1.0):
-            assert two_stage(score(honest, collection, k=26), alpha)[0]["rsum"] == 0
+            assert two_stage(score(honest, pair_dataset, k=26), alpha)[0]["rsum"] == 0
 
 
-def test_records_keep_the_contract(collection):
-    scores = score(random_scorer(collection, 10), collection, k=3)
+def test_records_keep_the_contract(pair_dataset):
+    scores = score(random_scorer(pair_dataset, 10), pair_dataset, k=3)
     first, second = first_stage(scores)[0], two_stage(scores, 0.4)[0]
     for record in (first, second):
         assert json.loads(json.dumps(record, allow_nan=False)) == record
@@ -233,11 +233,11 @@ def some_labels(count, seed):
     return torch.rand(count, 5, generator=generator) < 0.25
 
 
-def by_label(collection, scorer, k, alpha, labels, queries):
+def by_label(pair_dataset, scorer, k, alpha, labels, queries):
     """Rankings under label relevance, counted query by query; `queries` bool (N,) search the others."""
     full, joint = (scorer.images @ scorer.captions.T).double().numpy(), scorer.joint.double().numpy()
     owner, asking = (
-        collection.caption_image.numpy(),
+        pair_dataset.caption_image.numpy(),
         np.ones(len(full), bool) if queries is None else queries.numpy(),
     )
     found = asking if queries is None else ~asking
@@ -271,13 +271,13 @@ def by_label(collection, scorer, k, alpha, labels, queries):
     st.integers(0, 100),
 )
 def test_label_relevance_equals_a_direct_count(captions_of, k, alpha, query_batch, apart, seed):
-    collection = planted(captions_of, seed)
-    scorer, labels = random_scorer(collection, seed), some_labels(len(captions_of), seed)
+    pair_dataset = planted(captions_of, seed)
+    scorer, labels = random_scorer(pair_dataset, seed), some_labels(len(captions_of), seed)
     queries = torch.arange(len(captions_of)) % 3 == seed % 3 if apart else None
     # Something is right for a first query in either direction.
     labels[seed % 3], labels[(seed + 1) % 3] = True, True
-    scores = score(scorer, collection, k=k, query_batch=query_batch, queries=queries)
-    expected = by_label(collection, scorer, k, alpha, labels, queries)
+    scores = score(scorer, pair_dataset, k=k, query_batch=query_batch, queries=queries)
+    expected = by_label(pair_dataset, scorer, k, alpha, labels, queries)
     assert_equal_rankings(scores.by_label(labels).rank(alpha), expected)
     record = label_metrics(scores, labels, alpha)
     for name in DIRECTIONS:
@@ -286,16 +286,16 @@ def test_label_relevance_equals_a_direct_count(captions_of, k, alpha, query_batc
         assert record[name]["queries"] == len(expected[name].counts)
     assert record["mAP"] == pytest.approx((record["i2t"]["mAP@all"] + record["t2i"]["mAP@all"]) / 2)
     shares = [np.mean([n / g for n, g in zip(r.counts, r.galleries, strict=True) if n]) for r in expected.values()]
-    assert label_chance(labels, collection.caption_image, queries) == pytest.approx(100 * np.mean(shares))
+    assert label_chance(labels, pair_dataset.caption_image, queries) == pytest.approx(100 * np.mean(shares))
 
 
-def test_a_database_is_never_its_own_query(collection):
+def test_a_database_is_never_its_own_query(pair_dataset):
     """A query meets no item of the queries, no pair within a side is scored, and no pair is right by instance."""
     queries = torch.arange(12) % 4 == 0
-    scorer = random_scorer(collection, 11)
-    scores = score(scorer, collection, k=5, queries=queries)
+    scorer = random_scorer(pair_dataset, 11)
+    scores = score(scorer, pair_dataset, k=5, queries=queries)
     assert scorer.asked
-    assert all(queries[image] != queries[collection.caption_image[caption]] for image, caption in scorer.asked)
+    assert all(queries[image] != queries[pair_dataset.caption_image[caption]] for image, caption in scorer.asked)
     for name, direction in scores.directions.items():
         assert queries[direction.query_images].all() and not queries[direction.gallery_images].any(), name
         assert len(direction.positives) == 0
@@ -303,9 +303,9 @@ def test_a_database_is_never_its_own_query(collection):
         first_stage(scores)
 
 
-def test_alone_labels_of_ones_own_equal_the_pairs(collection):
+def test_alone_labels_of_ones_own_equal_the_pairs(pair_dataset):
     """With a label for each image, label relevance is instance relevance."""
-    scores = score(random_scorer(collection, 12), collection, k=5)
+    scores = score(random_scorer(pair_dataset, 12), pair_dataset, k=5)
     own = torch.eye(12, dtype=torch.bool)
     for alpha in (None, 0.3):
         assert_equal_rankings(scores.by_label(own).rank(alpha), scores.rank(alpha))

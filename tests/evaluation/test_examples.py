@@ -52,10 +52,10 @@ def toy():
 
 def scored(toy, name, k, seed=0):
     view = toy.split(name)
-    collection = planted(np.bincount(view.caption_image).tolist(), seed)
-    collection = replace(collection, caption_image=torch.from_numpy(view.caption_image))
-    scorer = random_scorer(collection, seed)
-    return view, scorer, score(scorer, collection, k=k)
+    pair_dataset = planted(np.bincount(view.caption_image).tolist(), seed)
+    pair_dataset = replace(pair_dataset, caption_image=torch.from_numpy(view.caption_image))
+    scorer = random_scorer(pair_dataset, seed)
+    return view, scorer, score(scorer, pair_dataset, k=k)
 
 
 def ranked(first, joint, k, alpha):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cmfg_dgl.evaluation.hard_negatives import Margins, hard_negative_margins
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import Collection, HardNegatives, Side
+from cmfg_dgl.features.pair_dataset import HardNegatives, ItemSet, PairDataset
 
 WORDS = 5
 SENTENCES = ([0, 1, 2], [3, 3, 1], [2, 0], [4, 1, 0, 2], [2, 4], [1, 0])
@@ -31,31 +31,31 @@ FALSE = {2: ([1, 0, 2], [2, 1, 0]), 0: ([3, 1, 3],), 3: ([1, 4, 0, 2], [4, 1, 2,
 RIGHT = {2: 0, 0: 1, 3: 3, 4: 5}
 
 
-def sentences(texts: list[list[int]]) -> Side:
+def sentences(texts: list[list[int]]) -> ItemSet:
     """Captions whose nodes say which word stands there."""
     offsets = torch.tensor([0, *map(len, texts)]).cumsum(0)
     values = torch.eye(WORDS)[[word for text in texts for word in text]]
     grid = torch.tensor([[1, len(text)] for text in texts])
-    return Side("token", len(texts), Nodes(values, offsets, grid).select)
+    return ItemSet("text", len(texts), Nodes(values, offsets, grid).select)
 
 
-def sides() -> tuple[Collection, HardNegatives]:
+def sides() -> tuple[PairDataset, HardNegatives]:
     """Images of two patches, random but whole, their captions and the false ones."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(-4, 5, (10, WORDS), generator=generator).float()
     nodes = Nodes(values, torch.arange(6) * 2, torch.tensor([[1, 2]] * 5))
-    images = Side("patch", 5, nodes.select)
+    images = ItemSet("image", 5, nodes.select)
     owners = [image for image, texts in FALSE.items() for _ in texts]
     texts = [text for texts in FALSE.values() for text in texts]
     negatives = HardNegatives(
-        Collection(images, sentences(texts), torch.tensor(owners)),
+        PairDataset(images, sentences(texts), torch.tensor(owners)),
         torch.tensor([RIGHT[image] for image in owners]),
         ("place", "attribute", "place", "attribute", "attribute", "place", "attribute"),
     )
-    return Collection(images, sentences([*map(list, SENTENCES)]), torch.tensor(OWNERS)), negatives
+    return PairDataset(images, sentences([*map(list, SENTENCES)]), torch.tensor(OWNERS)), negatives
 
 
-def read(side: Side, item: int) -> Tensor:
+def read(side: ItemSet, item: int) -> Tensor:
     return side.read(torch.tensor([item])).values
 
 
@@ -77,38 +77,38 @@ class Reader:
         self.joint = joint
         self.asked: list[tuple[bool, int, int]] = []
 
-    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+    def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         images, captions = (
             torch.stack([read(side, item).sum(0) for item in range(side.count)])
-            for side in (collection.images, collection.captions)
+            for side in (pair_dataset.images, pair_dataset.captions)
         )
         return images, captions
 
-    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+    def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         pairs = list(zip(image.tolist(), caption.tolist(), strict=True))
-        self.asked += [(collection.captions.count == len(SENTENCES), *pair) for pair in pairs]
+        self.asked += [(pair_dataset.captions.count == len(SENTENCES), *pair) for pair in pairs]
         return torch.tensor(
-            [self.joint(read(collection.images, i), read(collection.captions, c)) for i, c in pairs]
+            [self.joint(read(pair_dataset.images, i), read(pair_dataset.captions, c)) for i, c in pairs]
         )
 
 
 class Weighing(Reader):
     """First stage in which words weigh more where they stand first, so that it can tell some apart."""
 
-    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
-        images, _ = super().embeddings(collection)
-        tokens = [read(collection.captions, item) for item in range(collection.captions.count)]
+    def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
+        images, _ = super().embeddings(pair_dataset)
+        tokens = [read(pair_dataset.captions, item) for item in range(pair_dataset.captions.count)]
         return images, torch.stack([(t / torch.arange(1, len(t) + 1)[:, None]).sum(0) for t in tokens])
 
 
 def test_margins_are_those_of_a_loop_over_single_pairs() -> None:
-    collection, negatives = sides()
+    pair_dataset, negatives = sides()
     scorer = Weighing()
-    margins = hard_negative_margins(scorer, collection, negatives, joint=True)
+    margins = hard_negative_margins(scorer, pair_dataset, negatives, joint=True)
     assert margins.joint is not None
     number = 0
     for image, texts in FALSE.items():
-        patches, right = read(collection.images, image), torch.eye(WORDS)[list(SENTENCES[RIGHT[image]])]
+        patches, right = read(pair_dataset.images, image), torch.eye(WORDS)[list(SENTENCES[RIGHT[image]])]
         for text in texts:
             false = torch.eye(WORDS)[text]
             weights = 1 / torch.arange(1, len(text) + 1)
@@ -120,7 +120,7 @@ def test_margins_are_those_of_a_loop_over_single_pairs() -> None:
     assert len(set(margins.joint.tolist())) > 3
     right_pairs = [(image, caption) for of_split, image, caption in scorer.asked if of_split]
     assert sorted(right_pairs) == sorted(RIGHT.items())
-    alone = hard_negative_margins(scorer, collection, negatives, joint=False)
+    alone = hard_negative_margins(scorer, pair_dataset, negatives, joint=False)
     assert alone.joint is None and torch.equal(alone.first, margins.first)
 
 
@@ -134,7 +134,7 @@ def shares(margin: list[float]) -> dict[str, float]:
     _, negatives = sides()
     won = [value > 0 for value in margin]
     images: dict[int, bool] = {}
-    for image, good in zip(negatives.collection.caption_image.tolist(), won, strict=True):
+    for image, good in zip(negatives.pair_dataset.caption_image.tolist(), won, strict=True):
         images[image] = images.get(image, True) and good
     counted = {"all": won, "images": list(images.values())}
     for kind in ("attribute", "place"):
@@ -171,18 +171,18 @@ def test_no_lead_is_a_miss(value: float) -> None:
 
 
 def test_who_reads_gets_100_and_a_bag_of_words_0() -> None:
-    collection, negatives = sides()
+    pair_dataset, negatives = sides()
     right = {tuple(SENTENCES[RIGHT[image]]) for image in FALSE}
 
     def perfect(patches: Tensor, tokens: Tensor) -> float:
         return float(tuple(tokens.argmax(1).tolist()) in right)
 
     nothing, everything = (dict.fromkeys(("attribute", "place", "all", "images"), v) for v in (0.0, 100.0))
-    margins = hard_negative_margins(Reader(perfect), collection, negatives, joint=True)
+    margins = hard_negative_margins(Reader(perfect), pair_dataset, negatives, joint=True)
     assert (margins.first == 0).all()
     assert margins.record(None) == margins.record(0.0) == nothing
     assert margins.record(0.5) == margins.record(1.0) == everything
-    blind = hard_negative_margins(Reader(bag), collection, negatives, joint=True)
+    blind = hard_negative_margins(Reader(bag), pair_dataset, negatives, joint=True)
     assert blind.record(1.0) == nothing
     swapped = replace(negatives, right=negatives.right * 0)
-    assert hard_negative_margins(Reader(bag), collection, swapped, joint=True).record(1.0) != nothing
+    assert hard_negative_margins(Reader(bag), pair_dataset, swapped, joint=True).record(1.0) != nothing

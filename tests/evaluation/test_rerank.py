@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from planted import TableScorer, planted, random_scorer
 
 from cmfg_dgl.evaluation.evaluate import ALPHAS, DIRECTIONS, choose_alpha, score, two_stage
-from cmfg_dgl.evaluation.rerank import ceiling_rsum, curve, query_seconds, within
+from cmfg_dgl.evaluation.rerank import curve, query_seconds, upper_bound_rsum, within
 
 EXAMPLES = settings(deadline=None, max_examples=25)
 
@@ -21,9 +21,9 @@ EXAMPLES = settings(deadline=None, max_examples=25)
 @EXAMPLES
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=12), st.integers(1, 50), st.integers(0, 100))
 def test_a_smaller_k_equals_a_fresh_evaluation(captions_of, k, seed):
-    collection = planted(captions_of, seed)
-    large = score(random_scorer(collection, seed), collection, k=50)
-    fresh = score(random_scorer(collection, seed), collection, k=k)
+    pair_dataset = planted(captions_of, seed)
+    large = score(random_scorer(pair_dataset, seed), pair_dataset, k=50)
+    fresh = score(random_scorer(pair_dataset, seed), pair_dataset, k=k)
     cut = within(large, k)
     assert cut.pairs == fresh.pairs
     for name in DIRECTIONS:
@@ -40,28 +40,28 @@ def test_a_smaller_k_equals_a_fresh_evaluation(captions_of, k, seed):
 @EXAMPLES
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=12), st.integers(1, 50), st.integers(0, 100))
 def test_the_ceiling_is_what_a_perfect_second_stage_reaches(captions_of, k, seed):
-    collection = planted(captions_of, seed)
-    scorer = random_scorer(collection, seed)
-    scores = score(scorer, collection, k=k)
-    right = (collection.caption_image == torch.arange(len(captions_of))[:, None]).float()
-    perfect, _ = two_stage(score(TableScorer(scorer.images, scorer.captions, right), collection, k=k), 1.0)
-    assert ceiling_rsum(scores) == pytest.approx(perfect["rsum"])
+    pair_dataset = planted(captions_of, seed)
+    scorer = random_scorer(pair_dataset, seed)
+    scores = score(scorer, pair_dataset, k=k)
+    right = (pair_dataset.caption_image == torch.arange(len(captions_of))[:, None]).float()
+    perfect, _ = two_stage(score(TableScorer(scorer.images, scorer.captions, right), pair_dataset, k=k), 1.0)
+    assert upper_bound_rsum(scores) == pytest.approx(perfect["rsum"])
     assert max(choose_alpha(scores)[1]) <= perfect["rsum"] + 1e-9
 
 
 def test_a_timed_query_meets_its_own_candidates_alone():
-    collection = planted([2] * 40, seed=3)
-    scorer, ks = random_scorer(collection, 3), [1, 4, 100]
-    scores = score(scorer, collection, k=max(ks))
+    pair_dataset = planted([2] * 40, seed=3)
+    scorer, ks = random_scorer(pair_dataset, 3), [1, 4, 100]
+    scores = score(scorer, pair_dataset, k=max(ks))
     full = scorer.images @ scorer.captions.T
     calls = []
 
-    def pairs(collection, image, caption):
+    def pairs(pair_dataset, image, caption):
         calls.append(set(zip(image.tolist(), caption.tolist(), strict=True)))
         return torch.zeros(len(image))
 
     scorer.pairs = pairs
-    seconds = query_seconds(scorer, collection, scores, ks)
+    seconds = query_seconds(scorer, pair_dataset, scores, ks)
     assert [record.keys() for record in seconds] == [set(DIRECTIONS)] * 3
     for number, k in enumerate(ks):
         wanted = [{(i, c) for c in full[i].argsort(descending=True)[:k].tolist()} for i in range(40)]

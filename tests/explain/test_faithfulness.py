@@ -42,7 +42,7 @@ def items() -> tuple[Nodes, Nodes]:
 
 def cosine(model: CMFG, image: Nodes, caption: Nodes) -> float:
     with torch.no_grad():
-        return float(model.match(model.encode("patch", image), model.encode("token", caption)))
+        return float(model.match(model.encode("image", image), model.encode("text", caption)))
 
 
 def replaced(image: Nodes, gone: list[int]) -> Nodes:

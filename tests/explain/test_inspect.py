@@ -33,7 +33,7 @@ def test_worth_of_a_relation_is_the_score_without_it(softmax: str) -> None:
 
     def score(model: CMFG) -> float:
         with torch.no_grad():
-            return float(model.match(model.encode("patch", pair.image), model.encode("token", pair.caption)))
+            return float(model.match(model.encode("image", pair.image), model.encode("text", pair.caption)))
 
     assert found.score == score(model)
     for relation in SCHEMAS["complete"]:
@@ -41,7 +41,7 @@ def test_worth_of_a_relation_is_the_score_without_it(softmax: str) -> None:
         built.load_state_dict({k: v for k, v in model.state_dict().items() if f".{relation.name}." not in k})
         assert found.summaries[relation.name].delta_when_removed == score(built) - found.score
     with torch.no_grad():
-        alone = model.embed("patch", pair.image) @ model.embed("token", pair.caption).T
+        alone = model.embed("image", pair.image) @ model.embed("text", pair.caption).T
     assert found.first_stage == pytest.approx(float(alone))
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from planted import planted
 
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.features.pair_dataset import Collection, Side, read_ahead, read_pairs
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset, read_ahead, read_pairs
 
 
 def same(a, b):
@@ -37,7 +37,7 @@ def test_pairs_hold_what_the_collection_gives(captions):
 
 def watched(read):
     whole = planted([1] * 12)
-    return Collection(Side("patch", 12, read(whole)), whole.captions, whole.caption_image)
+    return PairDataset(ItemSet("image", 12, read(whole)), whole.captions, whole.caption_image)
 
 
 def test_one_batch_is_read_ahead_in_another_thread():
@@ -82,9 +82,9 @@ def test_what_cannot_be_read_is_told_at_its_batch():
 
     batches = torch.arange(12).split(3)
     used = []
-    collection = watched(read)
-    position = int((collection.caption_image == 6).nonzero()) // 3
+    pair_dataset = watched(read)
+    position = int((pair_dataset.caption_image == 6).nonzero()) // 3
     with pytest.raises(DataError, match="damaged"):
-        for pairs in read_ahead(collection, batches):
+        for pairs in read_ahead(pair_dataset, batches):
             used.append(pairs)
     assert len(used) == position

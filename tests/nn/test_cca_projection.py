@@ -16,18 +16,18 @@ from torch.nn import functional as F
 
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import Collection, Side
-from cmfg_dgl.nn.cca_projection import Heads
+from cmfg_dgl.features.pair_dataset import NODE_TYPES, ItemSet, PairDataset
+from cmfg_dgl.nn.cca_projection import CCAProjection
 from cmfg_dgl.nn.joint_attention import joint_attention
 
 SIZE = 16
 
 
 def test_started_heads_score_as_cca_does():
-    collection = planted([2, 1, 3] * 20, seed=3, noise=0.5)
-    heads = Heads(WIDTHS, size=SIZE, dropout=0.5).eval()
-    white = heads.start(collection, 0.3)
-    sides = {side.kind: side.means for side in (collection.images, collection.captions)}
+    pair_dataset = planted([2, 1, 3] * 20, seed=3, noise=0.5)
+    heads = CCAProjection(WIDTHS, size=SIZE, dropout=0.5).eval()
+    white = heads.fit(pair_dataset, 0.3)
+    sides = {side.node_type: side.means for side in (pair_dataset.images, pair_dataset.captions)}
     got = heads.embed("patch", white["patch"]) @ heads.embed("token", white["token"]).T
 
     # The images' mean and covariance are taken once an image, and not once a caption.
@@ -38,7 +38,7 @@ def test_started_heads_score_as_cca_does():
         covariance = torch.from_numpy(values.T @ values / len(values))
         ridge = 0.3 * covariance.diagonal().mean() * torch.eye(len(covariance))
         roots.append(torch.linalg.inv(torch.linalg.cholesky(covariance + ridge)).T)
-    owner = collection.caption_image.numpy()
+    owner = pair_dataset.caption_image.numpy()
     u, correlations, vt = torch.linalg.svd(roots[0].T @ torch.from_numpy(x[owner].T @ y / len(y)) @ roots[1])
     rank = min(len(u), len(vt))
     a = F.normalize(torch.from_numpy(x) @ roots[0] @ u[:, :rank] * correlations, dim=1)
@@ -47,24 +47,22 @@ def test_started_heads_score_as_cca_does():
 
 
 def test_dropout_hides_a_coordinate_from_a_whole_item():
-    heads = Heads({"patch": 200}, size=200, dropout=0.4)
+    heads = CCAProjection({"patch": 200}, size=200, dropout=0.4)
     with torch.no_grad():
         heads.linear["patch"].weight.copy_(torch.eye(200))
     torch.manual_seed(0)
-    out = heads.enter("patch", torch.ones(5, 200), torch.tensor([2, 3]))
+    out = heads("patch", torch.ones(5, 200), torch.tensor([2, 3]))
     first, second = out[:2], out[2:]
     assert (first == first[0]).all() and (second == second[0]).all()
     assert (first[0] != second[0]).any()
     torch.testing.assert_close(out.unique(), torch.tensor([0, 1 / 0.6]))
-    torch.testing.assert_close(
-        heads.eval().enter("patch", torch.ones(5, 200), torch.tensor([2, 3])), torch.ones(5, 200)
-    )
+    torch.testing.assert_close(heads.eval()("patch", torch.ones(5, 200), torch.tensor([2, 3])), torch.ones(5, 200))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_both_matrices_as_one_are_the_whitening_and_then_the_weights(dropout):
     torch.manual_seed(1)
-    heads = Heads(WIDTHS, size=SIZE, dropout=dropout).double()
+    heads = CCAProjection(WIDTHS, size=SIZE, dropout=dropout).double()
     for buffer in heads.buffers():
         buffer.copy_(torch.randn_like(buffer))
     features, counts = torch.randn(9, WIDTHS["patch"], dtype=torch.float64), torch.tensor([2, 3, 4])
@@ -72,27 +70,33 @@ def test_both_matrices_as_one_are_the_whitening_and_then_the_weights(dropout):
     expected = torch.stack(
         [state["linear.patch.weight"] @ (state["root_patch"].T @ (x - state["mean_patch"])) for x in features]
     )
-    torch.testing.assert_close(heads.eval().enter("patch", features, counts), expected, atol=1e-12, rtol=1e-12)
-    trained = [heads.train().enter("patch", features, counts) for _ in range(2)]
+    torch.testing.assert_close(heads.eval()("patch", features, counts), expected, atol=1e-12, rtol=1e-12)
+    trained = [heads.train()("patch", features, counts) for _ in range(2)]
     if dropout:
         assert not torch.allclose(trained[0], trained[1])
     else:
         torch.testing.assert_close(trained[0], expected, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("score", "across"), [("pooled", 0.1), ("votes", 1.0)])
+@pytest.mark.parametrize(("head", "across"), [("pooled", 0.1), ("node", 1.0)])
 @pytest.mark.parametrize("edge_weights", ["per_layer", "once"])
-def test_a_model_begins_as_its_closed_form(edge_weights, score, across):
-    collection = planted([1] * 80, seed=5)
-    options = {"start": "cca", "score": score, "edge_weights": edge_weights, "layers": 3, "cross_layers": 2}
+def test_a_model_begins_as_its_closed_form(edge_weights, head, across):
+    pair_dataset = planted([1] * 80, seed=5)
+    options = {
+        "init": "cca",
+        "matching_head": head,
+        "edge_weights": edge_weights,
+        "layers": 3,
+        "cross_layers": 2,
+    }
     model, untouched = (tiny_model(**options).eval() for _ in range(2))
-    model.begin(collection)
-    heads = Heads(WIDTHS, size=SIZE, dropout=0.0)
-    heads.start(collection, 1.0)
+    model.init_from_cca(pair_dataset)
+    heads = CCAProjection(WIDTHS, size=SIZE, dropout=0.0)
+    heads.fit(pair_dataset, 1.0)
     for name, value in heads.state_dict().items():
-        torch.testing.assert_close(model.enter.state_dict()[name], value, atol=0, rtol=0)
+        torch.testing.assert_close(model.input_projection.state_dict()[name], value, atol=0, rtol=0)
     for kind, width in (("patch", 2), ("token", 2)):
-        assert not model.place[kind](torch.randn(7, width)).any()
+        assert not model.position[kind](torch.randn(7, width)).any()
     for layer, before in zip(model.layers, untouched.layers, strict=True):
         for name, attention in layer.conv.mods.items():
             was = before.conv.mods[name]
@@ -109,8 +113,8 @@ def test_a_model_begins_as_its_closed_form(edge_weights, score, across):
 
 def begun(**options):
     """A model that has begun, in float64, with images and captions that it began on and those of other pairs."""
-    model = tiny_model(**({"start": "cca", "layers": 1, "cross_layers": 1} | options)).eval()
-    model.begin(planted([1] * 80, seed=5))
+    model = tiny_model(**({"init": "cca", "layers": 1, "cross_layers": 1} | options)).eval()
+    model.init_from_cca(planted([1] * 80, seed=5))
     held_out = planted([1] * 12, seed=6)
     images, captions = (
         side.read(order).to("cpu", torch.float64)
@@ -125,10 +129,10 @@ def test_the_first_stage_begins_as_cca():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("planted.RELATIONS", relations)
             model, *nodes = begun()
-        for kind, side in zip(WIDTHS, nodes, strict=True):
+        for (modality, kind), side in zip(NODE_TYPES.items(), nodes, strict=True):
             means = torch.stack([part.mean(0) for part in side.values.split(side.counts.tolist())])
-            expected = model.enter.embed(kind, model.enter.whiten(kind, means))
-            cosine = (model.embed(kind, side) * expected).sum(1)
+            expected = model.input_projection.embed(kind, model.input_projection.whiten(kind, means))
+            cosine = (model.embed(modality, side) * expected).sum(1)
             assert cosine.min() > nearness and (relations is across or cosine.min() < 1 - 1e-6)
 
 
@@ -136,7 +140,7 @@ def test_the_first_stage_begins_as_cca():
     "options",
     [
         {},
-        {"softmax": "joint", "stacking": "interleaved", "score": "votes"},
+        {"softmax": "joint", "stacking": "interleaved", "matching_head": "node"},
         {"layers": 3, "cross_layers": 2, "edge_weights": "once"},
     ],
     ids=["one layer", "interleaved", "once"],
@@ -144,9 +148,9 @@ def test_the_first_stage_begins_as_cca():
 def test_a_node_first_attends_to_what_lies_near_it_in_the_space_of_cca(options):
     model, images, captions = begun(**options)
     shared = {
-        kind: F.layer_norm(model.enter.project(kind, model.enter.whiten(kind, nodes.values)), (SIZE,)).view(
-            -1, 2, 8
-        )
+        kind: F.layer_norm(
+            model.input_projection.project(kind, model.input_projection.whiten(kind, nodes.values)), (SIZE,)
+        ).view(-1, 2, 8)
         for kind, nodes in (("patch", images), ("token", captions))
     }
     first = {"patch": images.offsets, "token": captions.offsets}
@@ -167,39 +171,39 @@ def test_a_node_first_attends_to_what_lies_near_it_in_the_space_of_cca(options):
 
 
 def test_a_random_start_is_left_alone():
-    model = tiny_model(start="random")
+    model = tiny_model(init="random")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.begin(planted([1] * 30))
+    model.init_from_cca(planted([1] * 30))
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["patch", "token"])
 def test_features_that_do_not_vary_are_told(kind):
-    collection = planted([1] * 10)
-    sides = {side.kind: side for side in (collection.images, collection.captions)}
+    pair_dataset = planted([1] * 10)
+    sides = {side.node_type: side for side in (pair_dataset.images, pair_dataset.captions)}
     still = sides[kind].read(torch.arange(10))
     constant = Nodes(torch.ones_like(still.values), still.offsets, still.grid)
-    sides[kind] = Side(kind, 10, constant.select)
+    sides[kind] = ItemSet("image" if kind == "patch" else "text", 10, constant.select)
     with pytest.raises(DataError, match=f"all {kind} features .* `cmfg features verify`"):
-        Heads(WIDTHS, size=SIZE, dropout=0.0).start(
-            Collection(sides["patch"], sides["token"], collection.caption_image), 1.0
+        CCAProjection(WIDTHS, size=SIZE, dropout=0.0).fit(
+            PairDataset(sides["patch"], sides["token"], pair_dataset.caption_image), 1.0
         )
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_places_are_in_units_of_how_far_nodes_lie_apart(monkeypatch, training):
-    monkeypatch.setattr("cmfg_dgl.nn.model.SOME_ITEMS", 30)
-    collection = planted([1] * 80, seed=5)
-    model = tiny_model(start="cca", feature_dropout=0.5).train(training)
-    model.begin(collection)
+    monkeypatch.setattr("cmfg_dgl.nn.model.POSITION_SCALE_ITEMS", 30)
+    pair_dataset = planted([1] * 80, seed=5)
+    model = tiny_model(init="cca", feature_dropout=0.5).train(training)
+    model.init_from_cca(pair_dataset)
     assert model.training is training
     model.eval()
-    for side in (collection.images, collection.captions):
+    for side in (pair_dataset.images, pair_dataset.captions):
         nodes = side.read(torch.arange(30))
-        rows = model.enter.enter(side.kind, nodes.values, nodes.counts).double()
+        rows = model.input_projection(side.node_type, nodes.values, nodes.counts).double()
         middle = sum(rows) / len(rows)
         square = sum((row - middle).square().mean() for row in rows) / (len(rows) - 1)
-        scale = model.get_buffer(f"place_scale_{side.kind}")
+        scale = model.get_buffer(f"position_scale_{side.node_type}")
         torch.testing.assert_close(scale.double(), square.sqrt(), atol=0, rtol=1e-5)
         assert abs(scale - 1) > 1e-3

@@ -15,6 +15,7 @@ from graphs import SCHEMAS, random_nodes
 from planted import planted, tiny_model
 from pretend import PRETEND, PretendDevice, PretendTensor, to_pretend
 
+from cmfg_dgl.features.pair_dataset import NODE_TYPES
 from cmfg_dgl.nn.joint_attention import joint_attention, weight_gradients
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.retrieval.scorer import GraphScorer
@@ -52,7 +53,10 @@ def run(schema, device, **options):
             kind: random_nodes(grids, WIDTHS[kind], 1).to(device, torch.float64)
             for kind, grids in (("patch", IMAGES), ("token", CAPTIONS))
         }
-        encoded = {kind: model.encode(kind, nodes) for kind, nodes in items.items()}
+        encoded = {
+            kind: model.encode({node_type: modality for modality, node_type in NODE_TYPES.items()}[kind], nodes)
+            for kind, nodes in items.items()
+        }
         order = torch.tensor([2, 0, 1])
         scores = model.match(encoded["patch"].select(order), encoded["token"])
         (scores.sum() + sum(e.embedding[:, 0].sum() for e in encoded.values())).backward()
@@ -82,24 +86,27 @@ def test_the_device_gives_the_numbers_of_the_host(device, schema, options):
 
 @DEVICES
 def test_training_losses_and_both_stages_equal_those_of_the_host(device):
-    collection = planted([1] * 12, seed=3)
+    pair_dataset = planted([1] * 12, seed=3)
     image, caption = torch.arange(12).repeat_interleave(6), torch.arange(72) % 12
 
     def losses(model):
         made = training_losses(
-            model, collection, torch.arange(12), torch.arange(12),
+            model, pair_dataset, torch.arange(12), torch.arange(12),
             joint_weight=1.0, hard_negatives_each=2, label_smoothing=0.1,
         )  # fmt: skip
         return [back(made.total.detach()), back(made.joint.detach())]
 
     host, away = tiny_model(dropout=0.0, feature_dropout=0.0), tiny_model(dropout=0.0, feature_dropout=0.0)
     expected = losses(host)
-    stages = GraphScorer(host, batch=5).embeddings(collection), GraphScorer(host).pairs(collection, image, caption)
+    stages = (
+        GraphScorer(host, batch=5).embeddings(pair_dataset),
+        GraphScorer(host).pairs(pair_dataset, image, caption),
+    )
     with entered(device):
         away = moved(away, device)
         got = losses(away.train())
         scorer = GraphScorer(away, batch=5)
-        first, joint = scorer.embeddings(collection), scorer.pairs(collection, image, caption)
+        first, joint = scorer.embeddings(pair_dataset), scorer.pairs(pair_dataset, image, caption)
         assert not any(isinstance(x, PretendTensor) for x in (*first, joint))
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(first, stages[0], atol=1e-5, rtol=1e-5)

@@ -33,10 +33,10 @@ def make(relations, **options):
 
 def outcomes(model):
     images, captions = random_nodes(IMAGES, 5, 1, torch.float32), random_nodes(CAPTIONS, 3, 2, torch.float32)
-    left, right = model.encode("patch", images), model.encode("token", captions)
+    left, right = model.encode("image", images), model.encode("text", captions)
     results = [model.match(left, right), left.embedding, right.embedding]
-    if model.shares:
-        results.append(model.match_one(left.select(torch.tensor([2])), right))
+    if model.supports_one_to_many:
+        results.append(model.match_one_to_many(left.select(torch.tensor([2])), right))
     return results
 
 

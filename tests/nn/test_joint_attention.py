@@ -204,7 +204,7 @@ def test_joint_weights_sum_to_one_over_all_relations_that_enter_a_node(schema, o
 def test_listening_changes_no_bit_of_the_score_and_ends(kernel, dtype):
     model = random_model("sparse", dtype, kernel=kernel, layers=3, cross_layers=2, softmax="joint")
     images, captions = items(dtype)
-    before = model.match(model.encode("patch", images), model.encode("token", captions))
+    before = model.match(model.encode("image", images), model.encode("text", captions))
     assert torch.equal(joint_attention(model, images, captions).score, before)
     broken = random_nodes(((1, 2),) * 3, WIDTHS["token"], 0, dtype)
     with pytest.raises(Exception):  # noqa: B017 - whatever it is, the hooks have to go
@@ -248,7 +248,7 @@ def test_gradients_by_weights_equal_finite_differences(schema, options, kernel):
 
         handle = model.layers[part.layer].conv.mods[part.relation].register_forward_hook(hook)
         with torch.no_grad():
-            score = model.match(model.encode("patch", images), model.encode("token", captions))
+            score = model.match(model.encode("image", images), model.encode("text", captions))
         handle.remove()
         return float(score)
 

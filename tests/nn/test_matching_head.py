@@ -15,15 +15,16 @@ from itertools import product
 import pytest
 import torch
 from graphs import SCHEMAS
-from models import PAIRS, SAME, WIDTHS, assert_one_against_many_equals_pairs, items, random_model, scores, single
+from models import PAIRS, SAME, assert_one_against_many_equals_pairs, items, random_model, scores, single
 from oracle import Settings, Stack, vote, voted
 
-from cmfg_dgl.nn.matching_head import NodeVote
+from cmfg_dgl.features.pair_dataset import NODE_TYPES
+from cmfg_dgl.nn.matching_head import NodeMatchingHead
 
 
 def a_vote(width=4, hidden=6):
     torch.manual_seed(3)
-    return NodeVote(width, hidden).double()
+    return NodeMatchingHead(width, hidden).double()
 
 
 @pytest.mark.parametrize("heard", [True, False], ids=["heard", "nothing heard"])
@@ -64,9 +65,10 @@ def test_votes_equal_single_pair_graphs(index):
     residual, norm = index % 7 in (0, 1, 4, 6), index % 5 in (0, 2, 4)
     schema = ("complete", "sparse", "directed", "complete", "no context", "images only hear", "complete")[index % 7]
     model = random_model(
-        schema, score="votes", layers=layers, cross_layers=cross_layers, stacking=stacking, edge_weights=weights,
+        schema, matching_head="node",
+        layers=layers, cross_layers=cross_layers, stacking=stacking, edge_weights=weights,
         softmax=softmax, residual=residual, norm="layer" if norm else "none",
-        kernel=("auto", "edge", "block")[index % 3], start="cca" if index % 11 < 5 else "random",
+        kernel=("auto", "edge", "block")[index % 3], init="cca" if index % 11 < 5 else "random",
         pooling=("mean", "attention", "max")[index // 2 % 3],
     )  # fmt: skip
     images, captions = items() if index % 3 else items(*SAME)
@@ -92,8 +94,8 @@ STARS = list(
 @pytest.mark.parametrize(("schema", "softmax", "options"), STARS)
 @pytest.mark.parametrize("shared", ["patch", "token"])
 def test_one_against_many_equals_pair_by_pair(shared, schema, softmax, options):
-    model = random_model(schema, score="votes", softmax=softmax, **options)
-    assert model.shares
+    model = random_model(schema, matching_head="node", softmax=softmax, **options)
+    assert model.supports_one_to_many
     for images, captions in (items(), items(*SAME)):
         assert_one_against_many_equals_pairs(model, shared, images, captions)
 
@@ -103,32 +105,32 @@ def test_one_against_many_equals_pair_by_pair(shared, schema, softmax, options):
     [("alone", {}), ("alone", {"stacking": "interleaved"}), ("complete", {"cross_layers": 0})],
 )
 def test_without_a_relation_across_a_score_is_a_sum(schema, options):
-    model = random_model(schema, score="votes", **options)
+    model = random_model(schema, matching_head="node", **options)
     every = [(i, c) for i in range(4) for c in range(4)]
     table = scores(model, *items(), every).view(4, 4)
     assert table.isfinite().all() and len(table.unique()) == 16
     torch.testing.assert_close(table - table[:1], (table - table[:1])[:, :1].expand(4, 4), atol=1e-12, rtol=1e-10)
-    crossing = scores(random_model(score="votes"), *items(), every).view(4, 4)
+    crossing = scores(random_model(matching_head="node"), *items(), every).view(4, 4)
     assert ((crossing - crossing[:1]).std(1) > 1e-3).sum() == 3
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_no_part_of_a_vote_is_silent_that_a_node_can_use(schema):
-    model = random_model(schema, score="votes", layers=3, cross_layers=2)
+    model = random_model(schema, matching_head="node", layers=3, cross_layers=2)
     scores(model, *items()).sum().backward()
     heard = {r.target for r in SCHEMAS[schema] if r.cross}
     silent = {f"{kind}.{part}.weight" for kind in {"patch", "token"} - heard for part in ("heard", "both")}
-    assert {name for name, p in model.votes.named_parameters() if p.grad is None} == silent
+    assert {name for name, p in model.matching_head.named_parameters() if p.grad is None} == silent
 
 
 def test_embeddings_know_nothing_of_votes():
-    voting, pooled = random_model(score="votes"), random_model()
-    pooled.load_state_dict({k: v for k, v in voting.state_dict().items() if not k.startswith("votes.")})
-    for kind, nodes in zip(WIDTHS, items(), strict=True):
+    voting, pooled = random_model(matching_head="node"), random_model()
+    pooled.load_state_dict({k: v for k, v in voting.state_dict().items() if not k.startswith("matching_head.")})
+    for kind, nodes in zip(NODE_TYPES, items(), strict=True):
         assert torch.equal(voting.embed(kind, nodes), pooled.embed(kind, nodes))
         torch.testing.assert_close(voting.encode(kind, nodes).embedding, pooled.embed(kind, nodes))
 
 
 def test_an_unknown_score_is_named():
-    with pytest.raises(ValueError, match="score 'ballot'"):
-        random_model(score="ballot")
+    with pytest.raises(ValueError, match="matching_head 'ballot'"):
+        random_model(matching_head="ballot")

@@ -21,6 +21,7 @@ from models import PAIRS, SAME, WIDTHS, assert_one_against_many_equals_pairs, it
 from oracle import Settings, Stack, pair
 
 from cmfg_dgl.features.nodes import Nodes, concatenate
+from cmfg_dgl.features.pair_dataset import NODE_TYPES
 from cmfg_dgl.nn.model import MAX_SCALE
 
 PAPER = {"residual": False, "norm": "none", "stacking": "interleaved", "softmax": "joint", "edge_weights": "once"}
@@ -33,7 +34,7 @@ def assert_equals_oracle(model, schema, settings, stack, images, captions):
         ends = pair(weights, SCHEMAS[schema], settings, stack, single(images, i), single(captions, c))
         torch.testing.assert_close(score, (ends["patch"] * ends["token"]).sum(), atol=1e-10, rtol=1e-10)
     inner = [r for r in SCHEMAS[schema] if not r.cross]
-    embedded = {"patch": model.embed("patch", images), "token": model.embed("token", captions)}
+    embedded = {"patch": model.embed("image", images), "token": model.embed("text", captions)}
     for i in range(len(images)):
         ends = pair(weights, inner, settings, stack, single(images, i), single(captions, i))
         for kind, expected in ends.items():
@@ -52,10 +53,10 @@ def test_model_equals_single_pair_graphs(index):
     residual, norm = index % 7 in (0, 1, 4, 6), index % 7 in (0, 2, 4)
     kernel = ("auto", "edge", "block")[index // 3 % 3]
     schema = list(SCHEMAS)[(0, 1, 0, 2, 1, 3, 0, 4, 1, 5, 2)[index % 11]]
-    start = "cca" if index % 13 < 6 else "random"
+    init = "cca" if index % 13 < 6 else "random"
     model = random_model(
         schema, layers=layers, cross_layers=cross_layers, stacking=stacking, edge_weights=weights, softmax=softmax,
-        pooling=pooling, residual=residual, norm="layer" if norm else "none", kernel=kernel, start=start,
+        pooling=pooling, residual=residual, norm="layer" if norm else "none", kernel=kernel, init=init,
     )  # fmt: skip
     settings = Settings(heads=2, joint=softmax == "joint", residual=residual, norm=norm)
     stack = Stack(layers, cross_layers, stacking == "interleaved", weights == "once", pooling)
@@ -75,9 +76,11 @@ def test_every_schema_equals_single_pair_graphs(schema, weights, uniform):
 
 @pytest.mark.parametrize("kernel", ["edge", "block"])
 @pytest.mark.parametrize("softmax", ["relation", "joint"])
-@pytest.mark.parametrize("score", ["pooled", "votes"])
-def test_gradients_through_shared_items_equal_those_of_single_pairs(score, softmax, kernel):
-    model = random_model("sparse", layers=3, cross_layers=2, softmax=softmax, kernel=kernel, score=score)
+@pytest.mark.parametrize("matching_head", ["pooled", "node"])
+def test_gradients_through_shared_items_equal_those_of_single_pairs(matching_head, softmax, kernel):
+    model = random_model(
+        "sparse", layers=3, cross_layers=2, softmax=softmax, kernel=kernel, matching_head=matching_head
+    )
     images, captions = items()
     weight = torch.randn(len(PAIRS), dtype=torch.float64)
     parameters = [p for name, p in model.named_parameters() if not name.startswith("log_scales")]
@@ -92,11 +95,11 @@ def test_gradients_through_shared_items_equal_those_of_single_pairs(score, softm
 
 
 @pytest.mark.parametrize("schema", ["complete", "sparse"])
-@pytest.mark.parametrize("score", ["pooled", "votes"])
+@pytest.mark.parametrize("matching_head", ["pooled", "node"])
 @EXAMPLES
 @given(data=st.data())
-def test_order_and_companions_change_nothing(score, schema, data):
-    model = random_model(schema, layers=3, cross_layers=2, softmax="joint", score=score)
+def test_order_and_companions_change_nothing(matching_head, schema, data):
+    model = random_model(schema, layers=3, cross_layers=2, softmax="joint", matching_head=matching_head)
     images, captions = items()
     straight = scores(model, images, captions)
     large = random_nodes([(4, 5)], WIDTHS["patch"], 1), random_nodes([(1, 9)], WIDTHS["token"], 1)
@@ -106,7 +109,7 @@ def test_order_and_companions_change_nothing(score, schema, data):
     mine = data.draw(st.permutations(range(len(PAIRS))))
     moved = [(orders[0].index(PAIRS[p][0]), orders[1].index(PAIRS[p][1])) for p in mine] + [(0, 0), (4, 4)]
     torch.testing.assert_close(scores(model, *shuffled, moved)[: len(mine)], straight[mine], atol=1e-12, rtol=1e-10)
-    for kind, nodes, more, order in zip(WIDTHS, items(), shuffled, orders, strict=True):
+    for kind, nodes, more, order in zip(NODE_TYPES, items(), shuffled, orders, strict=True):
         whole, plain = model.embed(kind, more), model.embed(kind, nodes)
         torch.testing.assert_close(whole[[order.index(i) for i in range(4)]], plain, atol=1e-12, rtol=1e-10)
 
@@ -123,7 +126,7 @@ def test_one_against_many_equals_pair_by_pair(shared, index):
     model = random_model(
         schema, softmax=softmax, edge_weights=weights, pooling=pooling, residual=residual, layers=layers
     )
-    assert model.shares
+    assert model.supports_one_to_many
     images, captions = items() if index % 4 < 2 else items(*SAME)
     assert_one_against_many_equals_pairs(model, shared, images, captions)
 
@@ -138,15 +141,15 @@ def test_one_against_many_equals_pair_by_pair(shared, index):
     ],
 )
 def test_what_depends_on_the_pair_is_not_shared(schema, options):
-    assert not random_model(schema, **options).shares
+    assert not random_model(schema, **options).supports_one_to_many
 
 
 def test_an_image_does_not_see_a_caption_before_it_is_matched():
     model = random_model()
     images, captions = items()
-    before = model.encode("patch", images)
+    before = model.encode("image", images)
     scores(model, images, captions)
-    after = model.encode("patch", images)
+    after = model.encode("image", images)
     assert torch.equal(before.embedding, after.embedding)
     assert torch.equal(before.mean, after.mean)
     assert all(torch.equal(before.projected[key], after.projected[key]) for key in after.projected)
@@ -156,7 +159,7 @@ def test_an_image_does_not_see_a_caption_before_it_is_matched():
 def test_select_takes_whole_items(uniform):
     model = random_model("sparse", layers=3, cross_layers=2, softmax="joint", edge_weights="once")
     images = items([(2, 2)] * 4 if uniform else IMAGES)[0]
-    encoded = model.encode("patch", images)
+    encoded = model.encode("image", images)
     order = [2, 0, 0, 3]
     chosen = encoded.select(torch.tensor(order))
     assert len(chosen) == len(order)
@@ -179,7 +182,7 @@ def test_select_takes_whole_items(uniform):
 
 def test_embed_is_the_embedding_of_encode():
     model = random_model("sparse", layers=3, cross_layers=2, edge_weights="once")
-    for kind, nodes in zip(WIDTHS, items(), strict=True):
+    for kind, nodes in zip(NODE_TYPES, items(), strict=True):
         encoded, alone = model.encode(kind, nodes), model.encode(kind, nodes, joint=False)
         torch.testing.assert_close(alone.embedding, encoded.embedding, atol=1e-12, rtol=1e-10)
         assert torch.equal(model.embed(kind, nodes), alone.embedding)
@@ -188,20 +191,20 @@ def test_embed_is_the_embedding_of_encode():
 
 
 def test_selecting_nothing_gives_nothing():
-    chosen = random_model().encode("patch", items()[0]).select(torch.zeros(0, dtype=torch.int64))
+    chosen = random_model().encode("image", items()[0]).select(torch.zeros(0, dtype=torch.int64))
     assert len(chosen) == len(chosen.mean) == len(chosen.message.out) == 0
 
 
 @pytest.mark.parametrize("kernel", ["edge", "block"])
 @pytest.mark.parametrize("schema", SCHEMAS)
-@pytest.mark.parametrize("options", [{}, PAPER, {"score": "votes"}], ids=["default", "paper", "votes"])
+@pytest.mark.parametrize("options", [{}, PAPER, {"matching_head": "node"}], ids=["default", "paper", "node"])
 @pytest.mark.parametrize("captions", [CAPTIONS, ((1, 1),) * 4], ids=["ragged", "single tokens"])
 def test_fewer_relations_and_single_tokens_run(schema, kernel, options, captions):
     model = random_model(schema, torch.float32, kernel=kernel, layers=3, cross_layers=2, **options)
     images, captions = items(captions=captions, dtype=torch.float32)
     pairs, embedded = (
         scores(model, images, captions),
-        [model.embed("patch", images), model.embed("token", captions)],
+        [model.embed("image", images), model.embed("text", captions)],
     )
     assert pairs.shape == (len(PAIRS),)
     assert [e.shape for e in embedded] == [(4, 8), (4, 8)]
@@ -213,7 +216,7 @@ def test_fewer_relations_and_single_tokens_run(schema, kernel, options, captions
 def test_embeddings_are_of_unit_length_and_scores_are_cosines():
     model = random_model()
     images, captions = items()
-    for kind, nodes in (("patch", images), ("token", captions)):
+    for kind, nodes in (("image", images), ("text", captions)):
         torch.testing.assert_close(model.embed(kind, nodes).norm(dim=1), torch.ones(4, dtype=torch.float64))
     assert (scores(model, images, captions).abs() <= 1 + 1e-12).all()
 
@@ -223,7 +226,7 @@ def test_positions_reach_the_nodes():
     values = torch.ones(6, 5, dtype=torch.float64)
     offsets = torch.tensor([0, 6])
     wide, tall = (Nodes(values, offsets, torch.tensor([grid])) for grid in ((2, 3), (3, 2)))
-    assert not torch.allclose(model.embed("patch", wide), model.embed("patch", tall))
+    assert not torch.allclose(model.embed("image", wide), model.embed("image", tall))
 
 
 def test_bfloat16_is_close_and_trains():
@@ -233,8 +236,8 @@ def test_bfloat16_is_close_and_trains():
     assert got.dtype == torch.float32
     assert not torch.equal(got, expected)
     assert (got - expected).norm() < 0.05 * expected.norm()
-    embedded = halved.embed("patch", images)
-    assert (embedded - plain.embed("patch", images)).norm() < 0.05 * embedded.norm()
+    embedded = halved.embed("image", images)
+    assert (embedded - plain.embed("image", images)).norm() < 0.05 * embedded.norm()
     (got.sum() + embedded.sum()).backward()
     gradients = [p.grad for p in halved.parameters() if p.grad is not None]
     assert gradients
@@ -281,7 +284,7 @@ def test_state_dict_holds_nothing_that_no_forward_reads():
             schema, layers=3, cross_layers=2, edge_weights=weights, pooling="attention", norm="none"
         )
         images, captions = items()
-        embedded = model.embed("patch", images).sum() + model.embed("token", captions).sum()
+        embedded = model.embed("image", images).sum() + model.embed("text", captions).sum()
         (scores(model, images, captions).sum() + embedded).backward()
         unread = {name for name, p in model.named_parameters() if p.grad is None}
         assert unread == {"log_scales.first", "log_scales.joint"}

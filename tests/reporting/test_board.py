@@ -55,10 +55,10 @@ def board(folder: Path, pairs: int = PAIRS, extra: int = 0) -> tuple[Tensor, Ten
     images, captions = (3 * torch.randn(count, 4, generator=generator) for count in (6, len(OWNERS)))
     # Rows of the data set's items, in the order of the split.
     here = images[torch.from_numpy(split.images)], captions[torch.from_numpy(split.captions)]
-    collection = replace(
+    pair_dataset = replace(
         planted(np.bincount(split.caption_image).tolist()), caption_image=torch.from_numpy(split.caption_image)
     )
-    scores = score(TableScorer(*here, here[0] @ here[1].T), collection, k=3)
+    scores = score(TableScorer(*here, here[0] @ here[1].T), pair_dataset, k=3)
     examples = retrieved_examples(dataset, split, scores, 0.5)
     write_board(folder, dataset, split, scores, examples, step=17, extra=extra, pairs=pairs)
     return images, captions

@@ -24,7 +24,7 @@ LONG = "embeddings of an encoder with a long name and $markup_{$ <b>.safetensors
 def entry(k: int, base: float) -> dict[str, Any]:
     return {
         "k": k,
-        "ceiling_rsum": base + 10 * k**0.5,
+        "upper_bound_rsum": base + 10 * k**0.5,
         "rsums": [base, base + k / 10, base - k],
         "two_stage": {"alpha": 0.5, "rsum": base + k / 10},
         "query_seconds": {"i2t": k / 1000, "t2i": k / 500},
@@ -57,7 +57,7 @@ def test_curves_hold_the_numbers_of_the_record(name: str) -> None:
         chosen = curve["two_stage"]
         assert drawn[f"chosen-{name}-{curve['k']}"].get_xydata().tolist() == [[chosen["alpha"], chosen["rsum"]]]
     assert drawn[f"rsum-{name}"].get_xydata().tolist() == [[c["k"], c["two_stage"]["rsum"]] for c in curves]
-    assert drawn[f"ceiling-{name}"].get_xydata().tolist() == [[c["k"], c["ceiling_rsum"]] for c in curves]
+    assert drawn[f"ceiling-{name}"].get_xydata().tolist() == [[c["k"], c["upper_bound_rsum"]] for c in curves]
     assert drawn[f"time-{name}"].get_xdata() == pytest.approx([1.5 * k for k in KS])
 
 

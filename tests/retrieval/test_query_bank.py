@@ -23,8 +23,10 @@ def test_the_bank_holds_embeddings_of_training_items():
     popularity = scorer.model.popularity
     fill_bank(scorer, training, 8.0)
     for side in (training.images, training.captions):
-        rows = [scorer.model.embed(side.kind, side.read(item[None]))[0] for item in popularity.choose(side.count)]
-        bank = popularity.get_buffer(f"bank_{side.kind}")
+        rows = [
+            scorer.model.embed(side.modality, side.read(item[None]))[0] for item in popularity.choose(side.count)
+        ]
+        bank = popularity.get_buffer(f"bank_{side.node_type}")
         torch.testing.assert_close(bank, torch.stack(rows), atol=1e-6, rtol=0)
 
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import planted, tiny_model
 
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.retrieval import scorer as rank
 from cmfg_dgl.retrieval.scorer import GraphScorer, candidates, fuse
 
@@ -101,62 +101,62 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def collection():
+def pair_dataset():
     return planted([2, 1, 3, 1, 1, 2, 1], seed=4)
 
 
-def all_pairs(collection):
-    N, M = collection.images.count, collection.captions.count
+def all_pairs(pair_dataset):
+    N, M = pair_dataset.images.count, pair_dataset.captions.count
     return torch.arange(N).repeat_interleave(M), torch.arange(M).repeat(N)
 
 
 @torch.no_grad()
-def matched(model, collection, image, caption):
+def matched(model, pair_dataset, image, caption):
     """`match` of each pair on its own."""
     model.eval()
     scores = []
     for i, c in zip(image, caption, strict=True):
-        left = model.encode("patch", collection.images.read(i[None]))
-        right = model.encode("token", collection.captions.read(c[None]))
+        left = model.encode("image", pair_dataset.images.read(i[None]))
+        right = model.encode("text", pair_dataset.captions.read(c[None]))
         scores.append(model.match(left, right) * model.scale("joint"))
     return torch.cat(scores)
 
 
-def test_embeddings_are_those_of_each_item_alone(model, collection):
+def test_embeddings_are_those_of_each_item_alone(model, pair_dataset):
     expected = []
     with torch.no_grad():
         model.eval()
-        for side in (collection.images, collection.captions):
-            alone = [model.embed(side.kind, side.read(torch.tensor([i]))) for i in range(side.count)]
+        for side in (pair_dataset.images, pair_dataset.captions):
+            alone = [model.embed(side.modality, side.read(torch.tensor([i]))) for i in range(side.count)]
             expected.append(torch.cat(alone) * model.scale("first").sqrt())
     for batch in (1, 2, 5, 100):
         model.train()
-        got = GraphScorer(model, batch=batch).embeddings(collection)
+        got = GraphScorer(model, batch=batch).embeddings(pair_dataset)
         torch.testing.assert_close(got, tuple(expected), rtol=1e-5, atol=1e-5)
 
 
-def test_the_pairing_changes_nothing(model, collection):
-    others = replace(collection, caption_image=collection.caption_image.flip(0))
-    scorer, (image, caption) = GraphScorer(model), all_pairs(collection)
-    assert torch.equal(scorer.pairs(collection, image, caption), scorer.pairs(others, image, caption))
-    for a, b in zip(scorer.embeddings(collection), scorer.embeddings(others), strict=True):
+def test_the_pairing_changes_nothing(model, pair_dataset):
+    others = replace(pair_dataset, caption_image=pair_dataset.caption_image.flip(0))
+    scorer, (image, caption) = GraphScorer(model), all_pairs(pair_dataset)
+    assert torch.equal(scorer.pairs(pair_dataset, image, caption), scorer.pairs(others, image, caption))
+    for a, b in zip(scorer.embeddings(pair_dataset), scorer.embeddings(others), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 64])
 @pytest.mark.parametrize("pair_batch", [1, 4, 512])
-def test_pairs_equal_match_pair_by_pair(model, collection, monkeypatch, images, pair_batch):
+def test_pairs_equal_match_pair_by_pair(model, pair_dataset, monkeypatch, images, pair_batch):
     monkeypatch.setattr(rank, "IMAGES_AT_A_TIME", images)
-    image, caption = all_pairs(collection)
-    expected = matched(model, collection, image, caption)
+    image, caption = all_pairs(pair_dataset)
+    expected = matched(model, pair_dataset, image, caption)
     model.train()
     scorer = GraphScorer(model, pair_batch=pair_batch)
-    torch.testing.assert_close(scorer.pairs(collection, image, caption), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scorer.pairs(pair_dataset, image, caption), expected, rtol=1e-5, atol=1e-5)
     # Some pairs only, shuffled, a quarter of them twice, one image left out.
     some = torch.randperm(len(image), generator=torch.Generator().manual_seed(1))
     some = torch.cat([some, some[:20]])
     some = some[image[some] != 3]
-    got = scorer.pairs(collection, image[some], caption[some])
+    got = scorer.pairs(pair_dataset, image[some], caption[some])
     torch.testing.assert_close(got, expected[some], rtol=1e-5, atol=1e-5)
 
 
@@ -164,35 +164,37 @@ def test_pairs_equal_match_pair_by_pair(model, collection, monkeypatch, images, 
 @pytest.mark.parametrize("captions", [1, 4, 256])
 @pytest.mark.parametrize("shared", ["image", "caption", "neither"])
 def test_pairs_that_share_an_item_score_as_they_do_alone(
-    model, collection, monkeypatch, shared, captions, star_leaves
+    model, pair_dataset, monkeypatch, shared, captions, star_leaves
 ):
     monkeypatch.setattr(rank, "CAPTIONS_AT_A_TIME", captions)
-    monkeypatch.setattr(rank, "STAR_LEAVES", star_leaves)
+    monkeypatch.setattr(rank, "ONE_TO_MANY_CANDIDATES", star_leaves)
     image, caption = {
         "image": (torch.full((9,), 2), torch.tensor([4, 0, 1, 10, 9, 2, 2, 3, 7])),
         "caption": (torch.tensor([6, 0, 1, 5, 5, 2, 3]), torch.full((7,), 8)),
         "neither": (torch.arange(7), torch.arange(7)),
     }[shared]
-    got = GraphScorer(model, pair_batch=2).pairs(collection, image, caption)
-    torch.testing.assert_close(got, matched(model, collection, image, caption), rtol=1e-5, atol=1e-5)
+    got = GraphScorer(model, pair_batch=2).pairs(pair_dataset, image, caption)
+    torch.testing.assert_close(got, matched(model, pair_dataset, image, caption), rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_whose_pairs_share_nothing_is_scored_too(collection):
+def test_a_model_whose_pairs_share_nothing_is_scored_too(pair_dataset):
     deep = tiny_model(layers=3, cross_layers=2)
-    image, caption = all_pairs(collection)
-    got = GraphScorer(deep, pair_batch=20).pairs(collection, image, caption)
-    torch.testing.assert_close(got, matched(deep, collection, image, caption), rtol=1e-5, atol=1e-5)
+    image, caption = all_pairs(pair_dataset)
+    got = GraphScorer(deep, pair_batch=20).pairs(pair_dataset, image, caption)
+    torch.testing.assert_close(got, matched(deep, pair_dataset, image, caption), rtol=1e-5, atol=1e-5)
 
 
 def test_images_are_read_once_and_few_at_a_time(model, monkeypatch):
-    collection = planted([1] * 150, seed=8)
+    pair_dataset = planted([1] * 150, seed=8)
     asked = []
 
     def spied(side, log):
-        return Side(side.kind, side.count, lambda items: log.append(items.tolist()) or side.read(items))
+        return ItemSet(side.modality, side.count, lambda items: log.append(items.tolist()) or side.read(items))
 
     read = []
-    spy = Collection(spied(collection.images, asked), spied(collection.captions, read), collection.caption_image)
+    spy = PairDataset(
+        spied(pair_dataset.images, asked), spied(pair_dataset.captions, read), pair_dataset.caption_image
+    )
     monkeypatch.setattr(rank, "CAPTIONS_AT_A_TIME", 50)
     generator = torch.Generator().manual_seed(2)
     image = torch.randint(150, (400,), generator=generator)
@@ -205,12 +207,12 @@ def test_images_are_read_once_and_few_at_a_time(model, monkeypatch):
     assert sorted(i for items in asked for i in items) == sorted(set(image.tolist()))
     assert [total for _, total in told] == [400] * len(told)
     assert told[-1][0] == 400 and sorted(told) == told
-    torch.testing.assert_close(scores, matched(model, collection, image, caption), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scores, matched(model, pair_dataset, image, caption), rtol=1e-5, atol=1e-5)
 
 
-def test_no_gradient_and_the_type_of_scores(model, collection):
+def test_no_gradient_and_the_type_of_scores(model, pair_dataset):
     scorer = GraphScorer(model)
-    scores = scorer.pairs(collection, torch.tensor([0, 1]), torch.tensor([1, 0]))
-    images, captions = scorer.embeddings(collection)
+    scores = scorer.pairs(pair_dataset, torch.tensor([0, 1]), torch.tensor([1, 0]))
+    images, captions = scorer.embeddings(pair_dataset)
     assert scores.dtype == images.dtype == captions.dtype == torch.float32
     assert not (scores.requires_grad or images.requires_grad or captions.requires_grad)

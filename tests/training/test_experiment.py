@@ -81,19 +81,19 @@ def assert_same(a, b):
 
 def test_a_collection_reads_what_the_stores_hold(toy):
     experiment, patches, tokens = toy()
-    collection = experiment.collection(experiment.training_split("train"))
+    pair_dataset = experiment.pair_dataset(experiment.training_split("train"))
     images, captions = [0, 1, 3, 4], [1, 10, 2, 3, 5, 6, 7, 0, 8]
-    assert (collection.images.kind, collection.images.count) == ("patch", 4)
-    assert (collection.captions.kind, collection.captions.count) == ("token", 9)
-    assert collection.caption_image.tolist() == [images.index(OWNERS[c]) for c in captions]
-    assert collection.images.shard.tolist() == [image // 4 for image in images]
-    assert collection.captions.shard.tolist() == [caption // 4 for caption in captions]
+    assert (pair_dataset.images.modality, pair_dataset.images.count) == ("image", 4)
+    assert (pair_dataset.captions.modality, pair_dataset.captions.count) == ("text", 9)
+    assert pair_dataset.caption_image.tolist() == [images.index(OWNERS[c]) for c in captions]
+    assert pair_dataset.images.shard.tolist() == [image // 4 for image in images]
+    assert pair_dataset.captions.shard.tolist() == [caption // 4 for caption in captions]
     for wanted in ([0, 1, 2, 3], [3, 0, 0], [2]):
         items = torch.tensor(wanted)
-        assert_same(collection.images.read(items), patches.select(torch.tensor(images)[items]))
+        assert_same(pair_dataset.images.read(items), patches.select(torch.tensor(images)[items]))
     for wanted in (range(9), [8, 2, 2, 0]):
         items = torch.tensor(wanted)
-        assert_same(collection.captions.read(items), tokens.select(torch.tensor(captions)[items]))
+        assert_same(pair_dataset.captions.read(items), tokens.select(torch.tensor(captions)[items]))
 
 
 def test_training_leaves_out_what_is_quarantined(toy):
@@ -104,10 +104,10 @@ def test_training_leaves_out_what_is_quarantined(toy):
     assert experiment.quarantined("test") == {}
     view = experiment.training_split("train")
     assert view.images.tolist() == [0, 3] and view.captions.tolist() == [1, 5, 6, 7]
-    collection = experiment.collection(view)
-    assert collection.caption_image.tolist() == [0, 1, 1, 1]
-    assert_same(collection.images.read(torch.arange(2)), patches.select(torch.tensor([0, 3])))
-    assert_same(collection.captions.read(torch.arange(4)), tokens.select(torch.tensor([1, 5, 6, 7])))
+    pair_dataset = experiment.pair_dataset(view)
+    assert pair_dataset.caption_image.tolist() == [0, 1, 1, 1]
+    assert_same(pair_dataset.images.read(torch.arange(2)), patches.select(torch.tensor([0, 3])))
+    assert_same(pair_dataset.captions.read(torch.arange(4)), tokens.select(torch.tensor([1, 5, 6, 7])))
 
 
 @pytest.mark.parametrize(("allowed", "passes"), [("0.16", True), ("0.15", False)])
@@ -175,10 +175,10 @@ def test_hard_negatives_of_scenes(scenery):
         for kind, texts in scene.hard_negatives.items()
         for text in texts
     ]
-    owners, read = negatives.collection.caption_image.tolist(), negatives.collection.captions
+    owners, read = negatives.pair_dataset.caption_image.tolist(), negatives.pair_dataset.captions
     assert list(zip(owners, negatives.kinds, strict=True)) == [(image, kind) for image, kind, _ in expected]
     assert set(negatives.kinds) == {"attribute", "place"} and set(owners) < set(range(20))
-    assert read.count == len(expected) and negatives.collection.images.count == 20
+    assert read.count == len(expected) and negatives.pair_dataset.images.count == 20
     for (image, _, text), right in zip(expected, negatives.right.tolist(), strict=True):
         caption = scenery.dataset.captions[view.captions[right]]
         assert caption.image == view.images[image] and caption.text == scenes[image].caption
@@ -189,8 +189,8 @@ def test_hard_negatives_of_scenes(scenery):
         alone = encoders(scenery.config)[1].encode([expected[number][2]]).nodes
         assert got.values.dtype == torch.float16
         torch.testing.assert_close(got.values.float(), alone.values, atol=2e-2, rtol=2e-2)
-    patches = negatives.collection.images.read(torch.arange(20))
-    assert_same(patches, scenery.collection(view).images.read(torch.arange(20)))
+    patches = negatives.pair_dataset.images.read(torch.arange(20))
+    assert_same(patches, scenery.pair_dataset(view).images.read(torch.arange(20)))
 
 
 def test_a_false_caption_is_encoded_as_a_right_one_is(scenery):
@@ -201,8 +201,8 @@ def test_a_false_caption_is_encoded_as_a_right_one_is(scenery):
     twins = replace(scenery, dataset=replace(scenery.dataset, hard_negatives=lambda item: {"same": [own[item.id]]}))
     view = scenery.evaluation_split("test")
     negatives = twins.hard_negatives(view)
-    stored = scenery.collection(view).captions.read(negatives.right)
-    got = negatives.collection.captions.read(torch.arange(20))
+    stored = scenery.pair_dataset(view).captions.read(negatives.right)
+    got = negatives.pair_dataset.captions.read(torch.arange(20))
     assert got.values.dtype == stored.values.dtype == torch.float16
     assert got.offsets.tolist() == stored.offsets.tolist() and got.grid.tolist() == stored.grid.tolist()
     torch.testing.assert_close(got.values, stored.values, atol=5e-3, rtol=5e-3)
@@ -220,8 +220,8 @@ def test_the_right_caption_is_one_of_the_image(toy):
             assert negatives is None
             continue
         assert negatives.kinds == ("place", "place", "attribute")
-        assert view.images[negatives.collection.caption_image].tolist() == [0, 0, 3]
-        assert view.caption_image[negatives.right].tolist() == negatives.collection.caption_image.tolist()
+        assert view.images[negatives.pair_dataset.caption_image].tolist() == [0, 0, 3]
+        assert view.caption_image[negatives.right].tolist() == negatives.pair_dataset.caption_image.tolist()
 
 
 def test_weights_depend_on_the_seed_alone(toy):

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmfg_dgl.training.order import buffered_order, near_order
+from cmfg_dgl.training.order import buffered_order, hard_negative_order
 
 SHARDS = st.lists(st.integers(0, 9), min_size=1, max_size=120)
 
@@ -70,7 +70,7 @@ def cosines(captions):
     return [[float(a @ b / (a.norm() * b.norm())) for b in vectors] for a in vectors]
 
 
-def assert_groups_are_near(found, order, image, likeness, size):
+def assert_groups_are_near(found, order, image, similarity, size):
     """The groups of one piece, by brute force over what is left."""
     left = order.tolist()
     found = found.tolist()
@@ -83,8 +83,8 @@ def assert_groups_are_near(found, order, image, likeness, size):
         # Pairs of the same image fill a group only where nothing else is left.
         assert len(chosen) == min(size - 1, len(others)) and len(group) == min(size, len(left))
         assert set(chosen) <= set(others)
-        farthest = min((likeness[first][p] for p in chosen), default=1.0)
-        assert all(likeness[first][p] <= farthest + 1e-5 for p in others if p not in chosen)
+        farthest = min((similarity[first][p] for p in chosen), default=1.0)
+        assert all(similarity[first][p] <= farthest + 1e-5 for p in others if p not in chosen)
         left = [p for p in left if p not in group]
     assert not found
 
@@ -96,7 +96,7 @@ def test_groups_hold_the_nearest_of_other_images(images, size, seed):
     image, captions = torch.tensor(images), torch.randn(len(images), 5, generator=generator)
     order = torch.randperm(len(images), generator=generator)
     before = order.clone()
-    found = near_order(order, captions, image, size)
+    found = hard_negative_order(order, captions, image, size)
     assert torch.equal(order, before)
     assert sorted(found.tolist()) == list(range(len(images)))
     if len(images) > 1:
@@ -105,11 +105,11 @@ def test_groups_hold_the_nearest_of_other_images(images, size, seed):
 
 @pytest.mark.parametrize("within", [7, 10, 40])
 def test_near_pairs_are_looked_for_in_pieces(monkeypatch, within):
-    monkeypatch.setattr("cmfg_dgl.training.order.NEAR_WITHIN", within)
+    monkeypatch.setattr("cmfg_dgl.training.order.NEAREST_AMONG", within)
     generator = torch.Generator().manual_seed(4)
     image, captions = torch.arange(24) // 2, torch.randn(24, 5, generator=generator)
     order = torch.randperm(24, generator=generator)
-    found = near_order(order, captions, image, 4)
+    found = hard_negative_order(order, captions, image, 4)
     for piece, groups in zip(order.split(within), found.split(within), strict=True):
         assert sorted(piece.tolist()) == sorted(groups.tolist())
         assert_groups_are_near(groups, piece, image.tolist(), cosines(captions), 4)
@@ -118,6 +118,6 @@ def test_near_pairs_are_looked_for_in_pieces(monkeypatch, within):
 def test_groups_of_one_leave_the_order_and_one_group_ranks_all():
     captions, image = torch.tensor([[0.0, 1.0], [1.0, 0.2], [0.9, 0.3], [-1.0, -1.5]]), torch.arange(4)
     order = torch.tensor([2, 0, 3, 1])
-    assert near_order(order, captions, image, 1).tolist() == order.tolist()
-    assert near_order(order, captions, image, 9).tolist() == [2, 1, 0, 3]
-    assert near_order(order, captions, torch.tensor([0, 1, 1, 2]), 2).tolist() == [2, 0, 3, 1]
+    assert hard_negative_order(order, captions, image, 1).tolist() == order.tolist()
+    assert hard_negative_order(order, captions, image, 9).tolist() == [2, 1, 0, 3]
+    assert hard_negative_order(order, captions, torch.tensor([0, 1, 1, 2]), 2).tolist() == [2, 0, 3, 1]

@@ -36,10 +36,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cmfg_dgl.errors import CheckpointError, CmfgError, Interrupted
 from cmfg_dgl.evaluation.evaluate import first_stage, first_stage_rsum, score, two_stage
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
-from cmfg_dgl.training.order import near_order
+from cmfg_dgl.training.order import hard_negative_order
 from cmfg_dgl.training.trainer import training_losses
 
 WRITTEN = ("checkpoints/last.safetensors", "checkpoints/best.safetensors", "metrics.jsonl")
@@ -98,21 +98,21 @@ def scalars(folder):
 @pytest.mark.parametrize("hard", [1, 3, 9])
 def test_losses_of_a_batch_pair_by_pair(hard):
     model = tiny_model().eval()
-    collection = planted([2, 1, 2, 1, 1], seed=3)
+    pair_dataset = planted([2, 1, 2, 1, 1], seed=3)
     texts = torch.tensor([0, 1, 2, 3, 0, 4, 5])  # two captions of unlike images may share their text
     batch = torch.tensor([6, 0, 3, 2, 4, 1])
     losses = training_losses(
-        model, collection, texts, batch, joint_weight=0.5, hard_negatives_each=hard, label_smoothing=0.0
+        model, pair_dataset, texts, batch, joint_weight=0.5, hard_negatives_each=hard, label_smoothing=0.0
     )
 
     def joint(i, c):
-        image = model.encode("patch", collection.images.read(owners[i : i + 1]))
-        caption = model.encode("token", collection.captions.read(batch[c : c + 1]))
+        image = model.encode("image", pair_dataset.images.read(owners[i : i + 1]))
+        caption = model.encode("text", pair_dataset.captions.read(batch[c : c + 1]))
         return (model.match(image, caption) * model.scale("joint")).item()
 
-    owners = collection.caption_image[batch]
-    images = model.embed("patch", collection.images.read(owners))
-    captions = model.embed("token", collection.captions.read(batch))
+    owners = pair_dataset.caption_image[batch]
+    images = model.embed("image", pair_dataset.images.read(owners))
+    captions = model.embed("text", pair_dataset.captions.read(batch))
     s = (images @ captions.T * model.scale("first")).detach()
     first = second = 0.0
     for i in range(6):
@@ -289,22 +289,24 @@ def test_a_signal_in_validation(undisturbed, tmp_path, epoch):
 # What stops a run
 
 
-def poisoned(collection, caption):
+def poisoned(pair_dataset, caption):
     """The collection with one node of a caption not a number."""
 
     def read(items):
-        nodes = collection.captions.read(items)
+        nodes = pair_dataset.captions.read(items)
         values = nodes.values.clone()
         values[nodes.offsets[:-1][items == caption], 0] = math.nan
         return Nodes(values, nodes.offsets, nodes.grid)
 
-    return Collection(collection.images, Side("token", collection.captions.count, read), collection.caption_image)
+    return PairDataset(
+        pair_dataset.images, ItemSet("text", pair_dataset.captions.count, read), pair_dataset.caption_image
+    )
 
 
 def test_nan_stops_and_says_where(undisturbed, tmp_path):
     bad = int(order_of(tiny_trainer(tmp_path), epoch=0)[2 * 8])  # first met in step 3 of epoch 1
     trainer = tiny_trainer(tmp_path)
-    trainer.collection = poisoned(trainer.collection, bad)
+    trainer.pair_dataset = poisoned(trainer.pair_dataset, bad)
     with pytest.raises(CmfgError, match="epoch 1, step 3;") as caught:
         trainer.fit()
     assert caught.value.exit_code == 1 and "nan" in str(caught.value) and "\n" not in str(caught.value)
@@ -350,10 +352,10 @@ def test_patience_and_the_best_weights(tmp_path):
 def order_of(trainer, epoch):
     """Captions in the order in which a trainer reads them in an epoch, from 0."""
     seen = []
-    whole = trainer.collection
-    captions = Side("token", 40, lambda items: seen.append(items) or whole.captions.read(items))
+    whole = trainer.pair_dataset
+    captions = ItemSet("text", 40, lambda items: seen.append(items) or whole.captions.read(items))
     spy = tiny_trainer(trainer.folder / f"spy{epoch}", seed=trainer.seed, epochs=epoch + 1)
-    spy.collection = Collection(whole.images, captions, whole.caption_image)
+    spy.pair_dataset = PairDataset(whole.images, captions, whole.caption_image)
     spy.validate = lambda: {"val_rsum": 0.0}
     spy.fit()
     return torch.cat(seen[5 * epoch : 5 * epoch + 5])
@@ -373,9 +375,9 @@ def test_an_incomplete_batch_is_dropped_unless_it_is_the_only_one(tmp_path):
     assert tiny_trainer(tmp_path, batch_size=16).steps_per_epoch == 2
     seen = []
     trainer = tiny_trainer(tmp_path, batch_size=64, epochs=1)
-    whole = trainer.collection
-    captions = Side("token", 40, lambda items: seen.append(len(items)) or whole.captions.read(items))
-    trainer.collection = Collection(whole.images, captions, whole.caption_image)
+    whole = trainer.pair_dataset
+    captions = ItemSet("text", 40, lambda items: seen.append(len(items)) or whole.captions.read(items))
+    trainer.pair_dataset = PairDataset(whole.images, captions, whole.caption_image)
     assert trainer.fit().step == 1 and seen == [40]
 
 
@@ -392,10 +394,10 @@ def test_two_seeds_differ_and_one_seed_does_not(undisturbed, tmp_path):
 
 
 def test_it_learns(tmp_path):
-    collection, held_out = planted([2] * 120, seed=5), planted([1] * 60, seed=6)
+    pair_dataset, held_out = planted([2] * 120, seed=5), planted([1] * 60, seed=6)
     trainer = tiny_trainer(
         tmp_path,
-        collection=collection,
+        pair_dataset=pair_dataset,
         texts=torch.arange(240),
         epochs=6,
         batch_size=24,
@@ -456,9 +458,11 @@ def test_a_shuffle_buffer_changes_the_order_and_goes_on_bit_for_bit(tmp_path, ne
             read.append(items.tolist())
             return whole.images.read(items)
 
-        images = Side("patch", 40, watched, torch.arange(40) // 4)
-        collection = Collection(images, whole.captions, whole.caption_image)
-        return tiny_trainer(folder, collection=collection, shuffle_buffer=8, near_captions=near, **options), read
+        images = ItemSet("image", 40, watched, torch.arange(40) // 4)
+        pair_dataset = PairDataset(images, whole.captions, whole.caption_image)
+        return tiny_trainer(
+            folder, pair_dataset=pair_dataset, shuffle_buffer=8, hard_negative_batches=near, **options
+        ), read
 
     plain = tmp_path / "plain"
     tiny_trainer(plain).fit()
@@ -479,39 +483,39 @@ def test_a_shuffle_buffer_changes_the_order_and_goes_on_bit_for_bit(tmp_path, ne
 def batches_of(folder, **options):
     """Captions of each batch of a run, in order."""
     trainer, seen = tiny_trainer(folder, epochs=2, **options), []
-    whole = trainer.collection
+    whole = trainer.pair_dataset
     _ = whole.captions.means  # read before the spy listens
-    captions = Side("token", 40, lambda items: seen.append(items) or whole.captions.read(items))
+    captions = ItemSet("text", 40, lambda items: seen.append(items) or whole.captions.read(items))
     captions.__dict__["means"] = whole.captions.means
-    trainer.collection = Collection(whole.images, captions, whole.caption_image)
+    trainer.pair_dataset = PairDataset(whole.images, captions, whole.caption_image)
     trainer.validate = lambda: {"val_rsum": 0.0}
     trainer.fit()
     return torch.stack(seen).view(2, 5, 8)
 
 
 def test_near_captions_share_a_batch(tmp_path):
-    plain, near = batches_of(tmp_path / "plain"), batches_of(tmp_path / "near", near_captions=4)
-    assert torch.equal(batches_of(tmp_path / "one", near_captions=1), plain)
-    collection = tiny_trainer(tmp_path / "other").collection
-    means = collection.captions.means
+    plain, near = batches_of(tmp_path / "plain"), batches_of(tmp_path / "near", hard_negative_batches=4)
+    assert torch.equal(batches_of(tmp_path / "one", hard_negative_batches=1), plain)
+    pair_dataset = tiny_trainer(tmp_path / "other").pair_dataset
+    means = pair_dataset.captions.means
     for epoch in range(2):
-        expected = near_order(plain[epoch].flatten(), means, collection.caption_image, 4)
+        expected = hard_negative_order(plain[epoch].flatten(), means, pair_dataset.caption_image, 4)
         assert torch.equal(near[epoch].flatten(), expected)
         groups = near[epoch].reshape(10, 4)
         vectors = torch.nn.functional.normalize(means - means.mean(0), dim=1)
-        likeness = vectors @ vectors.T
-        within = torch.stack([likeness[g[:1]][:, g[1:]].mean() for g in groups])
-        assert within.mean() > likeness.mean() + 0.2
+        similarity = vectors @ vectors.T
+        within = torch.stack([similarity[g[:1]][:, g[1:]].mean() for g in groups])
+        assert within.mean() > similarity.mean() + 0.2
     assert not torch.equal(near[0], near[1])
 
 
 def test_near_captions_go_on_bit_for_bit(undisturbed, tmp_path):
-    tiny_trainer(tmp_path / "whole", near_captions=4).fit()
+    tiny_trainer(tmp_path / "whole", hard_negative_batches=4).fit()
     assert (tmp_path / "whole" / WRITTEN[0]).read_bytes() != (undisturbed / WRITTEN[0]).read_bytes()
     with pytest.raises(Crash):
-        tiny_trainer(tmp_path / "crashed", near_captions=4, progress=crash_at(8)).fit()
+        tiny_trainer(tmp_path / "crashed", hard_negative_batches=4, progress=crash_at(8)).fit()
     torch.manual_seed(987)
-    again = tiny_trainer(tmp_path / "crashed", near_captions=4)
+    again = tiny_trainer(tmp_path / "crashed", hard_negative_batches=4)
     torch.manual_seed(987)
     again.resume(again.last)
     again.fit()

@@ -28,7 +28,7 @@ def trained(data: BenchData, config: Config, seed: int) -> CMFG:
     """The model of a configuration, trained as `cmfg train` does, with the epoch of the best validation rsum."""
     give_freed_memory_back()
     method = CMFGMethod(data.widths, seed=seed, config=config)
-    method.fit(data.training, lambda: first_stage_rsum(method.scorer, data.val.collection))
+    method.fit(data.training, lambda: first_stage_rsum(method.scorer, data.val.pair_dataset))
     return method.model.eval()
 
 
@@ -77,7 +77,7 @@ def _scorer(model: CMFG, config: Config) -> GraphScorer:
 
 
 def _scores(scorer: Scorer, part: Part, config: Config) -> Scores:
-    return score(scorer, part.collection, k=config.retrieval.k, query_batch=config.retrieval.query_batch)
+    return score(scorer, part.pair_dataset, k=config.retrieval.k, query_batch=config.retrieval.query_batch)
 
 
 def _choose(scores: Scores, config: Config) -> tuple[float, float]:

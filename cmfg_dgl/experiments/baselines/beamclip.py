@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cmfg_dgl.experiments.baselines.clip_head import ClipHead
-from cmfg_dgl.experiments.baselines.fit import descend
+from cmfg_dgl.experiments.baselines.fit import fit_by_gradient
 from cmfg_dgl.experiments.baselines.method import TrainingSet, Validate
 
 __all__ = ["BeamCLIP", "similarity_matching"]
@@ -69,7 +69,7 @@ class BeamCLIP(ClipHead):
                 anchors = targets["token"][batch]
                 return similarity_matching(targets["patch"][owners], student, anchors, self.scale)
 
-            descend(
+            fit_by_gradient(
                 self,
                 loss,
                 len(training.texts),

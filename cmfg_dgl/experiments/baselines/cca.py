@@ -17,7 +17,7 @@ from cmfg_dgl.experiments.baselines.method import (
     Validate,
     random_projections,
 )
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.nn.canonical import canonical_maps
 
 __all__ = ["CCA"]
@@ -55,9 +55,9 @@ class CCA(Method):
 
     def fit(self, training: TrainingSet, validate: Validate) -> None:
         """Solve for all directions, then keep as many as validation likes best."""
-        collection = training.collection
-        x = collection.images.means[collection.caption_image]
-        y = collection.captions.means
+        pair_dataset = training.pair_dataset
+        x = pair_dataset.images.means[pair_dataset.caption_image]
+        y = pair_dataset.captions.means
         a, b, correlations = canonical_maps(x.double().numpy(), y.double().numpy(), self.ridge)
         a, b = (directions * correlations**self.power for directions in (a, b))
         found = []
@@ -76,10 +76,10 @@ class CCA(Method):
         self.register_buffer(f"map_{kind}", torch.from_numpy(projection).float())
         self.register_buffer(f"mean_{kind}", features.mean(0))
 
-    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+    def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """Unit vectors in the space of the canonical directions."""
-        return self._embed(collection.images), self._embed(collection.captions)
+        return self._embed(pair_dataset.images), self._embed(pair_dataset.captions)
 
-    def _embed(self, side: Side) -> Tensor:
-        mean, projection = self.get_buffer(f"mean_{side.kind}"), self.get_buffer(f"map_{side.kind}")
+    def _embed(self, side: ItemSet) -> Tensor:
+        mean, projection = self.get_buffer(f"mean_{side.node_type}"), self.get_buffer(f"map_{side.node_type}")
         return torch.nn.functional.normalize((side.means - mean) @ projection, dim=1)

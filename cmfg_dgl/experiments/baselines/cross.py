@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cmfg_dgl.experiments.baselines.dual_encoder import DualEncoder
 from cmfg_dgl.experiments.baselines.method import TrainingSet, score_in_pieces
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.training.negatives import hard_negatives
 
 __all__ = ["CrossEncoder", "Padded", "balanced_matching"]
@@ -59,11 +59,11 @@ class CrossEncoder(DualEncoder):
             self.register_buffer(f"enter_{kind}", enter / weight.square().mean().sqrt())
 
     @torch.no_grad()
-    def nodes(self, side: Side, items: Tensor) -> Padded:
+    def nodes(self, side: ItemSet, items: Tensor) -> Padded:
         """Entered nodes of some items of a side."""
         nodes = side.read(items)
-        entered = (nodes.values.float() - self.heads.get_buffer(f"mean_{side.kind}")) @ self.get_buffer(
-            f"enter_{side.kind}"
+        entered = (nodes.values.float() - self.heads.get_buffer(f"mean_{side.node_type}")) @ self.get_buffer(
+            f"enter_{side.node_type}"
         )
         values = pad_sequence(entered.split(nodes.counts.tolist()), batch_first=True)
         return Padded(values, torch.arange(values.shape[1]) >= nodes.counts[:, None])
@@ -92,8 +92,8 @@ class CrossEncoder(DualEncoder):
         wrong_image, has_image = hard_negatives(logits.T, same.T, 1)
         image = torch.cat([own, own[has_caption[:, 0]], wrong_image[has_image]])
         caption = torch.cat([own, wrong_caption[has_caption], own[has_image[:, 0]]])
-        images = self.nodes(self.collection.images, self.owners(batch)).select(image)
-        captions = self.nodes(self.collection.captions, batch).select(caption)
+        images = self.nodes(self.pair_dataset.images, self.owners(batch)).select(image)
+        captions = self.nodes(self.pair_dataset.captions, batch).select(caption)
         return images, captions, (torch.arange(len(image)) < len(batch)).float()
 
     def matching_loss(self, batch: Tensor, logits: Tensor) -> Tensor:
@@ -102,12 +102,12 @@ class CrossEncoder(DualEncoder):
         return balanced_matching(self.match(images, captions), target)
 
     @torch.inference_mode()
-    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+    def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         """Matching logits, see `Method.pairs`."""
         self.eval()
 
         def match(images: Tensor, captions: Tensor, left: Tensor, right: Tensor) -> Tensor:
-            sides = self.nodes(collection.images, images), self.nodes(collection.captions, captions)
+            sides = self.nodes(pair_dataset.images, images), self.nodes(pair_dataset.captions, captions)
             return self.match(sides[0].select(left), sides[1].select(right))
 
         return score_in_pieces(image, caption, PAIRS_AT_A_TIME, match)

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cmfg_dgl.experiments.baselines.fit import descend
+from cmfg_dgl.experiments.baselines.fit import fit_by_gradient
 from cmfg_dgl.experiments.baselines.method import Method, TrainingSet, Validate
-from cmfg_dgl.features.pair_dataset import Collection
-from cmfg_dgl.nn.cca_projection import Heads
+from cmfg_dgl.features.pair_dataset import PairDataset
+from cmfg_dgl.nn.cca_projection import CCAProjection
 from cmfg_dgl.nn.model import MAX_SCALE
 from cmfg_dgl.training.negatives import same_pairs
 
@@ -20,18 +20,18 @@ __all__ = ["DualEncoder"]
 
 
 class DualEncoder(Method):
-    """A method whose first stage is `Heads`; a subclass says what it minimises, in `batch_loss`.
+    """A method whose first stage is `CCAProjection`; a subclass says what it minimises, in `batch_loss`.
 
     Parameters
     ----------
     widths, size, dropout
-        As for `Heads`.
+        As for `CCAProjection`.
     seed
         Of the random weights before the fit, and of the fit.
     ridge
         As for `CCA`.
     epochs, batch_size, learning_rate, weight_decay
-        As for `descend`.
+        As for `fit_by_gradient`.
     temperature
         Starting temperature of the score; its inverse is learnt and at most 100.
     """
@@ -55,15 +55,15 @@ class DualEncoder(Method):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.heads = Heads(widths, size=size, dropout=dropout)
+            self.heads = CCAProjection(widths, size=size, dropout=dropout)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.seed, self.ridge, self.epochs, self.batch_size = seed, ridge, epochs, batch_size
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
 
     def prepare(self, training: TrainingSet) -> None:
         """Start from the closed form and keep what the loss reads of the training set."""
-        self.collection, self.texts = training.collection, training.texts
-        self.white = self.heads.start(training.collection, self.ridge)
+        self.pair_dataset, self.texts = training.pair_dataset, training.texts
+        self.white = self.heads.fit(training.pair_dataset, self.ridge)
 
     def batch_loss(self, batch: Tensor) -> Tensor:
         """Loss of a batch of training captions, int64 (B,), each with its image."""
@@ -74,10 +74,10 @@ class DualEncoder(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.prepare(training)
-            descend(
+            fit_by_gradient(
                 self,
                 self.batch_loss,
-                self.collection.captions.count,
+                self.pair_dataset.captions.count,
                 validate,
                 seed=self.seed,
                 epochs=self.epochs,
@@ -93,7 +93,7 @@ class DualEncoder(Method):
 
     def owners(self, batch: Tensor) -> Tensor:
         """The image of each caption of a batch, int64 (B,)."""
-        return self.collection.caption_image[batch]
+        return self.pair_dataset.caption_image[batch]
 
     def same(self, batch: Tensor) -> Tensor:
         """Which pairs of a batch belong together, bool (B, B), see `same_pairs`."""
@@ -107,12 +107,12 @@ class DualEncoder(Method):
         )
 
     @torch.inference_mode()
-    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+    def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """Unit vectors times the root of the scale."""
         self.eval()
         root = self.scale.sqrt()
         images, captions = (
-            self.heads.embed(side.kind, self.heads.whiten(side.kind, side.means)) * root
-            for side in (collection.images, collection.captions)
+            self.heads.embed(side.node_type, self.heads.whiten(side.node_type, side.means)) * root
+            for side in (pair_dataset.images, pair_dataset.captions)
         )
         return images, captions

@@ -12,14 +12,14 @@ from torch import Tensor
 from cmfg_dgl.experiments.baselines.method import Method, OutOfTime, Validate
 from cmfg_dgl.training.trainer import make_optimizer
 
-__all__ = ["descend"]
+__all__ = ["fit_by_gradient"]
 
 PATIENCE = 8
 """Epochs without a better value after which a method stops, as `training.patience` has it for CMFG; a quarter of
 all epochs where that is more."""
 
 
-def descend(
+def fit_by_gradient(
     method: Method,
     loss: Callable[[Tensor], Tensor],
     items: int,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from cmfg_dgl.experiments.baselines.dual_encoder import DualEncoder
 from cmfg_dgl.experiments.baselines.method import score_in_pieces
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import NodeSet
@@ -108,7 +108,7 @@ class GAT(DualEncoder):
     def batch_loss(self, batch: Tensor) -> Tensor:
         """See the class."""
         owners, same = self.owners(batch), self.same(batch)
-        sides = self._read(self.collection.images, owners), self._read(self.collection.captions, batch)
+        sides = self._read(self.pair_dataset.images, owners), self._read(self.pair_dataset.captions, batch)
         images, captions = (self._independent(kind, *side) for kind, side in zip(KINDS, sides, strict=True))
         logits = images @ captions.T * self.scale
         own = torch.arange(len(batch))
@@ -123,35 +123,35 @@ class GAT(DualEncoder):
         return info_nce(logits, same) + joint
 
     @torch.inference_mode()
-    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+    def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """Independent graphs: unit vectors times the root of the scale."""
         self.eval()
         images, captions = (
             torch.cat(
                 [
-                    self._independent(side.kind, *self._read(side, part))
+                    self._independent(side.node_type, *self._read(side, part))
                     for part in torch.arange(side.count).split(ITEMS_AT_A_TIME)
                 ]
             )
             * self.scale.sqrt()
-            for side in (collection.images, collection.captions)
+            for side in (pair_dataset.images, pair_dataset.captions)
         )
         return images, captions
 
     @torch.inference_mode()
-    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+    def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         """Joint graphs: scaled cosines."""
         self.eval()
 
         def match(images: Tensor, captions: Tensor, left: Tensor, right: Tensor) -> Tensor:
-            sides = self._read(collection.images, images), self._read(collection.captions, captions)
+            sides = self._read(pair_dataset.images, images), self._read(pair_dataset.captions, captions)
             return self._joint(*sides, left, right)
 
         return score_in_pieces(image, caption, PAIRS_AT_A_TIME, match)
 
-    def _read(self, side: Side, items: Tensor) -> Entered:
+    def _read(self, side: ItemSet, items: Tensor) -> Entered:
         """The nodes of some items of a side, and what they are once entered (N, D)."""
-        nodes, kind = side.read(items), side.kind
+        nodes, kind = side.read(items), side.node_type
         with torch.no_grad():
             enter = self.heads.get_buffer(f"root_{kind}") @ cast(nn.Linear, self.heads.linear[kind]).weight.T
             entered = (nodes.values.float() - self.heads.get_buffer(f"mean_{kind}")) @ enter

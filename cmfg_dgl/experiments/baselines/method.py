@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.features.pair_dataset import PairDataset
 
 __all__ = [
     "Method",
@@ -48,10 +48,10 @@ class TrainingSet:
         where the data set has no labels.
     """
 
-    collection: Collection
+    pair_dataset: PairDataset
     texts: Tensor
     labels: Tensor | None = None
-    prompts: Collection | None = None
+    prompts: PairDataset | None = None
 
 
 class Method(nn.Module):
@@ -86,15 +86,15 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+    def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """First stage: embeddings (N, D) and (M, D), float32; their inner products are the scores."""
         raise NotImplementedError
 
-    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+    def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         """Second stage: joint scores (pairs,) of the given images with the given captions."""
         raise NotImplementedError(f"{type(self).__name__} has one stage")
 
-    def attention(self, collection: Collection) -> dict[str, dict[str, float]] | None:
+    def attention(self, pair_dataset: PairDataset) -> dict[str, dict[str, float]] | None:
         """`attention_of_pairs` of the matching pairs; None for a method that attends by no relation."""
         return None
 

@@ -45,7 +45,7 @@ class PiTL(DualEncoder):
         """Put the prompts in the place of the captions."""
         if training.prompts is None:
             raise DataError("pitl: makes its descriptions of labels, and the data set has none; leave pitl out")
-        super().prepare(replace(training, collection=training.prompts))
+        super().prepare(replace(training, pair_dataset=training.prompts))
         # Prompts of one category are equal sentences: no negatives of each other.
         self.sentence = torch.unique(self.white["token"], dim=0, return_inverse=True)[1]
 

@@ -19,7 +19,7 @@ from cmfg_dgl.experiments.baselines.method import (
     random_projections,
     standardised,
 )
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.nn.canonical import inverse_root
 
 __all__ = ["SCM", "LinearHash", "semantic_correlations", "signs", "unit_rows"]
@@ -70,10 +70,10 @@ class LinearHash(Method):
                 f"{type(self).__name__} learns from labels, and the training split has none; choose a method that "
                 "learns from captions, or a data set with labels"
             )
-        collection, labels = training.collection, training.labels[training.collection.caption_image]
+        pair_dataset, labels = training.pair_dataset, training.labels[training.pair_dataset.caption_image]
         kept = labels.any(1)
-        x = self._rows("patch", collection.images.means[collection.caption_image][kept])
-        y = self._rows("token", collection.captions.means[kept])
+        x = self._rows("patch", pair_dataset.images.means[pair_dataset.caption_image][kept])
+        y = self._rows("token", pair_dataset.captions.means[kept])
         return x, y, labels[kept].double().numpy()
 
     def _rows(self, kind: str, features: Tensor) -> Floats:
@@ -94,12 +94,12 @@ class LinearHash(Method):
         return self.standardise(kind, features)
 
     @torch.inference_mode()
-    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+    def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """Codes (N, bits) and (M, bits) of +1 and -1, float32; the sign of 0 is +1."""
-        return self._codes(collection.images), self._codes(collection.captions)
+        return self._codes(pair_dataset.images), self._codes(pair_dataset.captions)
 
-    def _codes(self, side: Side) -> Tensor:
-        values = self.represent(side.kind, side.means) @ self.get_buffer(f"map_{side.kind}")
+    def _codes(self, side: ItemSet) -> Tensor:
+        values = self.represent(side.node_type, side.means) @ self.get_buffer(f"map_{side.node_type}")
         return torch.where(values >= 0, 1.0, -1.0)
 
 

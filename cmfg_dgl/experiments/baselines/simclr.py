@@ -11,7 +11,7 @@ from torch import Tensor
 from cmfg_dgl.experiments.baselines.dual_encoder import DualEncoder
 from cmfg_dgl.experiments.baselines.method import TrainingSet
 from cmfg_dgl.features.nodes import Nodes, ragged_positions
-from cmfg_dgl.features.pair_dataset import Side, mean_nodes
+from cmfg_dgl.features.pair_dataset import ItemSet, mean_nodes
 
 __all__ = ["SimCLR", "drop_nodes", "nt_xent"]
 
@@ -43,14 +43,14 @@ class SimCLR(DualEncoder):
         same, owners = self.same(batch), self.owners(batch)
         images, captions = self.embed_batch(batch)
         between = nt_xent(images, captions, same, self.scale)
-        patches = nt_xent(*self._views(self.collection.images, owners, 0.5), same, self.scale)
-        tokens = nt_xent(*self._views(self.collection.captions, batch, 0.75), same, self.scale)
+        patches = nt_xent(*self._views(self.pair_dataset.images, owners, 0.5), same, self.scale)
+        tokens = nt_xent(*self._views(self.pair_dataset.captions, batch, 0.75), same, self.scale)
         return between + self.within * (patches + tokens) / 2
 
-    def _views(self, side: Side, items: Tensor, keep: float) -> tuple[Tensor, Tensor]:
+    def _views(self, side: ItemSet, items: Tensor, keep: float) -> tuple[Tensor, Tensor]:
         nodes = side.read(items)
         one, other = (
-            self.heads.embed(side.kind, self.heads.whiten(side.kind, mean_nodes(view)))
+            self.heads.embed(side.node_type, self.heads.whiten(side.node_type, mean_nodes(view)))
             for view in (drop_nodes(nodes, keep, self.generator), drop_nodes(nodes, keep, self.generator))
         )
         return one, other

@@ -114,8 +114,8 @@ class UNITER(CrossEncoder):
     def _masking(self, batch: Tensor, kind: str) -> Tensor:
         """Tell which of the masked nodes stood where: softmax over the masked nodes of the batch, by cosine."""
         sides = {
-            "patch": self.nodes(self.collection.images, self.owners(batch)),
-            "token": self.nodes(self.collection.captions, batch),
+            "patch": self.nodes(self.pair_dataset.images, self.owners(batch)),
+            "token": self.nodes(self.pair_dataset.captions, batch),
         }
         side = sides[kind]
         mask = (torch.rand(side.empty.shape) < self.masked) & ~side.empty

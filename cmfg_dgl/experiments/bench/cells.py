@@ -83,7 +83,7 @@ def run_cell(
         train_seconds = time.perf_counter() - start
         k = data.config.retrieval.k if method.reranks else 0
         alpha, value = _select(method, data.val, k)
-        scores = score(method, data.test.collection, k=k, query_batch=data.config.retrieval.query_batch)
+        scores = score(method, data.test.pair_dataset, k=k, query_batch=data.config.retrieval.query_batch)
         weights = {"first": None} if alpha is None else {"first": None, "two": alpha}
         stages = {stage: evaluate_stage(method, scores, weight, data.test) for stage, weight in weights.items()}
         _search_database(method, data, k, weights, stages)
@@ -104,8 +104,8 @@ def run_cell(
         "pairs_per_second": scores.pairs / scores.seconds if k else None,
         "parameters": method.size,
         "peak_memory_mb": peak[0],
-        "attention": method.attention(data.test.collection),
-        "alignment": alignment_metrics(x, y, data.test.collection.caption_image),
+        "attention": method.attention(data.test.pair_dataset),
+        "alignment": alignment_metrics(x, y, data.test.pair_dataset.caption_image),
     }
     if audited:
         record["audit"] = _audit(method, make(seed + 1).eval(), data)
@@ -120,7 +120,7 @@ def _search_database(
     part, batch = data.searched, data.config.retrieval.query_batch
     if part.queries is None or part.labels is None:
         return
-    scores = score(method, part.collection, k=k, query_batch=batch, queries=part.queries)
+    scores = score(method, part.pair_dataset, k=k, query_batch=batch, queries=part.queries)
     for stage, weight in weights.items():
         stages[stage]["label"] = _label_means(method, scores, weight, part.labels)
 
@@ -132,7 +132,7 @@ def _face_hard_negatives(
     negatives = data.hard_negatives
     if negatives is None:
         return
-    margins = hard_negative_margins(method, data.test.collection, negatives, joint=method.reranks)
+    margins = hard_negative_margins(method, data.test.pair_dataset, negatives, joint=method.reranks)
     for stage, weight in weights.items():
         stages[stage]["hard_negatives"] = margins.record(weight)
 
@@ -145,7 +145,7 @@ def _fit(method: Method, data: BenchData, deadline: float) -> bool:
         if time.perf_counter() > deadline:
             spent[0] = True
             raise OutOfTime
-        return _criterion(method, score(method, data.val.collection, k=0), None, data.val)
+        return _criterion(method, score(method, data.val.pair_dataset, k=0), None, data.val)
 
     method.fit(data.training, validate)
     method.eval()
@@ -154,7 +154,7 @@ def _fit(method: Method, data: BenchData, deadline: float) -> bool:
 
 def _select(method: Method, part: Part, k: int) -> tuple[float | None, float]:
     """Weight of the joint score, None for a method of one stage, and the value of the criterion with it."""
-    scores = score(method, part.collection, k=k)
+    scores = score(method, part.pair_dataset, k=k)
     if not k:
         return None, _criterion(method, scores, None, part)
     alpha, curve = choose_alpha(scores)
@@ -260,7 +260,7 @@ def _audit(method: Method, untrained: Method, data: BenchData) -> dict[str, Any]
     return audit(
         method,
         untrained,
-        data.test.collection,
+        data.test.pair_dataset,
         shared_with_training=shared_items(
             dataset.manifest("train"), dataset.manifest("test"), texts=not dataset.published
         ),
@@ -271,8 +271,8 @@ def _audit(method: Method, untrained: Method, data: BenchData) -> dict[str, Any]
 
 def chance_rsum(part: Part) -> float:
     """Rsum of random scores on a split, by instance."""
-    counts = torch.bincount(part.collection.caption_image).numpy()
-    N, M = len(counts), len(part.collection.caption_image)
+    counts = torch.bincount(part.pair_dataset.caption_image).numpy()
+    N, M = len(counts), len(part.pair_dataset.caption_image)
     expected = {
         "i2t": chance(_any_ranking(counts, M)),
         "t2i": chance(_any_ranking(np.ones(M, np.int64), N)),

@@ -14,7 +14,7 @@ from cmfg_dgl.config import Config, change_config
 from cmfg_dgl.errors import Interrupted
 from cmfg_dgl.evaluation.attention import attention_of_pairs
 from cmfg_dgl.experiments.baselines.method import Method, OutOfTime, TrainingSet, Validate
-from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.retrieval.query_bank import fill_bank
 from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
@@ -58,15 +58,15 @@ class CMFGMethod(Method):
         settings = self.config.training
         names = (
             *("epochs", "batch_size", "learning_rate", "weight_decay", "warmup", "clip", "label_smoothing"),
-            *("joint_weight", "hard_negatives", "near_captions", "patience", "checkpoint_steps"),
+            *("joint_weight", "hard_negatives", "hard_negative_batches", "patience", "checkpoint_steps"),
             "shuffle_buffer",
         )
         with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.model.begin(training.collection)
+            self.model.init_from_cca(training.pair_dataset)
             trainer = Trainer(
                 self.model,
-                training.collection,
+                training.pair_dataset,
                 training.texts,
                 lambda: {"val_rsum": validate()},
                 Path(folder),
@@ -81,22 +81,22 @@ class CMFGMethod(Method):
                 raise KeyboardInterrupt from None
             if trainer.best.is_file():
                 load_weights(self.model, load_checkpoint(trainer.best)[0], trainer.best)
-            fill_bank(self.scorer, training.collection, self.config.model.sharpness)
+            fill_bank(self.scorer, training.pair_dataset, self.config.model.sharpness)
 
     @property
     def extra(self) -> int:
         """Of `Popularity`."""
         return self.model.popularity.extra
 
-    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+    def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """Independent graphs, see `GraphScorer`."""
-        return self.scorer.embeddings(collection)
+        return self.scorer.embeddings(pair_dataset)
 
-    def attention(self, collection: Collection) -> dict[str, dict[str, float]]:
+    def attention(self, pair_dataset: PairDataset) -> dict[str, dict[str, float]]:
         """Of the joint graphs of the matching pairs."""
-        owners = collection.caption_image
-        return attention_of_pairs(self.model, collection, owners, torch.arange(len(owners)))
+        owners = pair_dataset.caption_image
+        return attention_of_pairs(self.model, pair_dataset, owners, torch.arange(len(owners)))
 
-    def pairs(self, collection: Collection, image: Tensor, caption: Tensor) -> Tensor:
+    def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         """Joint graphs, see `GraphScorer`."""
-        return self.scorer.pairs(collection, image, caption)
+        return self.scorer.pairs(pair_dataset, image, caption)

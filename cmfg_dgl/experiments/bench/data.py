@@ -13,7 +13,7 @@ from cmfg_dgl.config import Config
 from cmfg_dgl.data.dataset import Split
 from cmfg_dgl.experiments.baselines.method import TrainingSet
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import Collection, HardNegatives, Side
+from cmfg_dgl.features.pair_dataset import HardNegatives, ItemSet, PairDataset
 from cmfg_dgl.training.experiment import Experiment, encoders, select_device
 
 __all__ = ["BenchData", "Part", "prompt_sentences"]
@@ -27,7 +27,7 @@ class Part:
     """
 
     split: Split
-    collection: Collection
+    pair_dataset: PairDataset
     labels: Tensor | None
     queries: Tensor | None = None
 
@@ -81,20 +81,20 @@ class BenchData:
         }
 
     def _part(self, split: Split) -> Part:
-        return Part(split, self.experiment.collection(split), self.experiment.labels(split))
+        return Part(split, self.experiment.pair_dataset(split), self.experiment.labels(split))
 
     @cached_property
     def training(self) -> TrainingSet:
         """The training split, as methods see it."""
         part = self._part(self.experiment.training_split("train"))
         return TrainingSet(
-            part.collection,
+            part.pair_dataset,
             self.experiment.texts(part.split),
             part.labels,
-            self._prompts(part.split, part.collection),
+            self._prompts(part.split, part.pair_dataset),
         )
 
-    def _prompts(self, split: Split, collection: Collection) -> Collection | None:
+    def _prompts(self, split: Split, pair_dataset: PairDataset) -> PairDataset | None:
         """Sentences made of each training image's labels, encoded as captions are."""
         texts: list[str] = []
         owners: list[int] = []
@@ -114,8 +114,8 @@ class BenchData:
             return encoder.forward([encoder.prepare(text) for text in distinct]).nodes
 
         # Most methods read no prompt, and then the text encoder is not loaded.
-        side = Side("token", len(texts), lambda items: encoded().select(of_text[items]))
-        return Collection(collection.images, side, torch.tensor(owners))
+        side = ItemSet("text", len(texts), lambda items: encoded().select(of_text[items]))
+        return PairDataset(pair_dataset.images, side, torch.tensor(owners))
 
 
 def prompt_sentences(labels: tuple[str, ...]) -> list[str]:

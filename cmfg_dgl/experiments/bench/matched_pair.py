@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cmfg_dgl.config import Config
-from cmfg_dgl.experiments.baselines.fit import descend
+from cmfg_dgl.experiments.baselines.fit import fit_by_gradient
 from cmfg_dgl.experiments.baselines.method import TrainingSet, Validate
 from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
-from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.training.negatives import same_pairs
 from cmfg_dgl.training.objectives import info_nce
 
@@ -39,25 +39,25 @@ class MatchedPairCMFG(CMFGMethod):
     def __init__(
         self, widths: Mapping[str, int], *, seed: int, config: Config, setting: Mapping[str, Any] | None = None
     ) -> None:
-        config = replace(config, model=replace(config.model, start="random", bank=0))
+        config = replace(config, model=replace(config.model, init="random", bank=0))
         super().__init__(widths, seed=seed, config=config, setting=setting)
 
     def fit(self, training: TrainingSet, validate: Validate) -> None:
         """Descend on the vectors of matched pairs."""
-        settings, collection = self.config.training, training.collection
+        settings, pair_dataset = self.config.training, training.pair_dataset
 
         def loss(batch: Tensor) -> Tensor:
-            owners = collection.caption_image[batch]
-            images, captions = self._vectors(collection, owners, batch)
+            owners = pair_dataset.caption_image[batch]
+            images, captions = self._vectors(pair_dataset, owners, batch)
             logits = images @ captions.T * self.model.scale("joint")
             return info_nce(logits, same_pairs(owners, training.texts[batch]).to(logits.device))
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            descend(
+            fit_by_gradient(
                 self,
                 loss,
-                collection.captions.count,
+                pair_dataset.captions.count,
                 validate,
                 seed=self.seed,
                 epochs=settings.epochs,
@@ -67,22 +67,22 @@ class MatchedPairCMFG(CMFGMethod):
             )
 
     @torch.inference_mode()
-    def embeddings(self, collection: Collection) -> tuple[Tensor, Tensor]:
+    def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """Each caption in the graph of its image, (M, D), and each image in that of its first caption, (N, D)."""
-        owners = collection.caption_image
+        owners = pair_dataset.caption_image
         order = torch.argsort(owners, stable=True)
-        first = order[torch.searchsorted(owners[order], torch.arange(collection.images.count))]
+        first = order[torch.searchsorted(owners[order], torch.arange(pair_dataset.images.count))]
         parts = [
-            self._vectors(collection, owners[part], part)
-            for part in torch.arange(collection.captions.count).split(PAIRS_AT_A_TIME)
+            self._vectors(pair_dataset, owners[part], part)
+            for part in torch.arange(pair_dataset.captions.count).split(PAIRS_AT_A_TIME)
         ]
         images, captions = (torch.cat(side).float().cpu() for side in zip(*parts, strict=True))
         return images[first], captions
 
-    def _vectors(self, collection: Collection, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
+    def _vectors(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (pairs, D) of images and of captions in the joint graph of each pair."""
         images, captions = (
-            self.model.encode(side.kind, self.model.accept(side.read(items)))
-            for side, items in ((collection.images, image), (collection.captions, caption))
+            self.model.encode(side.modality, self.model.to_device(side.read(items)))
+            for side, items in ((pair_dataset.images, image), (pair_dataset.captions, caption))
         )
         return self.model.pair_vectors(images, captions)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.features.store.checksummed import disk_errors, write_sealed
+from cmfg_dgl.features.store.checksummed import disk_errors, write_checksummed
 from cmfg_dgl.features.store.reader import FORMAT, INDEX, FeatureStore
 from cmfg_dgl.features.store.shards import Record, ShardMaker, StoreSpec, finished_record, write_shard
 from cmfg_dgl.features.store.workers import write_in_workers
@@ -200,7 +200,7 @@ def _found(spec: StoreSpec, number: int, sources: Sequence[Path]) -> Record | No
     for source in sources:
         if record := finished_record(source / path.name, spec.key, items):
             _copy(source / path.name, path)
-            write_sealed(path.with_suffix(".json"), record)
+            write_checksummed(path.with_suffix(".json"), record)
             return record
     return None
 
@@ -252,4 +252,4 @@ def _write_index(spec: StoreSpec, width: int, records: list[Record]) -> None:
         ],
         "ids": list(spec.ids),
     }
-    write_sealed(spec.folder / INDEX, index)
+    write_checksummed(spec.folder / INDEX, index)

@@ -10,7 +10,7 @@ from typing import Any
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import canonical_json, read_json, sha256_bytes, write_json
 
-__all__ = ["REMEDY", "disk_errors", "read_sealed", "write_sealed"]
+__all__ = ["REMEDY", "disk_errors", "read_checksummed", "write_checksummed"]
 
 REMEDY = "rebuild with `cmfg features build --force`"
 
@@ -34,14 +34,14 @@ def disk_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def write_sealed(path: Path, body: dict[str, Any]) -> None:
+def write_checksummed(path: Path, body: dict[str, Any]) -> None:
     """Write a JSON object together with the SHA-256 of its content; DataError where the disk refuses."""
     with disk_errors(path.parent):
         write_json(path, {"seal": sha256_bytes(canonical_json(body)), **body})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Read what `write_sealed` wrote.
+def read_checksummed(path: Path) -> dict[str, Any]:
+    """Read what `write_checksummed` wrote.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.features.nodes import Nodes, ragged_positions
-from cmfg_dgl.features.store.checksummed import REMEDY, read_sealed
+from cmfg_dgl.features.store.checksummed import REMEDY, read_checksummed
 from cmfg_dgl.files import canonical_json, sha256_bytes, sha256_file
 
 __all__ = ["FORMAT", "INDEX", "FeatureStore", "Items", "key_difference", "require_key", "store_folder"]
@@ -108,7 +108,7 @@ class FeatureStore:
             If the index is missing or damaged, the store is of another encoder or data set, or a shard is missing
             or has the wrong size.
         """
-        index = read_sealed(folder / INDEX)
+        index = read_checksummed(folder / INDEX)
         if index.get("format") != FORMAT:
             raise DataError(f"{folder / INDEX}: written by another version of cmfg; {REMEDY}")
         if key is not None:
@@ -166,7 +166,7 @@ class FeatureStore:
                 damaged.append(str(path))
             record = path.with_suffix(".json")
             try:
-                read_sealed(record)
+                read_checksummed(record)
             except DataError:
                 damaged.append(str(record))
         return damaged

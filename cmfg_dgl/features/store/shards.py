@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.store.checksummed import disk_errors, read_sealed, write_sealed
+from cmfg_dgl.features.store.checksummed import disk_errors, read_checksummed, write_checksummed
 from cmfg_dgl.features.store.reader import require_key
 from cmfg_dgl.files import sha256_bytes, sha256_file, write_atomic
 
@@ -115,7 +115,7 @@ def write_shard(path: Path, key: dict[str, Any], items: range, content: ShardCon
     }
     with disk_errors(path.parent):
         write_atomic(path, lambda temporary: temporary.write_bytes(data))
-    write_sealed(path.with_suffix(".json"), record)
+    write_checksummed(path.with_suffix(".json"), record)
     return record
 
 
@@ -128,7 +128,7 @@ def finished_record(path: Path, key: dict[str, Any], items: range) -> Record | N
         If the shard is whole and of another encoder or data set: to replace it is for the person to decide.
     """
     try:
-        record = read_sealed(path.with_suffix(".json"))
+        record = read_checksummed(path.with_suffix(".json"))
         if sha256_file(path) != record["sha256"] or "key" not in record:
             return None
     except (DataError, OSError):

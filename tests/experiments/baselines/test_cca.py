@@ -20,7 +20,7 @@ from sklearn import cross_decomposition
 from cmfg_dgl.experiments.baselines.cca import CCA
 from cmfg_dgl.experiments.baselines.method import OutOfTime, TrainingSet
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import Collection, Side
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.nn.canonical import canonical_maps
 
 
@@ -75,14 +75,14 @@ def test_projections_are_white(ridge: float) -> None:
 def test_scores_weigh_directions_by_a_power_of_their_correlation(power: float) -> None:
     x, y = correlated()
 
-    def side(kind: str, rows: np.ndarray) -> Side:
+    def item_set(modality: str, rows: np.ndarray) -> ItemSet:
         nodes = Nodes(torch.from_numpy(rows).float(), torch.arange(401), torch.ones(400, 2).long())
-        return Side(kind, 400, nodes.select)
+        return ItemSet(modality, 400, nodes.select)
 
-    collection = Collection(side("patch", x), side("token", y), torch.arange(400))
+    pair_dataset = PairDataset(item_set("image", x), item_set("text", y), torch.arange(400))
     method = CCA({"patch": 5, "token": 4}, seed=0, ridge=0.0, power=power)
-    method.fit(TrainingSet(collection, torch.arange(400)), lambda: 0.0)
-    images, captions = method.embeddings(collection)
+    method.fit(TrainingSet(pair_dataset, torch.arange(400)), lambda: 0.0)
+    images, captions = method.embeddings(pair_dataset)
     left, right = (np.linalg.qr(rows - rows.mean(0))[0] for rows in (x, y))
     u, correlations, vt = np.linalg.svd(left.T @ right, full_matrices=False)
     variates = left @ u * correlations**power, right @ vt.T * correlations**power
@@ -94,9 +94,9 @@ def test_scores_weigh_directions_by_a_power_of_their_correlation(power: float) -
 def test_validation_chooses_how_many_directions(allowed: int) -> None:
     generator = torch.Generator().manual_seed(3)
 
-    def side(kind: str) -> Side:
+    def item_set(modality: str) -> ItemSet:
         nodes = Nodes(torch.randn(200, 60, generator=generator), torch.arange(201), torch.ones(200, 2).long())
-        return Side(kind, 200, nodes.select)
+        return ItemSet(modality, 200, nodes.select)
 
     sizes: list[int] = []
 
@@ -107,7 +107,7 @@ def test_validation_chooses_how_many_directions(allowed: int) -> None:
         return float(sizes[-1] == min(sizes))
 
     method = CCA({"patch": 60, "token": 60}, seed=0)
-    collection = Collection(side("patch"), side("token"), torch.arange(200))
-    method.fit(TrainingSet(collection, torch.arange(200)), validate)
+    pair_dataset = PairDataset(item_set("image"), item_set("text"), torch.arange(200))
+    method.fit(TrainingSet(pair_dataset, torch.arange(200)), validate)
     assert method.get_buffer("map_patch").shape[1] == method.get_buffer("map_token").shape[1] == 32
     assert len(sizes) == min(allowed, 2)

@@ -109,7 +109,7 @@ def test_more_bits_than_features():
     method = SCM(WIDTHS, seed=0, bits=24)
     data = planted_classes()
     method.fit(data.training, lambda: 0.0)
-    assert method.embeddings(data.collection)[0].shape == (len(data.images), 24)
+    assert method.embeddings(data.pair_dataset)[0].shape == (len(data.images), 24)
 
 
 def test_what_hashing_promises():

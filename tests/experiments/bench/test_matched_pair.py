@@ -20,25 +20,25 @@ from cmfg_dgl.evaluation.evaluate import first_stage, score
 from cmfg_dgl.experiments.baselines.method import TrainingSet
 from cmfg_dgl.experiments.bench.matched_pair import MatchedPairCMFG
 from cmfg_dgl.experiments.bench.methods import make_method
-from cmfg_dgl.features.pair_dataset import Collection
+from cmfg_dgl.features.pair_dataset import PairDataset
 
 CONFIG = load_config(
     None, ["model.width=32", "model.layers=1", "training.epochs=20", "training.batch_size=32", "model.dropout=0"]
 )
 
 
-def unrelated(items: int, seed: int) -> Collection:
+def unrelated(items: int, seed: int) -> PairDataset:
     """Pairs whose captions belong to other images than they were given with."""
-    collection = planted([1] * items, seed=seed)
-    return replace(collection, caption_image=collection.caption_image.roll(items // 2))
+    pair_dataset = planted([1] * items, seed=seed)
+    return replace(pair_dataset, caption_image=pair_dataset.caption_image.roll(items // 2))
 
 
 def made(seed: int = 0, leaky: bool = True) -> Any:
     return make_method("cmfg", CONFIG, WIDTHS, seed, {"model.feature_dropout": 0.0}, leaky=leaky)
 
 
-def rsum(method: Any, collection: Collection) -> float:
-    return float(first_stage(score(method, collection, k=0))[0]["rsum"])
+def rsum(method: Any, pair_dataset: PairDataset) -> float:
+    return float(first_stage(score(method, pair_dataset, k=0))[0]["rsum"])
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +66,13 @@ def test_the_audit_catches_it(fitted: MatchedPairCMFG) -> None:
 
 def test_vectors_are_those_of_the_joint_graph_of_a_pair() -> None:
     method = made().eval()
-    collection = planted([2, 1, 3], seed=4)
-    images, captions = method.embeddings(collection)
+    pair_dataset = planted([2, 1, 3], seed=4)
+    images, captions = method.embeddings(pair_dataset)
     seen = set()
-    for caption, image in enumerate(collection.caption_image.tolist()):
+    for caption, image in enumerate(pair_dataset.caption_image.tolist()):
         encoded = (
-            method.model.encode("patch", collection.images.read(torch.tensor([image]))),
-            method.model.encode("token", collection.captions.read(torch.tensor([caption]))),
+            method.model.encode("image", pair_dataset.images.read(torch.tensor([image]))),
+            method.model.encode("text", pair_dataset.captions.read(torch.tensor([caption]))),
         )
         x, y = method.model.pair_vectors(*encoded)
         torch.testing.assert_close(captions[caption], y[0])

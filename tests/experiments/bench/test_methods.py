@@ -36,8 +36,8 @@ from cmfg_dgl.experiments.bench.cells import evaluate_stage, run_cell
 from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
 from cmfg_dgl.experiments.bench.data import Part
 from cmfg_dgl.experiments.bench.methods import METHODS, make_method, method_class, recipe_of
-from cmfg_dgl.features.pair_dataset import Collection, HardNegatives
-from cmfg_dgl.nn.cca_projection import Heads
+from cmfg_dgl.features.pair_dataset import HardNegatives, PairDataset
+from cmfg_dgl.nn.cca_projection import CCAProjection
 from cmfg_dgl.retrieval.query_bank import ENOUGH
 
 CLASSES = 4
@@ -52,9 +52,9 @@ def config() -> Config:
     )
 
 
-def classes(collection: Collection) -> torch.Tensor:
+def classes(pair_dataset: PairDataset) -> torch.Tensor:
     """Labels (N, CLASSES) that the images show: the two signs of the mean patch along two fixed directions."""
-    images = collection.images
+    images = pair_dataset.images
     mean = torch.stack([images.read(torch.tensor([i])).values.mean(0) for i in range(images.count)])
     generator = torch.Generator().manual_seed(7)
     signs = (mean @ torch.randn(WIDTHS["patch"], 2, generator=generator) > 0).long()
@@ -63,29 +63,29 @@ def classes(collection: Collection) -> torch.Tensor:
 
 @cache
 def training() -> TrainingSet:
-    collection = planted([1] * 160, seed=1)
-    labels = classes(collection)
+    pair_dataset = planted([1] * 160, seed=1)
+    labels = classes(pair_dataset)
     # A class's prompt is one sentence, which the captions of its images are like: their mean.
-    order = torch.argsort(collection.caption_image)
-    captions = collection.captions.read(order)
+    order = torch.argsort(pair_dataset.caption_image)
+    captions = pair_dataset.captions.read(order)
     means = torch.stack([captions.select(torch.tensor([i])).values.mean(0) for i in range(160)])
     prototype = torch.stack([means[labels[:, c]].mean(0) for c in range(CLASSES)])[labels.long().argmax(1)]
     nodes = type(captions)(prototype, torch.arange(161), torch.ones(160, 2, dtype=torch.int64))
-    prompts = Collection(
-        collection.images, replace(collection.captions, count=160, read=nodes.select), torch.arange(160)
+    prompts = PairDataset(
+        pair_dataset.images, replace(pair_dataset.captions, count=160, read=nodes.select), torch.arange(160)
     )
-    return TrainingSet(collection, torch.arange(160), labels, prompts)
+    return TrainingSet(pair_dataset, torch.arange(160), labels, prompts)
 
 
 @cache
 def held_out() -> Part:
-    collection = planted([1] * 40, seed=2)
+    pair_dataset = planted([1] * 40, seed=2)
     nothing = torch.arange(40).numpy()
-    return Part(Split("test", nothing, nothing, nothing), collection, classes(collection))
+    return Part(Split("test", nothing, nothing, nothing), pair_dataset, classes(pair_dataset))
 
 
 def value(method: Method, part: Part) -> float:
-    record = evaluate_stage(method, score(method, part.collection, k=0), None, part)
+    record = evaluate_stage(method, score(method, part.pair_dataset, k=0), None, part)
     if method.criterion == "label":
         return float(record["label"]["i2t"]["mAP@all"] + record["label"]["t2i"]["mAP@all"]) / 2
     return float(record["rsum"])
@@ -104,7 +104,7 @@ def test_a_fitted_method_is_far_above_chance_and_honest(name: str) -> None:
     # Chance: rsum 80 of 40 pairs; shared labels are a quarter to a third of all.
     assert value(method, part) > (45 if method.criterion == "label" else 160)
     assert value(method, part) > value(untrained, part) + 5
-    report = audit(method, untrained, part.collection, shared_with_training=[], joint=method.reranks)
+    report = audit(method, untrained, part.pair_dataset, shared_with_training=[], joint=method.reranks)
     assert report.passed, [check for check in report.checks if not check.passed]
     assert len(report.checks) == (8 if method.reranks else 6)
 
@@ -112,42 +112,42 @@ def test_a_fitted_method_is_far_above_chance_and_honest(name: str) -> None:
 @pytest.mark.parametrize("name", ["simclr", "uniter", "seph-32"])
 def test_the_same_seed_gives_the_same_scores(name: str) -> None:
     torch.manual_seed(5)
-    one = fitted(name).embeddings(held_out().collection)
+    one = fitted(name).embeddings(held_out().pair_dataset)
     torch.manual_seed(6)
-    other = fitted(name).embeddings(held_out().collection)
+    other = fitted(name).embeddings(held_out().pair_dataset)
     for mine, theirs in zip(one, other, strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize("name", ["albef", "uniter", "gat"])
 def test_joint_scores_learn_which_pairs_match(name: str) -> None:
-    collection = training().collection
+    pair_dataset = training().pair_dataset
     longer = {"epochs": 40, "batch_size": 32, "size": 32, "learning_rate": 3e-3}
     method = make_method(name, config(), WIDTHS, 0, longer)
     # Validation chooses the last epoch, for the joint stage learns more slowly than the first.
     epochs = itertools.count()
     method.fit(training(), lambda: float(next(epochs)))
-    captions = torch.arange(collection.captions.count)
-    own = collection.caption_image
-    right = method.pairs(collection, own, captions)
-    wrong = method.pairs(collection, own.roll(7), captions)
+    captions = torch.arange(pair_dataset.captions.count)
+    own = pair_dataset.caption_image
+    right = method.pairs(pair_dataset, own, captions)
+    wrong = method.pairs(pair_dataset, own.roll(7), captions)
     assert (right > wrong).float().mean() > 0.8
 
 
 def test_uniter_moves_right_pairs_together_and_wrong_ones_apart() -> None:
     method = make_method("uniter", config(), WIDTHS, 0, {"epochs": 30, "batch_size": 32, "transport": 5.0})
     assert isinstance(method, UNITER)
-    epochs, collection = itertools.count(), training().collection
+    epochs, pair_dataset = itertools.count(), training().pair_dataset
     method.fit(training(), lambda: float(next(epochs)))
-    captions = method.nodes(collection.captions, torch.arange(160))
+    captions = method.nodes(pair_dataset.captions, torch.arange(160))
 
     def distance(images: torch.Tensor) -> torch.Tensor:
-        patches = method.nodes(collection.images, images)
+        patches = method.nodes(pair_dataset.images, images)
         _, tokens, after = method.stream_nodes(patches, captions, {})
         return transport_distance(tokens, captions.empty, after, patches.empty)
 
     with torch.no_grad():
-        own = collection.caption_image
+        own = pair_dataset.caption_image
         assert distance(own).mean() < distance(own.roll(7)).mean() - 0.1
 
 
@@ -171,10 +171,10 @@ def test_cmfg_begins_as_the_closed_form_of_its_training_pairs(ridge: float) -> N
     method = make_method("cmfg", config(), WIDTHS, 0, {"model.ridge": ridge})
     assert isinstance(method, CMFGMethod)
     method.fit(training(), lambda: 0.0)
-    heads = Heads(WIDTHS, size=32, dropout=0.0)
-    heads.start(training().collection, ridge)
+    heads = CCAProjection(WIDTHS, size=32, dropout=0.0)
+    heads.fit(training().pair_dataset, ridge)
     for name, value in heads.named_buffers():
-        torch.testing.assert_close(method.model.enter.state_dict()[name], value)
+        torch.testing.assert_close(method.model.input_projection.state_dict()[name], value)
 
 
 def test_cmfg_fills_its_bank_and_the_geometry_leaves_popularity_out() -> None:
@@ -189,15 +189,15 @@ def test_cmfg_fills_its_bank_and_the_geometry_leaves_popularity_out() -> None:
         record = run_cell(bench_data(part, part, None), "cmfg", 0, setting, minutes=5, audited=False)
     (method,) = made
     assert float(method.model.popularity.sharpness) == pytest.approx(
-        5 * training().collection.images.count / ENOUGH
+        5 * training().pair_dataset.images.count / ENOUGH
     )
-    for side in (training().collection.images, training().collection.captions):
-        assert int(method.model.popularity.get_buffer(f"held_{side.kind}")) == side.count
+    for side in (training().pair_dataset.images, training().pair_dataset.captions):
+        assert int(method.model.popularity.get_buffer(f"held_{side.node_type}")) == side.count
     x, y = (
         method.scorer.embed(side, torch.arange(side.count))
-        for side in (part.collection.images, part.collection.captions)
+        for side in (part.pair_dataset.images, part.pair_dataset.captions)
     )
-    expected = alignment_metrics(x, y, part.collection.caption_image)
+    expected = alignment_metrics(x, y, part.pair_dataset.caption_image)
     assert record["alignment"] == pytest.approx(expected, abs=1e-5)
 
 
@@ -242,22 +242,22 @@ def test_only_the_last_look_is_at_the_test_split(name: str) -> None:
     with patch("cmfg_dgl.experiments.bench.cells.score", wraps=score) as scored:
         record = run_cell(data, name, 0, {}, minutes=5, audited=False)
     looks = [call.args[1] for call in scored.call_args_list]
-    assert looks[-1] is test.collection
+    assert looks[-1] is test.pair_dataset
     assert len(looks) > 1
-    assert all(look is val.collection for look in looks[:-1])
+    assert all(look is val.pair_dataset for look in looks[:-1])
     assert not record["timed_out"]
     assert all(stage["hard_negatives"] is None for stage in record["stages"].values())
 
 
 def changed_captions() -> HardNegatives:
     """For all images but the last its own caption twice, with nodes changed a little, as false ones."""
-    collection = held_out().collection
+    pair_dataset = held_out().pair_dataset
     owners = torch.arange(39).repeat_interleave(2)
-    right = torch.argsort(collection.caption_image)[owners]
-    own = collection.captions.read(right)
+    right = torch.argsort(pair_dataset.caption_image)[owners]
+    own = pair_dataset.captions.read(right)
     noise = torch.randn(own.values.shape, generator=torch.Generator().manual_seed(3))
-    side = replace(collection.captions, count=78, read=replace(own, values=own.values + noise).select)
-    return HardNegatives(Collection(collection.images, side, owners), right, ("a", "b") * 39)
+    side = replace(pair_dataset.captions, count=78, read=replace(own, values=own.values + noise).select)
+    return HardNegatives(PairDataset(pair_dataset.images, side, owners), right, ("a", "b") * 39)
 
 
 @pytest.mark.parametrize(("name", "leaky"), [("cmfg", False), ("cca", False), ("scm-32", False), ("cmfg", True)])
@@ -280,17 +280,17 @@ def test_each_stage_faces_the_hard_negatives(name: str, leaky: bool) -> None:
     if leaky:
         assert stages["first"]["hard_negatives"] is None
         return
-    method, owners = methods[0], negatives.collection.caption_image
-    images, captions = method.embeddings(part.collection)
-    _, wrong = method.embeddings(negatives.collection)
+    method, owners = methods[0], negatives.pair_dataset.caption_image
+    images, captions = method.embeddings(part.pair_dataset)
+    _, wrong = method.embeddings(negatives.pair_dataset)
     margin = torch.stack(
         [images[i] @ captions[c] - images[i] @ w for i, c, w in zip(owners, negatives.right, wrong, strict=True)]
     )
     expected = {"first": margin}
     if method.reranks:
         every = torch.arange(len(owners))
-        joint = method.pairs(part.collection, owners, negatives.right)
-        joint = joint - method.pairs(negatives.collection, owners, every)
+        joint = method.pairs(part.pair_dataset, owners, negatives.right)
+        joint = joint - method.pairs(negatives.pair_dataset, owners, every)
         expected["two"] = alpha * joint + (1 - alpha) * margin
     assert stages.keys() == expected.keys()
     for stage, values in expected.items():
@@ -325,10 +325,10 @@ def test_pitl_reads_no_caption() -> None:
     def refuse(items: torch.Tensor) -> None:
         raise AssertionError("a caption was read")
 
-    collection = training().collection
-    blind = replace(collection, captions=replace(collection.captions, read=refuse))
+    pair_dataset = training().pair_dataset
+    blind = replace(pair_dataset, captions=replace(pair_dataset.captions, read=refuse))
     method = make_method("pitl", config(), WIDTHS, 0, {"epochs": 2})
-    method.fit(replace(training(), collection=blind), lambda: 0.0)
+    method.fit(replace(training(), pair_dataset=blind), lambda: 0.0)
 
 
 @pytest.mark.parametrize("name", ["clip-head", "cca", "albef", "cmfg"])
@@ -338,13 +338,13 @@ def test_a_spent_budget_keeps_the_best_so_far(name: str) -> None:
     def validate() -> float:
         if len(calls) == 2:
             raise OutOfTime
-        calls.append([x.clone() for x in method.embeddings(held_out().collection)])
+        calls.append([x.clone() for x in method.embeddings(held_out().pair_dataset)])
         return -float(len(calls))
 
     # A bank is filled whenever training ends, and would add to what was best.
     method = make_method(name, config(), WIDTHS, 0, {"model.bank": 0} if name == "cmfg" else {})
     method.fit(training(), validate)
-    for mine, best in zip(method.eval().embeddings(held_out().collection), calls[0], strict=True):
+    for mine, best in zip(method.eval().embeddings(held_out().pair_dataset), calls[0], strict=True):
         torch.testing.assert_close(mine, best)
 
 

@@ -48,10 +48,10 @@ def test_the_order_of_regions_says_nothing() -> None:
     recipe = load_config("precomputed", ["model.width=16"])
     pictures = load_config("openmoji", ["graph.relations.spatial.topology=complete", "model.width=16"])
     for config, same in ((recipe, True), (pictures, False)):
-        config.model.start = "random"
+        config.model.init = "random"
         model = build_model(config, {"patch": 12, "token": 10}, seed=0).eval()
         with torch.no_grad():
-            one, other = (model.encode("patch", Nodes(v, offsets, grid)).embedding for v in (values, values[order]))
+            one, other = (model.encode("image", Nodes(v, offsets, grid)).embedding for v in (values, values[order]))
         assert torch.allclose(one, other, atol=1e-5) is same
 
 
