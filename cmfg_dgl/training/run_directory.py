@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cmfg_dgl.config import Config, load_config, to_yaml
+from cmfg_dgl.config.text import absolute
 from cmfg_dgl.environment import environment
 from cmfg_dgl.errors import CheckpointError, ConfigError
-from cmfg_dgl.files import read_json, write_atomic, write_json
+from cmfg_dgl.files import read_json, to_json
+from cmfg_dgl.lock import LOCK
+from cmfg_dgl.ownership import MARKER, claim, owned_files, refuse_foreign, remove_owned, write_owned
 
-__all__ = ["Run", "create_run", "open_run"]
+__all__ = ["Run", "begin_run", "check_run", "open_run"]
 
-CONTENTS = (
-    "env.json",
-    "manifest-train.json",
-    "metrics.jsonl",
-    "selection.json",
-    "training.json",
-    "audit.json",
-    "report.html",
-    "README.md",
-)
-OF_SPLITS = (
-    *(f"{kind}-*.json" for kind in ("evaluation", "curves", "examples", "faithfulness", "rerank")),
-    *("rerank-*.svg", "rerank-*.png", "embeddings-*.safetensors"),
-)
+OWN_FOLDERS = {
+    "checkpoints": ("*.safetensors",),
+    "tb": ("events.out.tfevents.*", "projector_config.pbtxt", "*/embeddings/*.tsv", "*/embeddings/sprite.png"),
+    "inspect": (
+        *(f"{depth}{name}" for depth in ("*/", "*/*/") for name in ("inspect.html", "attention.json", "edges.png")),
+        *(f"{depth}{name}" for depth in ("*/", "*/*/") for name in ("attention.safetensors", "token-*.png")),
+    ),
+}
+"""Folders of a run, and the patterns of the files that cmfg writes into them."""
+
+BEFORE_TRAINING = {"config.yaml", "env.json", "manifest-train.json"}
+"""Files that are there before the first step."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Run:
     on), `metrics.jsonl`, `selection.json` (what validation chose), `tb/`, `checkpoints/`, `report.html`,
     `README.md`, `audit.json`, `inspect/`, for each evaluated split `evaluation-`, `curves-` and
     `examples-SPLIT.json`, for each whose pairs were inspected `faithfulness-SPLIT.json`, and for each on which
-    re-ranking was measured `rerank-SPLIT.json`, `.svg` and `.png`, and `embeddings-SPLIT.safetensors`.
+    re-ranking was measured `rerank-SPLIT.json`, `.svg` and `.png`, and `embeddings-SPLIT.safetensors`. `.cmfg.json`
+    lists the files that cmfg wrote, with their digests: nothing else is ever replaced or removed.
     """
 
     folder: Path
@@ -55,9 +56,18 @@ class Run:
         """The weights that validation chose."""
         return self.folder / "checkpoints" / "best.safetensors"
 
+    @property
+    def query_bank(self) -> Path:
+        """The query bank of the hubness correction, embedded by these weights."""
+        return self.folder / "checkpoints" / "query-bank.safetensors"
+
     def write(self, name: str, value: Any) -> None:
         """Write one of the JSON files."""
-        write_json(self.folder / name, value)
+        self.write_file(name, (to_json(value) + "\n").encode())
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """Write a file of the run; ConfigError where somebody else wrote or changed the one that is there."""
+        write_owned(self.folder, name, content)
 
     def read(self, name: str) -> Any:
         """Read one of the JSON files; CheckpointError where it is missing or damaged."""
@@ -70,51 +80,61 @@ class Run:
             raise CheckpointError(f"{path}: damaged ({error}); run the command that writes it again") from None
 
 
-def create_run(config: Config, *, resume: bool, force: bool) -> Run:
-    """Make the run directory of a configuration, or find it again.
+def check_run(config: Config, *, resume: bool, force: bool) -> Run:
+    """The run directory of a configuration, if training may begin or go on there; nothing is written yet.
 
     Parameters
     ----------
     resume
-        Go on with a run of the same configuration, if there is one. A run without a checkpoint, such as one
-        whose data were not found, is begun anew in any case.
+        Go on with a run of the same configuration, if there is one. A run that was stopped before its first
+        checkpoint is begun anew in any case.
     force
-        Remove a run that is there, and of its folder nothing else.
+        Replace a run that is there.
 
     Raises
     ------
     ConfigError
-        If something is there that may not be overwritten, or a run of another configuration.
+        If something is there that may not be replaced, or a run of another configuration.
     """
-    folder = Path(config.run.output_dir)
-    if config.data.root is not None:
-        # The run is read again from other folders.
-        config = replace(config, data=replace(config.data, root=str(Path(config.data.root).expanduser().resolve())))
-    run = Run(folder, config)
-    written = folder / "config.yaml"
-    begun = (folder / "checkpoints").is_dir()
-    if written.is_file() and (force or not begun):
-        _remove_run(folder)
-    elif written.is_file():
-        if not resume:
-            raise ConfigError(
-                f"{folder}: holds a run; add --resume auto, or --force to start over, or choose another -o"
-            )
-        differing = _differences(load_config(str(written)), config)
-        if differing:
-            raise ConfigError(
-                f"{folder}: holds a run with another {', '.join(differing)}; "
-                "choose another -o, or --force to start over"
-            )
-        _remove_half_written(folder)
-    elif folder.exists() and not _unused(folder):
-        raise ConfigError(f"{folder}: is not empty and no run; choose another -o")
-    # Each on its own, for a kill may have come between the two. A folder with a config.yaml is a run.
-    if not written.is_file():
-        write_atomic(written, lambda path: path.write_text(to_yaml(config), encoding="utf-8"))
-    if not (folder / "env.json").is_file():
-        write_json(folder / "env.json", environment())
+    run = Run(Path(config.run.output_dir), config)
+    folder = run.folder
+    if not (folder / MARKER).is_file():
+        if folder.exists() and not _unused(folder):
+            raise ConfigError(f"{folder}: holds files that cmfg did not write; choose another -o")
+        return run
+    if force or _begins_anew(folder):
+        refuse_foreign(folder, owned_files(folder))
+        return run
+    if not resume:
+        raise ConfigError(
+            f"{folder}: holds a run; add --resume auto, or --force to start over, or choose another -o"
+        )
+    differing = _differences(load_config(str(folder / "config.yaml")), config)
+    if differing:
+        raise ConfigError(
+            f"{folder}: holds a run with another {', '.join(differing)}; choose another -o, or --force to "
+            "start over"
+        )
     return run
+
+
+def begin_run(run: Run, *, force: bool) -> None:
+    """Make the run directory that `check_run` allowed; with `force` what cmfg wrote into an old one is removed.
+
+    Files that cmfg did not write are left where they are.
+    """
+    folder = run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_half_written(folder)
+    if (folder / MARKER).is_file() and (force or _begins_anew(folder)):
+        remove_owned(folder)
+        _remove_own_folders(folder)
+    claim(folder)
+    # Each on its own, for a kill may have come between the two.
+    if not (folder / "config.yaml").is_file():
+        run.write_file("config.yaml", to_yaml(run.config).encode())
+    if not (folder / "env.json").is_file():
+        run.write("env.json", environment())
 
 
 def open_run(path: str, overrides: Sequence[str] = ()) -> Run:
@@ -125,16 +145,21 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> Run:
     CheckpointError
         If there is no run at `path`.
     """
-    folder = Path(path)
+    folder = Path(absolute(path))
     if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{folder}: no run here (no config.yaml); train one with cmfg train -o {folder}")
+        raise CheckpointError(f"{path}: no run here (no config.yaml); train one with cmfg train -o {path}")
     config = load_config(str(folder / "config.yaml"), overrides)
     return Run(folder, replace(config, run=replace(config.run, output_dir=str(folder))))
 
 
 def _unused(folder: Path) -> bool:
-    """Whether a folder is empty, but for a config.yaml that a kill left half written."""
-    return folder.is_dir() and all(path.name.startswith(".config.yaml.") for path in folder.iterdir())
+    """Whether a folder is empty, but for what a lock or a kill at the very beginning leaves."""
+    return folder.is_dir() and all(path.name.startswith((LOCK, f".{MARKER}.")) for path in folder.iterdir())
+
+
+def _begins_anew(folder: Path) -> bool:
+    """Whether a run was stopped before it had anything to lose: no checkpoint, no metrics, no result."""
+    return owned_files(folder).keys() <= BEFORE_TRAINING and not any((folder / "checkpoints").glob("*.safetensors"))
 
 
 def _remove_half_written(folder: Path) -> None:
@@ -143,19 +168,16 @@ def _remove_half_written(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _remove_run(folder: Path) -> None:
-    """Remove the files of a run; ConfigError where the config.yaml is not of a run."""
-    try:
-        load_config(str(folder / "config.yaml"))
-    except ConfigError as error:
-        raise ConfigError(f"{folder}: holds no run that --force may remove ({error}); choose another -o") from None
-    _remove_half_written(folder)
-    for name in (*CONTENTS, *(path.name for pattern in OF_SPLITS for path in folder.glob(pattern))):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("tb", "checkpoints", "inspect"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    # Last: as long as it is there the rest can be removed by another --force.
-    (folder / "config.yaml").unlink()
+def _remove_own_folders(folder: Path) -> None:
+    """Remove what cmfg wrote into the folders of a run, and those that are then empty."""
+    for name, patterns in OWN_FOLDERS.items():
+        for path in [path for pattern in patterns for path in (folder / name).glob(pattern)]:
+            path.unlink(missing_ok=True)
+        for path in sorted((folder / name).rglob("*"), reverse=True):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        if (folder / name).is_dir() and not any((folder / name).iterdir()):
+            (folder / name).rmdir()
 
 
 def _differences(old: Config, new: Config) -> list[str]:

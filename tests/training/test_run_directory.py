@@ -1,8 +1,9 @@
 """Pins of the run directory.
 
 - A new or empty folder becomes a run that `open_run` reads back to the same configuration.
-- A run is overwritten by nothing but force, and force removes what belongs to the run and nothing else. What has no
-  checkpoint yet is begun anew.
+- A run is replaced by nothing but force, and force removes what cmfg wrote into it and nothing else; a file that
+  somebody changed or put there is neither replaced nor removed. Nothing is touched before the new run can begin.
+- A run that was stopped before its first checkpoint is begun anew; one that lost its checkpoints is not.
 - The folder of the data is kept as an absolute path.
 - A run goes on with the same configuration alone: every key that differs is named, where and on what it runs aside.
 - A folder that holds something else is refused, with force too, and stays as it is.
@@ -14,21 +15,36 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 import cmfg_dgl.files
 from cmfg_dgl.config import load_config
 from cmfg_dgl.errors import CheckpointError, ConfigError
-from cmfg_dgl.training.run_directory import create_run, open_run
+from cmfg_dgl.ownership import MARKER, claim
+from cmfg_dgl.training.run_directory import begin_run, check_run, open_run
 
 
 def config(folder, *overrides):
     return load_config(None, [f"run.output_dir={folder}", *overrides])
 
 
+def create_run(asked, *, resume, force):
+    """What a training does of it: nothing is written until all is checked."""
+    before = contents(Path(asked.run.output_dir)) if Path(asked.run.output_dir).is_dir() else None
+    run = check_run(asked, resume=resume, force=force)
+    assert (contents(run.folder) if run.folder.is_dir() else None) == before
+    begin_run(run, force=force)
+    return run
+
+
 def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != MARKER
+    }
 
 
 @pytest.fixture
@@ -47,8 +63,16 @@ def finished(tmp_path):
         "rerank-val",
     ):
         run.write(f"{name}.json", {"name": name})
-    for name in ("metrics.jsonl", "report.html", "README.md", "tb/events.1", "checkpoints/last.safetensors"):
-        (run.folder / name).parent.mkdir(exist_ok=True)
+    for name in ("report.html", "README.md"):
+        run.write_file(name, name.encode())
+    claim(run.folder, ["metrics.jsonl"])
+    for name in (
+        "metrics.jsonl",
+        "tb/events.out.tfevents.1",
+        "tb/3/embeddings/sprite.png",
+        "checkpoints/last.safetensors",
+    ):
+        (run.folder / name).parent.mkdir(exist_ok=True, parents=True)
         (run.folder / name).write_text(name)
     return run
 
@@ -87,7 +111,9 @@ def test_a_run_is_not_overwritten(finished):
 
 
 def test_force_removes_the_run_and_nothing_else(finished):
-    mine = {"notes.txt": b"mine", "pictures/a.png": b"mine", "evaluation.json": b"mine"}
+    mine = dict.fromkeys(
+        ("notes.txt", "pictures/a.png", "evaluation.json", "inspect/notes.txt", "tb/a.txt"), b"mine"
+    )
     for name, text in mine.items():
         (finished.folder / name).parent.mkdir(exist_ok=True)
         (finished.folder / name).write_bytes(text)
@@ -98,7 +124,44 @@ def test_force_removes_the_run_and_nothing_else(finished):
     assert after.keys() == {"config.yaml", "env.json", *mine}
     assert {name: after[name] for name in mine} == mine
     assert open_run(str(finished.folder)).config == other
-    assert not (finished.folder / "tb").exists() and not (finished.folder / "checkpoints").exists()
+    assert not (finished.folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "report.html", "selection.json", "config.yaml"])
+def test_a_file_that_somebody_changed_is_neither_replaced_nor_removed(finished, name):
+    (finished.folder / name).write_text("mine now")
+    before = contents(finished.folder)
+    assert_refused(
+        ConfigError, f"{name}: was changed", lambda: create_run(finished.config, resume=False, force=True)
+    )
+    assert_refused(ConfigError, f"{name}: was changed", lambda: finished.write_file(name, b"x"))
+    assert contents(finished.folder) == before
+    (finished.folder / name).unlink()
+    finished.write_file(name, b"x")
+    assert (finished.folder / name).read_bytes() == b"x"
+
+
+def test_a_file_of_somebody_else_is_not_replaced(finished):
+    (finished.folder / "audit-notes.json").write_text("mine")
+    assert_refused(ConfigError, "was not written by cmfg", lambda: finished.write("audit-notes.json", {}))
+    assert (finished.folder / "audit-notes.json").read_text() == "mine"
+
+
+def test_a_finished_run_without_its_checkpoints_is_no_new_one(finished):
+    (finished.folder / "checkpoints" / "last.safetensors").unlink()
+    before = contents(finished.folder)
+    assert_refused(ConfigError, "holds a run", lambda: create_run(finished.config, resume=False, force=False))
+    create_run(finished.config, resume=True, force=False)
+    assert contents(finished.folder) == before
+
+
+def test_a_damaged_list_stops_everything(finished):
+    (finished.folder / MARKER).write_text('{"files": ')
+    for call in (
+        lambda: create_run(finished.config, resume=False, force=True),
+        lambda: finished.write("audit.json", {}),
+    ):
+        assert_refused(CheckpointError, "damaged", call)
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -114,6 +177,7 @@ def test_a_run_without_a_checkpoint_is_begun_anew(tmp_path, resume):
 
 def test_the_folder_of_the_data_is_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
     run = create_run(config(tmp_path / "run", "data.root=pictures"), resume=False, force=False)
     assert open_run(str(run.folder)).config.data.root == run.config.data.root == str(tmp_path / "pictures")
 
@@ -174,7 +238,7 @@ def test_a_foreign_folder_is_refused(tmp_path, resume, force, names):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("moment", range(6))
+@pytest.mark.parametrize("moment", range(11))
 def test_a_kill_while_the_run_is_made(tmp_path, moment):
     """A child is killed before or after one of the renames; the same command then makes the whole run."""
     folder, asked = tmp_path / "run", config(tmp_path / "run")
@@ -195,7 +259,7 @@ def test_a_kill_while_the_run_is_made(tmp_path, moment):
         create_run(asked, resume=True, force=False)
         os._exit(0)
     killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert killed == (-signal.SIGKILL if moment < 4 else 0)
+    assert killed == (-signal.SIGKILL if moment < 10 else 0)
     create_run(asked, resume=True, force=False)
     create_run(asked, resume=True, force=False)
     assert {"config.yaml", "env.json"} == contents(folder).keys()

@@ -1,0 +1,201 @@
+"""A trained model as files: a run directory, an exported folder or a hub repository to a `Matcher`, and back."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+
+from cmfg_dgl import __version__
+from cmfg_dgl.config import Config, config_from_mapping
+from cmfg_dgl.errors import CheckpointError, ConfigError
+from cmfg_dgl.features.encoders.load import encoders
+from cmfg_dgl.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json
+from cmfg_dgl.matcher import Matcher
+from cmfg_dgl.reporting.matcher_card import matcher_card
+from cmfg_dgl.retrieval.query_bank import load_query_bank, save_query_bank
+from cmfg_dgl.training.checkpoint import save_checkpoint
+from cmfg_dgl.training.experiment import restore_model
+from cmfg_dgl.training.run_directory import Run, open_run
+
+__all__ = ["load_matcher", "load_run", "push_matcher", "save_matcher"]
+
+_log = logging.getLogger(__name__)
+
+FORMAT = 1
+RECORD, WEIGHTS, BANK, CARD = "matcher.json", "weights.safetensors", "query-bank.safetensors", "README.md"
+VERSIONS = ("transformers", "library")
+"""Parts of an encoder's description that name a library's version: another one is said, not refused."""
+
+
+def load_matcher(source: str | Path, device: str) -> Matcher:
+    """Read a run directory, an exported folder or a hub repository; see `Matcher.load`."""
+    folder = Path(source).expanduser()
+    if (folder / RECORD).is_file():
+        return _load_exported(folder, device)
+    if (folder / "config.yaml").is_file():
+        return load_run(open_run(str(folder), [f"run.device={device}"]))
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise CheckpointError(
+            f"{source}: no trained model here (neither {RECORD} nor config.yaml); train one with cmfg train -o {source}"
+        )
+    return _load_exported(_download(str(source)), device)
+
+
+def load_run(run: Run) -> Matcher:
+    """The trained model of a run, with the overrides and on the device of its configuration.
+
+    Raises
+    ------
+    CheckpointError
+        If the training is not finished, or a file of the run is damaged.
+    """
+    selection = run.read("selection.json")
+    config = run.config
+    vision, text = encoders(config)
+    given = config.retrieval.alpha
+    return Matcher(
+        config=config,
+        model=restore_model(config, {"patch": vision.width, "token": text.width}, run.best),
+        vision=vision,
+        text=text,
+        query_bank=run.load_query_bank() if config.retrieval.correction != "none" else None,
+        alpha=selection["alpha"] if given is None else given,
+        provenance={**run.read("training.json"), "selection": selection},
+    )
+
+
+def save_matcher(matcher: Matcher, folder: Path, *, force: bool) -> Path:
+    """Write an exported folder, whole or not at all; see `Matcher.save`."""
+    _check_free(folder, force)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        made = Path(temporary) / folder.name
+        made.mkdir()
+        _write(matcher, made)
+        if folder.exists():
+            folder.rename(Path(temporary) / "replaced")
+        made.rename(folder)
+    return folder
+
+
+def push_matcher(matcher: Matcher, repo_id: str, *, private: bool, token: str | None) -> str:
+    """Upload an exported folder to a hub repository; see `Matcher.push_to_hub`."""
+    api = HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_matcher(matcher, Path(temporary) / "model", force=False)
+        commit = api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message="Upload a cmfg-dgl model")
+    return str(commit.commit_url)
+
+
+def _check_free(folder: Path, force: bool) -> None:
+    if not folder.exists():
+        return
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if not held and folder.is_dir():
+        return
+    if RECORD not in held or held - {RECORD, WEIGHTS, BANK, CARD}:
+        raise ConfigError(f"{folder}: holds something else than an exported model; choose another folder")
+    if not force:
+        raise ConfigError(f"{folder}: holds an exported model; add --force (force=True) to replace it")
+
+
+def _write(matcher: Matcher, folder: Path) -> None:
+    save_checkpoint(folder / WEIGHTS, matcher.model.state_dict(), {})
+    names = [WEIGHTS]
+    if matcher.query_bank is not None:
+        save_query_bank(folder / BANK, matcher.query_bank)
+        names.append(BANK)
+    body = {
+        "format": FORMAT,
+        "cmfg_dgl": __version__,
+        "config": asdict(_portable(matcher.config)),
+        "alpha": matcher.alpha,
+        "encoders": {"vision": matcher.vision.describe(), "text": matcher.text.describe()},
+        "widths": {"patch": matcher.vision.width, "token": matcher.text.width},
+        "provenance": dict(matcher.provenance),
+        "files": {name: sha256_file(folder / name) for name in names},
+    }
+    write_json(folder / RECORD, {**body, "sha256": sha256_bytes(canonical_json(body))})
+    (folder / CARD).write_text(matcher_card(body), encoding="utf-8")
+
+
+def _portable(config: Config) -> Config:
+    """A configuration without the paths of this machine."""
+    return replace(
+        config,
+        data=replace(config.data, root=None),
+        features=replace(config.features, dir=None),
+        run=replace(config.run, output_dir="", device="cpu", threads=0),
+    )
+
+
+def _load_exported(folder: Path, device: str) -> Matcher:
+    record = _read_record(folder)
+    values = {**record["config"], "run": {**record["config"]["run"], "device": device, "output_dir": str(folder)}}
+    config = config_from_mapping(values, str(folder / RECORD))
+    vision, text = encoders(config)
+    for key, encoder in (("vision", vision), ("text", text)):
+        _check_encoder(folder, f"features.{key}", record["encoders"][key], encoder.describe())
+    return Matcher(
+        config=config,
+        model=restore_model(config, record["widths"], folder / WEIGHTS),
+        vision=vision,
+        text=text,
+        query_bank=load_query_bank(folder / BANK) if BANK in record["files"] else None,
+        alpha=record["alpha"],
+        provenance=record["provenance"],
+    )
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """`matcher.json`, checked against its own digest, and the other files against theirs."""
+    path = folder / RECORD
+    damaged = f"{path}: damaged; export the model again with cmfg export"
+    try:
+        record = read_json(path)
+    except (OSError, ValueError, RecursionError):
+        raise CheckpointError(damaged) from None
+    if not isinstance(record, dict) or record.pop("sha256", None) != sha256_bytes(canonical_json(record)):
+        raise CheckpointError(damaged)
+    if record["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: format {record['format']}, and this version of cmfg-dgl reads format {FORMAT}; install "
+            f"cmfg-dgl {record['cmfg_dgl']}"
+        )
+    for name, digest in record["files"].items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: missing; export the model again with cmfg export")
+        if sha256_file(folder / name) != digest:
+            raise CheckpointError(f"{folder / name}: damaged; export the model again with cmfg export")
+    return record
+
+
+def _check_encoder(folder: Path, key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse an encoder with other weights or other preprocessing than the one that the model was trained with."""
+    differing = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
+    serious = [name for name in differing if name not in VERSIONS]
+    if serious:
+        raise CheckpointError(
+            f"{folder}: {key} differs in {', '.join(serious)} from the encoder that the model was trained with; "
+            "install that encoder, or train again"
+        )
+    for name in differing:
+        _log.warning("%s: %s was %s at training and is %s here", key, name, then.get(name), now.get(name))
+
+
+def _download(name: str) -> Path:
+    try:
+        return Path(snapshot_download(name, allow_patterns=[RECORD, WEIGHTS, BANK, CARD]))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise CheckpointError(
+            f"{name}: no such folder, and no model on the hub ({reason}); give a run directory or an exported folder"
+        ) from None
