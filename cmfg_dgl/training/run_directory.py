@@ -55,6 +55,11 @@ class Run:
         """The weights that validation chose."""
         return self.folder / "checkpoints" / "best.safetensors"
 
+    @property
+    def query_bank(self) -> Path:
+        """The query bank of the hubness correction, embedded by these weights."""
+        return self.folder / "checkpoints" / "query-bank.safetensors"
+
     def write(self, name: str, value: Any) -> None:
         """Write one of the JSON files."""
         write_json(self.folder / name, value)
