@@ -1,4 +1,4 @@
-"""What CMFG begins with: ridges, powers of correlations, popularity, by folds of train and val, test unseen.
+"""What CMFG begins with: ridges, powers, hubness correction, by folds of train and val, test unseen.
 
 python benchmarks/closed_form.py -c openmoji
 
@@ -26,8 +26,9 @@ from cmfg_dgl.evaluation.evaluate import first_stage_rsum
 from cmfg_dgl.evaluation.significance import mean_interval
 from cmfg_dgl.features.pair_dataset import PairDataset, read_pairs
 from cmfg_dgl.nn.canonical import canonical_maps
-from cmfg_dgl.nn.hubness import Popularity
 from cmfg_dgl.retrieval.embeddings import Embedded
+from cmfg_dgl.retrieval.hubness import InvertedSoftmax
+from cmfg_dgl.retrieval.query_bank import bank_items
 from cmfg_dgl.training.experiment import Experiment
 
 __all__ = ["measure_closed_form"]
@@ -43,8 +44,8 @@ def measure_closed_form(
     *,
     ridges: Sequence[float],
     powers: Sequence[float],
-    banks: Sequence[int],
-    sharpness: Sequence[float],
+    query_banks: Sequence[int],
+    inverse_temperatures: Sequence[float],
     folds: int,
     repeats: int,
 ) -> list[dict[str, Any]]:
@@ -58,40 +59,45 @@ def measure_closed_form(
         Of `canonical_maps`.
     powers
         Of the correlation that weighs each direction, on either side; CMFG begins with 1.
-    banks, sharpness
-        Training items of either modality, and the sharpness, of `Popularity`.
+    query_banks, inverse_temperatures
+        Training items of either modality, and the inverse temperature, of `InvertedSoftmax`, in full however small
+        the query bank; 0 for no correction.
 
     Returns
     -------
     list of dict
-        One for each ridge, power, bank and sharpness: these, "rsum" and "gain", mean and 95 % interval over all
-        folds of the rsum and of what it is above that of the first of each.
+        One for each ridge, power, query bank and inverse temperature: these, "rsum" and "gain", mean and 95 %
+        interval over all folds of the rsum and of what it is above that of the first of each.
     """
     found: dict[tuple[float, float, int, float], list[float]] = {}
     for train, held_out in _folds(pair_dataset, groups, folds, repeats):
         for ridge, power in product(ridges, powers):
             known, asked = _embed(train, held_out, ridge, power)
-            for bank in banks:
-                popularity = Popularity(bank, known["patch"].shape[1])
-                popularity.remember({kind: rows[popularity.choose(len(rows))] for kind, rows in known.items()})
-                for value in sharpness:
-                    popularity.sharpness.fill_(value)
-                    images, captions = (popularity.extend(kind, rows) for kind, rows in asked.items())
-                    # The first stage asks for no joint score, so nobody gives one.
-                    rsum = first_stage_rsum(Embedded(images, captions, None), held_out)
-                    found.setdefault((ridge, power, bank, value), []).append(rsum)
-    first = found[ridges[0], powers[0], banks[0], sharpness[0]]
+            for size, value in product(query_banks, inverse_temperatures):
+                # The first stage asks for no joint score, so nobody gives one.
+                scorer = Embedded(*_correct(asked, known, size, value), None)
+                found.setdefault((ridge, power, size, value), []).append(first_stage_rsum(scorer, held_out))
+    first = found[ridges[0], powers[0], query_banks[0], inverse_temperatures[0]]
     return [
         {
             "ridge": ridge,
             "power": power,
-            "bank": bank,
-            "sharpness": value,
+            "query_bank": size,
+            "inverse_temperature": value,
             "rsum": mean_interval(rsums),
             "gain": mean_interval([a - b for a, b in zip(rsums, first, strict=True)]),
         }
-        for (ridge, power, bank, value), rsums in found.items()
+        for (ridge, power, size, value), rsums in found.items()
     ]
+
+
+def _correct(asked: Sides, known: Sides, size: int, inverse_temperature: float) -> tuple[Tensor, Tensor]:
+    """Embeddings of images and of captions, corrected against some of the training items, evenly spaced."""
+    if not inverse_temperature:
+        return asked["image"], asked["text"]
+    correction = InvertedSoftmax(inverse_temperature, enough_images=1)
+    correction.fit(*(known[modality][bank_items(len(known[modality]), size)] for modality in ("image", "text")))
+    return correction.transform("image", asked["image"]), correction.transform("text", asked["text"])
 
 
 def _embed(train: PairDataset, held_out: PairDataset, ridge: float, power: float) -> tuple[Sides, Sides]:
@@ -100,12 +106,12 @@ def _embed(train: PairDataset, held_out: PairDataset, ridge: float, power: float
     *maps, correlations = canonical_maps(x[train.caption_image].double().numpy(), y.double().numpy(), ridge)
     embedded: tuple[Sides, Sides] = {}, {}
     for kind, mean, directions in (
-        ("patch", x[train.caption_image].mean(0), maps[0]),
-        ("token", y.mean(0), maps[1]),
+        ("image", x[train.caption_image].mean(0), maps[0]),
+        ("text", y.mean(0), maps[1]),
     ):
         projection = torch.from_numpy(directions * correlations**power).float()[:, :SIZE]
         for part, sides in zip((train, held_out), embedded, strict=True):
-            side = part.images if kind == "patch" else part.captions
+            side = part.images if kind == "image" else part.captions
             sides[kind] = F.normalize((side.means - mean) @ projection, dim=1)
     return embedded
 
@@ -126,8 +132,16 @@ def _folds(
 @recipe_arguments
 @click.option("--ridge", "ridges", type=float, multiple=True, help="The recipe's model.ridge unless given.")
 @click.option("--power", "powers", type=float, multiple=True, default=(0.5, 1, 2), show_default=True)
-@click.option("--banks", type=WholeNumbers("sizes of the bank", 1), default="4096", show_default=True)
-@click.option("--sharpness", type=float, multiple=True, default=(0, 4, 8, 12), show_default=True)
+@click.option("--query-banks", type=WholeNumbers("sizes of the query bank", 1), default="4096", show_default=True)
+@click.option(
+    "--inverse-temperature",
+    "inverse_temperatures",
+    type=float,
+    multiple=True,
+    default=(0, 4, 8, 12),
+    show_default=True,
+    help="Of the hubness correction; 0: none.",
+)
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -137,8 +151,8 @@ def main(
     config: str,
     ridges: tuple[float, ...],
     powers: tuple[float, ...],
-    banks: list[int],
-    sharpness: tuple[float, ...],
+    query_banks: list[int],
+    inverse_temperatures: tuple[float, ...],
     folds: int,
     repeats: int,
     as_json: bool,
@@ -153,21 +167,21 @@ def main(
         image_groups(experiment.dataset, split.images),
         ridges=ridges or (recipe.model.ridge,),
         powers=powers,
-        banks=banks,
-        sharpness=sharpness,
+        query_banks=query_banks,
+        inverse_temperatures=inverse_temperatures,
         folds=folds,
         repeats=repeats,
     )
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    head = ("ridge", "power", "bank", "sharpness", "rsum", "gain", "95 %")
+    head = ("ridge", "power", "query bank", "inverse temperature", "rsum", "gain", "95 %")
     cells = [
         (
             f"{row['ridge']:g}",
             f"{row['power']:g}",
-            f"{row['bank']:,}",
-            f"{row['sharpness']:g}",
+            f"{row['query_bank']:,}",
+            f"{row['inverse_temperature']:g}",
             f"{row['rsum'][0]:.1f}",
             f"{row['gain'][0]:+.1f}",
             f"[{row['gain'][1]:+.1f}, {row['gain'][2]:+.1f}]",

@@ -16,7 +16,7 @@ from cmfg_dgl.cli.output import Bars, print_table
 from cmfg_dgl.data.formats.scenes import Scene, scene_of
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.evaluation.hard_negatives import Margins, hard_negative_margins
-from cmfg_dgl.jobs.results import graph_scorer, trained_model
+from cmfg_dgl.jobs.results import run_scorer, trained_model
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment
 from cmfg_dgl.training.run_directory import open_run
@@ -74,7 +74,7 @@ def main(run: str, split: str, as_json: bool) -> None:
         if negatives is None:
             raise ConfigError(f"{run}: trained on {experiment.dataset.name}; give a run of the recipe scenes")
         model = trained_model(opened, experiment, load_checkpoint(opened.best)[0])
-        scorer = graph_scorer(model, opened.config, bars)
+        scorer = run_scorer(opened, model, bars)
         margins = hard_negative_margins(scorer, experiment.pair_dataset(part), negatives, joint=True)
     rows = refused(margins, [scene_of(experiment.dataset.images[image]) for image in part.images])
     if as_json:

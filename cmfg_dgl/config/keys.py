@@ -225,18 +225,6 @@ class ModelConfig:
     feature_dropout: float = option(
         0.5, "dropout of backbone features, whitened (init cca) or projected (random)", least=0.0, most=0.95
     )
-    bank: int = option(
-        4096,
-        "training items of each modality that tell how popular an item is, of which its scores are freed; 0: "
-        "scores as they are",
-        least=0,
-    )
-    sharpness: float = option(
-        8.0,
-        "bank: how much more the nearest of its items count than others, in inverse cosines, from 400 images on; "
-        "with fewer it is less in proportion",
-        least=0.1,
-    )
 
 
 @dataclass
@@ -278,6 +266,21 @@ class RetrievalConfig:
         least=0.0,
         most=1.0,
     )
+    correction: str = option(
+        "hubness",
+        "hubness correction of first-stage scores: by the inverted softmax, by CSLS, or none",
+        choices=("hubness", "csls", "none"),
+    )
+    query_bank: int = option(
+        4096, "training items of each modality against which the correction measures hubness", least=1
+    )
+    inverse_temperature: float = option(
+        8.0,
+        "correction hubness: how much more the nearest of the query bank count than others, in inverse cosines; "
+        "less in proportion with fewer than 400 training images",
+        least=0.1,
+    )
+    csls_neighbours: int = option(10, "correction csls: nearest items of the query bank that count", least=1)
     pair_batch: int = option(512, "joint graphs scored at a time", least=1)
     query_batch: int = option(256, "queries ranked at a time", least=1)
 

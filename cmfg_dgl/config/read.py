@@ -30,6 +30,12 @@ __all__ = [
     "to_yaml",
 ]
 
+MOVED = {
+    "model.bank": "retrieval.query_bank, and 0 is retrieval.correction: none",
+    "model.sharpness": "retrieval.inverse_temperature",
+}
+"""Keys of earlier versions, and what stands for them."""
+
 MAX_YAML_BYTES = 1 << 20
 MAX_YAML_VALUES = 10_000
 MAX_YAML_DEPTH = 20
@@ -257,6 +263,8 @@ def _key_of_no_mapping(base: Any, update: dict[str, Any]) -> str | None:
 
 
 def _suggest(base: Any, key: str) -> str:
+    if key in MOVED:
+        return f"; it is {MOVED[key]}"
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(base, parent) if parent else base
     # Only a relation may be new, and then the base does not know its keys.

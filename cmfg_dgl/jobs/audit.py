@@ -6,7 +6,7 @@ from typing import Any
 
 from cmfg_dgl.data.splits import shared_items
 from cmfg_dgl.evaluation.audit import audit
-from cmfg_dgl.jobs.results import Progress, graph_scorer, known_result, result_identity, trained_model
+from cmfg_dgl.jobs.results import Progress, graph_scorer, known_result, result_identity, run_scorer, trained_model
 from cmfg_dgl.reporting.report import write_card, write_report
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment, select_device
@@ -37,7 +37,7 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
         progress("audit", len(names) - 1, 8, name)
 
     result = audit(
-        graph_scorer(trained_model(run, experiment, weights), run.config, None),
+        run_scorer(run, trained_model(run, experiment, weights), None),
         graph_scorer(experiment.model(run.config.run.seed + 1), run.config, None),
         experiment.pair_dataset(view),
         shared_with_training=shared_items(

@@ -18,7 +18,7 @@ from cmfg_dgl.evaluation.evaluate import (
 from cmfg_dgl.evaluation.examples import retrieved_examples
 from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
 from cmfg_dgl.evaluation.ranking import Ranking, cmc, precision_recall
-from cmfg_dgl.jobs.results import Progress, graph_scorer, known_result, result_identity, trained_model
+from cmfg_dgl.jobs.results import Progress, known_result, result_identity, run_scorer, trained_model
 from cmfg_dgl.reporting.report import write_card, write_report
 from cmfg_dgl.retrieval.scorer import Scorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
@@ -59,7 +59,7 @@ def evaluate_run(
     if (run.folder / name).is_file() and not force:
         return known_result(run, name, made_from)
     pair_dataset = experiment.pair_dataset(view)
-    scorer = graph_scorer(trained_model(run, experiment, weights), config, progress)
+    scorer = run_scorer(run, trained_model(run, experiment, weights), progress)
     start = time.perf_counter()
     scores = score(scorer, pair_dataset, k=config.retrieval.k, query_batch=config.retrieval.query_batch)
     first, first_rankings = first_stage(scores)

@@ -25,11 +25,12 @@ from cmfg_dgl.features.encoders.text import TextEncoder
 from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.features.extract import to_half
 from cmfg_dgl.files import sha256_bytes
+from cmfg_dgl.jobs.results import run_scorer
 from cmfg_dgl.nn.joint_attention import joint_attention
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.reporting.inspect_page import write_inspection
 from cmfg_dgl.reporting.overlays import write_overlays
-from cmfg_dgl.retrieval.scorer import GraphScorer, candidates, fuse
+from cmfg_dgl.retrieval.scorer import candidates, fuse
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment, Progress, build_model, encoders
 from cmfg_dgl.training.run_directory import Run
@@ -291,11 +292,7 @@ def _retrieve(
     """Places in the gallery of the best results of both stages, and their final scores."""
     config: Config = run.config
     alpha = run.read("selection.json")["alpha"] if config.retrieval.alpha is None else config.retrieval.alpha
-    scorer = GraphScorer(
-        source.models.trained,
-        pair_batch=config.retrieval.pair_batch,
-        progress=lambda done, total: progress("re-ranking", done, total),
-    )
+    scorer = run_scorer(run, source.models.trained, progress)
     pair_dataset = source.experiment.pair_dataset(split)
     sides = scorer.embeddings(pair_dataset)
     queries, gallery = sides if direction == "i2t" else sides[::-1]

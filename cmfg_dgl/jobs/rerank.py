@@ -18,7 +18,7 @@ from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.bench.methods import make_method
 from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.files import sha256_file, write_atomic
-from cmfg_dgl.jobs.results import Progress, graph_scorer, known_result, result_identity, trained_model
+from cmfg_dgl.jobs.results import Progress, graph_scorer, known_result, result_identity, run_scorer, trained_model
 from cmfg_dgl.reporting.figures import png_bytes, svg_text
 from cmfg_dgl.reporting.rerank_figure import rerank_figure
 from cmfg_dgl.retrieval.embeddings import Embedded, read_embeddings, spread, write_embeddings
@@ -109,8 +109,9 @@ class _Job:
         weights, _ = load_checkpoint(run.best)
         experiment = Experiment.prepare(run.config, progress)
         collections = {name: experiment.pair_dataset(experiment.evaluation_split(name)) for name in splits}
-        scorer = graph_scorer(trained_model(run, experiment, weights), run.config, progress)
-        own = functools.cache(lambda split: scorer.embeddings(collections[split]))
+        model = trained_model(run, experiment, weights)
+        scorer, first = graph_scorer(model, run.config, progress), run_scorer(run, model, None)
+        own = functools.cache(lambda split: first.embeddings(collections[split]))
         return cls(run, experiment, scorer, progress, collections, own)
 
     def measure(

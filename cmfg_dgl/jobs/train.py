@@ -23,13 +23,14 @@ from cmfg_dgl.evaluation.evaluate import (
     score,
 )
 from cmfg_dgl.evaluation.examples import retrieved_examples
-from cmfg_dgl.files import write_atomic
+from cmfg_dgl.files import canonical_json, sha256_bytes, write_atomic
 from cmfg_dgl.jobs.results import Progress, graph_scorer
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.reporting.board import write_board
 from cmfg_dgl.reporting.report import write_card, write_report
-from cmfg_dgl.retrieval.query_bank import fill_bank
-from cmfg_dgl.training.checkpoint import load_checkpoint, save_checkpoint
+from cmfg_dgl.retrieval.hubness import Correction, corrected
+from cmfg_dgl.retrieval.query_bank import QueryBank, bank_items, fit_correction, save_query_bank
+from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment, select_device
 from cmfg_dgl.training.run_directory import Run
 from cmfg_dgl.training.trainer import Trainer, TrainerState, load_weights
@@ -95,8 +96,9 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
     state = trainer.fit()
     weights, best = load_checkpoint(trainer.best)
     load_weights(model, weights, trainer.best)
-    fill_bank(scorer, trainer.pair_dataset, run.config.model.sharpness)
-    save_checkpoint(trainer.best, model.state_dict(), best)
+    correction = fit_correction(scorer, trainer.pair_dataset, run.config.retrieval)
+    if correction is not None:
+        _save_query_bank(run, experiment, train, correction)
     dataset = experiment.dataset
     run.write(
         "training.json",
@@ -116,7 +118,7 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
             "seconds": time.perf_counter() - start,
         },
     )
-    scores = score(scorer, held_out, k=run.config.retrieval.k)
+    scores = score(corrected(scorer, correction), held_out, k=run.config.retrieval.k)
     selection = {
         "split": "val",
         "protocol": dataset.protocol("val"),
@@ -124,7 +126,7 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
         **_select(run, scores),
     }
     examples = retrieved_examples(dataset, val, scores, selection["alpha"])
-    write_board(run.folder / "tb", dataset, val, scores, examples, step=state.step, extra=model.popularity.extra)
+    write_board(run.folder / "tb", dataset, val, scorer.embeddings(held_out), examples, step=state.step)
     # Written last: it says that the run is finished.
     run.write("selection.json", selection)
     write_card(run.folder)
@@ -172,6 +174,21 @@ def _trainer(
         shuffle_buffer=training.shuffle_buffer,
         progress=lambda done, total, message: progress("training", done, total, message),
     )
+
+
+def _save_query_bank(run: Run, experiment: Experiment, train: Split, correction: Correction) -> None:
+    """Keep the query bank of a fitted correction, with the ids of its items and where they are from."""
+    dataset, size = experiment.dataset, run.config.retrieval.query_bank
+    images, texts = (items[bank_items(len(items), size).numpy()] for items in (train.images, train.captions))
+    bank = QueryBank(
+        correction.images,
+        correction.texts,
+        tuple(dataset.images[i].id for i in images),
+        tuple(dataset.captions[c].id for c in texts),
+        size,
+        sha256_bytes(canonical_json(dataset.manifest("train"))),
+    )
+    save_query_bank(run.query_bank, bank)
 
 
 def _select(run: Run, scores: Scores) -> dict[str, Any]:

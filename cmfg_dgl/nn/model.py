@@ -20,7 +20,6 @@ from cmfg_dgl.graph.topology import Complete, NodeSet
 from cmfg_dgl.graph.views import NodeBlock, RelationView, relation_view
 from cmfg_dgl.nn.attention import Message, Projected, RelationAttention, merge_messages
 from cmfg_dgl.nn.cca_projection import CCAProjection
-from cmfg_dgl.nn.hubness import Popularity
 from cmfg_dgl.nn.kernels import BLOCK_DENSITY
 from cmfg_dgl.nn.layer import CMFGLayer
 from cmfg_dgl.nn.matching_head import NodeMatchingHead
@@ -142,8 +141,6 @@ class CMFG(nn.Module):
         Of that closed form, see `CCA`.
     feature_dropout
         With `cca` dropout of whitened features, an item at a time; with `random` of projected ones.
-    bank
-        Training items of each modality that `Popularity` remembers.
     temperature
         Starting temperature of both scores; their learnt inverses are at most 100.
     bf16
@@ -174,7 +171,6 @@ class CMFG(nn.Module):
         block_density: float = BLOCK_DENSITY,
         dropout: float = 0.0,
         feature_dropout: float = 0.0,
-        bank: int = 0,
         temperature: float = 0.07,
         bf16: bool = False,
         positional: Sequence[str] = ("patch", "token"),
@@ -241,7 +237,6 @@ class CMFG(nn.Module):
         self.matching_head = nn.ModuleDict(
             {node_type: NodeMatchingHead(width, MATCHING_HEAD_WIDTH) for node_type in scored}
         )
-        self.popularity = Popularity(bank, width)
         self.log_scales = nn.ParameterDict(
             {stage: nn.Parameter(torch.tensor(-math.log(temperature))) for stage in ("first", "joint")}
         )

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from cmfg_dgl.data.dataset import Dataset, Split
-from cmfg_dgl.evaluation.evaluate import Scores
 from cmfg_dgl.evaluation.examples import decode_picture
 from cmfg_dgl.reporting.figures import BLUE, VERMILION, png_bytes, retrieval_grid
 
@@ -34,11 +33,10 @@ def write_board(
     folder: Path,
     dataset: Dataset,
     split: Split,
-    scores: Scores,
+    embeddings: tuple[Tensor, Tensor],
     examples: Sequence[Mapping[str, Any]],
     *,
     step: int,
-    extra: int,
     pairs: int = PAIRS,
 ) -> None:
     """Write the picture `val/retrieved` and the projector's `embeddings` of a split to TensorBoard files.
@@ -47,14 +45,13 @@ def write_board(
     ----------
     folder
         The run's `tb/`.
-    scores
-        Of the split; its embeddings are shown with unit length.
+    embeddings
+        Of the images and of the captions of the split, (N, D) and (M, D), without a hubness correction; shown with
+        unit length.
     examples
         As `retrieved_examples` gives them.
     step
         The last step of training.
-    extra
-        Last coordinates of the embeddings that are no place in the shared space, see `Popularity.extend`.
     pairs
         At most so many images, evenly spaced over the split, each with its first caption.
     """
@@ -62,12 +59,11 @@ def write_board(
     chosen = torch.linspace(0, N - 1, min(pairs, N), dtype=torch.float64).long()
     # Every image of a split has a caption.
     first = torch.from_numpy(np.unique(split.caption_image, return_index=True)[1])[chosen]
-    direction = scores.directions["i2t"]
+    images, captions = embeddings
     with SummaryWriter(str(folder)) as board:
         board.add_image("val/retrieved", _retrieved(examples), step, dataformats="HWC")
         rows, tiles = _points(dataset, split, chosen.tolist(), first.tolist())
-        vectors = torch.cat([direction.queries[chosen], direction.gallery[first]])
-        shared = F.normalize(vectors[:, : vectors.shape[1] - extra].float(), dim=1)
+        shared = F.normalize(torch.cat([images[chosen], captions[first]]).float(), dim=1)
         board.add_embedding(shared, rows, tiles, step, "embeddings", ["kind", "id", "text"])
 
 

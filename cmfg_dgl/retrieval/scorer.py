@@ -59,10 +59,10 @@ class GraphScorer:
 
     @torch.inference_mode()
     def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
-        """Independent embeddings freed of their popularity; the scale is split evenly over both sides."""
+        """Independent embeddings; the scale is split evenly over both modalities."""
         root = self.model.scale("first").sqrt()
         images, captions = (
-            self.model.popularity.extend(side.node_type, self.embed(side, torch.arange(side.count))) * root
+            self.embed(side, torch.arange(side.count)) * root
             for side in (pair_dataset.images, pair_dataset.captions)
         )
         return images.cpu(), captions.cpu()

@@ -329,7 +329,6 @@ def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
             block_density=model.block_density,
             dropout=model.dropout,
             feature_dropout=model.feature_dropout,
-            bank=model.bank,
             temperature=config.training.temperature,
             bf16=config.run.precision == "bf16",
             positional=("token",) if config.features.vision == PRECOMPUTED else ("patch", "token"),

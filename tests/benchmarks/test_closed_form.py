@@ -1,7 +1,8 @@
 """Pins of `benchmarks/closed_form.py`, on planted pairs.
 
 - Every image is held out once a repeat, with all its captions and its whole group, and what is left is trained on.
-- The rsum of each ridge, power, bank and sharpness is that of the formula on CCA fitted anew, gains over the first.
+- The rsum of each ridge, power, query bank and inverse temperature is that of the formula on CCA fitted anew, gains
+  over the first.
 """
 
 import numpy as np
@@ -56,7 +57,14 @@ def directions(values, ridge):
 def test_rsums_are_those_of_the_formula(bank, ridge, power):
     pair_dataset = planted(COUNTS, noise=2.0)
     found = measure_closed_form(
-        pair_dataset, GROUPS, ridges=[ridge], powers=[power], banks=[bank], sharpness=[0.0, 3.0], folds=3, repeats=1
+        pair_dataset,
+        GROUPS,
+        ridges=[ridge],
+        powers=[power],
+        query_banks=[bank],
+        inverse_temperatures=[0.0, 3.0],
+        folds=3,
+        repeats=1,
     )
     expected = {0.0: [], 3.0: []}
     for train, held_out in _folds(pair_dataset, GROUPS, 3, 1):
@@ -84,8 +92,8 @@ def test_rsums_are_those_of_the_formula(bank, ridge, power):
             ways = [np.flatnonzero(owner == image) for image in range(len(x))], [[image] for image in owner]
             rsums.append(recalls(scores, ways[0]) + recalls(scores.T, ways[1]))
     for row in found:
-        assert (row["ridge"], row["power"], row["bank"]) == (ridge, power, bank)
-        assert row["rsum"] == pytest.approx(mean_interval(expected[row["sharpness"]]), abs=1e-6)
-        gains = np.subtract(expected[row["sharpness"]], expected[0.0])
+        assert (row["ridge"], row["power"], row["query_bank"]) == (ridge, power, bank)
+        assert row["rsum"] == pytest.approx(mean_interval(expected[row["inverse_temperature"]]), abs=1e-6)
+        gains = np.subtract(expected[row["inverse_temperature"]], expected[0.0])
         assert row["gain"][0] == pytest.approx(gains.mean(), abs=1e-6)
     assert found[1]["gain"][0] != 0

@@ -153,7 +153,7 @@ def test_fits_that_ran_out_of_time_are_counted(measured: tuple[Path, Any]) -> No
     [
         ("cmfg", ("cmfg", {})),
         ("cca: {ridge: 3.0}", ("cca", {"ridge": 3.0})),
-        ("cmfg: {model.bank: 0, training.epochs: 2}", ("cmfg", {"model.bank": 0, "training.epochs": 2})),
+        ("cmfg: {model.ridge: 2.0, training.epochs: 2}", ("cmfg", {"model.ridge": 2.0, "training.epochs": 2})),
     ],
 )
 def test_what_is_tried(text: str, tried: Any) -> None:

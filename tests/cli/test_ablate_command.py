@@ -35,8 +35,8 @@ from cmfg_dgl.training.experiment import build_model
 
 DEAF = (
     "model.init=random",
-    # An item that says nothing is still more or less popular.
-    "model.bank=0",
+    # An item whose embedding says nothing still has a penalty of its own.
+    "retrieval.correction=none",
     "model.residual=false",
     "training.learning_rate=0.01",
     "training.epochs=4",

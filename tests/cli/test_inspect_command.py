@@ -20,7 +20,8 @@ from commands import Result, cmfg, contents
 from conftest import Trained
 
 from cmfg_dgl.evaluation.evaluate import score
-from cmfg_dgl.retrieval.scorer import GraphScorer, fuse
+from cmfg_dgl.jobs.results import run_scorer
+from cmfg_dgl.retrieval.scorer import fuse
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment
 from cmfg_dgl.training.run_directory import open_run
@@ -95,9 +96,9 @@ def test_a_query_finds_what_the_evaluation_finds(trained: Trained, tmp_path: Pat
     }  # fmt: skip
     model = experiment.model(0)
     load_weights(model, load_checkpoint(opened.best)[0], opened.best)
-    found = score(GraphScorer(model), experiment.pair_dataset(split), k=opened.config.retrieval.k).directions[
-        direction
-    ]
+    found = score(
+        run_scorer(opened, model, None), experiment.pair_dataset(split), k=opened.config.retrieval.k
+    ).directions[direction]
     place = 2 if direction == "i2t" else 3
     row = slice(place, place + 1)
     alpha = opened.read("selection.json")["alpha"]

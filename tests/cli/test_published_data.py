@@ -20,14 +20,14 @@ from commands import SMALL as FEW_EPOCHS
 from commands import cmfg
 from layouts import karpathy_layout, mirflickr_layout
 
-from cmfg_dgl.config import load_config
 from cmfg_dgl.data.formats import mirflickr
 from cmfg_dgl.data.formats.mirflickr import LABELS, PROTOCOLS
 from cmfg_dgl.evaluation.evaluate import first_stage, score
-from cmfg_dgl.retrieval.scorer import GraphScorer
+from cmfg_dgl.jobs.results import run_scorer, trained_model
+from cmfg_dgl.retrieval.scorer import Scorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment
-from cmfg_dgl.training.trainer import load_weights
+from cmfg_dgl.training.run_directory import open_run
 
 SMALL = (*FEW_EPOCHS, "training.epochs=1")
 WORDS = ("sunset", "beach", "dog", "tree", "portrait", "night")
@@ -57,13 +57,12 @@ def photo_run(photos: Path, cache: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def opened(run: Path) -> tuple[Experiment, GraphScorer]:
+def opened(run: Path) -> tuple[Experiment, Scorer]:
     """The experiment of a run, and the scorer with its chosen weights."""
-    config = load_config(str(run / "config.yaml"))
-    experiment = Experiment.prepare(config)
-    model, best = experiment.model(0), run / "checkpoints" / "best.safetensors"
-    load_weights(model, load_checkpoint(best)[0], best)
-    return experiment, GraphScorer(model)
+    found = open_run(str(run))
+    experiment = Experiment.prepare(found.config)
+    model = trained_model(found, experiment, load_checkpoint(found.best)[0])
+    return experiment, run_scorer(found, model, None)
 
 
 def test_info_and_check_of_mirflickr(photos: Path) -> None:

@@ -2,6 +2,7 @@
 
 - A run directory holds what the documents promise, and `--json` says what validation chose.
 - It begins as the closed form of its own training split.
+- Its query bank holds embeddings of training items alone, by the chosen weights, with their ids and their manifest.
 - Nothing is overwritten without --force: not a run, not a foreign folder, with --force neither.
 - `--resume auto` leaves a finished run as it is, starts one that is not there, and refuses other settings and
   other data; `--resume PATH` goes on from another run, with the best weights of that; a bad PATH makes no folder.
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from commands import SMALL, cmfg, contents, draw_folder, start, write_captions
 from PIL import Image
@@ -35,9 +37,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cmfg_dgl.cli.output import Bars
 from cmfg_dgl.config import load_config
-from cmfg_dgl.retrieval.query_bank import ENOUGH
+from cmfg_dgl.files import canonical_json, sha256_bytes
+from cmfg_dgl.jobs.results import graph_scorer, trained_model
+from cmfg_dgl.retrieval.query_bank import load_query_bank
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment
+from cmfg_dgl.training.run_directory import open_run
 
 SELECTION = {
     "split", "protocol", "epoch", "k", "alpha", "first_stage_rsum", "two_stage_rsum", "alphas", "rsums",
@@ -62,15 +67,12 @@ def test_a_run_holds_what_is_promised(trained: Any) -> None:
     assert [epoch["epoch"] for epoch in epochs] == [1, 2]
     assert told["epoch"] == max(epochs, key=lambda epoch: epoch["val_rsum"])["epoch"]
     config = yaml.safe_load((trained.folder / "config.yaml").read_text())
-    weights, _ = load_checkpoint(trained.folder / "checkpoints" / "best.safetensors")
-    blunter = json.loads((trained.folder / "training.json").read_text())["train_images"] / ENOUGH
-    assert float(weights["popularity.sharpness"]) == pytest.approx(config["model"]["sharpness"] * blunter)
     assert config["model"]["width"] == 32
     training = json.loads((trained.folder / "training.json").read_text())
     assert training["quarantined"] == {}
     assert training["train_captions"] == 2 * training["train_images"]
     with safe_open(trained.folder / "checkpoints" / "best.safetensors", framework="np") as file:
-        found = (".mean_", ".root_", "position_scale_", "popularity.")
+        found = (".mean_", ".root_", "position_scale_")
         learnt = [name for name in file.keys() if not any(part in name for part in found)]  # noqa: SIM118
         shapes = [file.get_slice(name).get_shape() for name in learnt]
     assert training["parameters"] == sum(int(np.prod(shape)) for shape in shapes)
@@ -89,6 +91,27 @@ def test_a_run_begins_as_the_closed_form_of_its_training_split(trained: Any) -> 
             f"input_projection.root_{side.node_type}"
         ]
         assert float(white.square().mean()) == pytest.approx(1, rel=1e-3)
+
+
+def test_the_query_bank_is_of_the_training_split_and_of_nothing_else(trained: Any) -> None:
+    run = open_run(str(trained.folder))
+    experiment, bank = Experiment.prepare(run.config), load_query_bank(run.query_bank)
+    manifest = json.loads((trained.folder / "manifest-train.json").read_text())
+    assert bank.training_manifest == sha256_bytes(canonical_json(manifest))
+    assert set(bank.image_ids) <= {item["image"] for item in manifest["items"]}
+    dataset = experiment.dataset
+    owner = {caption.id: dataset.images[caption.image].id for caption in dataset.captions}
+    assert {owner[text] for text in bank.text_ids} <= {item["image"] for item in manifest["items"]}
+    # The rows are what the chosen weights make of the items with these ids, in this order.
+    scorer = graph_scorer(trained_model(run, experiment, load_checkpoint(run.best)[0]), run.config, None)
+    images, texts = scorer.embeddings(experiment.pair_dataset(dataset.split("train")))
+    view = dataset.split("train")
+    for rows, ids, of_split, expected in (
+        (bank.images, bank.image_ids, [dataset.images[i].id for i in view.images], images),
+        (bank.texts, bank.text_ids, [dataset.captions[c].id for c in view.captions], texts),
+    ):
+        assert len(ids) == min(run.config.retrieval.query_bank, len(of_split))
+        torch.testing.assert_close(rows, expected[[of_split.index(one) for one in ids]], atol=1e-5, rtol=1e-4)
 
 
 def test_tensorboard_has_attention_of_each_epoch_and_the_embeddings(trained: Any) -> None:
@@ -258,18 +281,14 @@ def test_resume_from_another_run_brings_its_best_weights(
     trained: Any, stopped: Path, tmp_path: Path, given: str
 ) -> None:
     before = contents(stopped)
-    changed = (CONSTANT, "model.sharpness=5")
-    result = cmfg(*trained.arguments, *changed, "-o", "second", "--resume", stopped / given, "--json")
+    result = cmfg(*trained.arguments, CONSTANT, "-o", "second", "--resume", stopped / given, "--json")
     assert result.code == 0, result.err
     assert result.json["epoch"] == 1
     best = Path("checkpoints", "best.safetensors")
-    before_bank, after = (load_checkpoint(folder / best)[0] for folder in (stopped, tmp_path / "second"))
-    learnt = [name for name in after if not name.startswith("popularity.")]
-    assert all(after[name].equal(before_bank[name]) for name in learnt)
-    assert not before_bank["popularity.held_patch"] and after["popularity.held_patch"]
-    told = json.loads((tmp_path / "second" / "training.json").read_text())
-    assert float(before_bank["popularity.sharpness"]) == 0
-    assert float(after["popularity.sharpness"]) == pytest.approx(5 * told["train_images"] / ENOUGH)
+    old, new = (load_checkpoint(folder / best)[0] for folder in (stopped, tmp_path / "second"))
+    assert old.keys() == new.keys() and all(new[name].equal(old[name]) for name in new)
+    assert not (stopped / "checkpoints" / "query-bank.safetensors").exists()
+    assert (tmp_path / "second" / "checkpoints" / "query-bank.safetensors").is_file()
     assert len((tmp_path / "second" / "metrics.jsonl").read_text().splitlines()) == 2
     assert contents(stopped) == before
 

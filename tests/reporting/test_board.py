@@ -40,7 +40,7 @@ def colour(image: int) -> tuple[int, int, int]:
     return (40 * image, 255 - 40 * image, 7 * image)
 
 
-def board(folder: Path, pairs: int = PAIRS, extra: int = 0) -> tuple[Tensor, Tensor]:
+def board(folder: Path, pairs: int = PAIRS) -> tuple[Tensor, Tensor]:
     """Write what a toy of six images shows; the embeddings of all images and captions of the data set."""
     dataset = Dataset(
         "toy",
@@ -60,7 +60,7 @@ def board(folder: Path, pairs: int = PAIRS, extra: int = 0) -> tuple[Tensor, Ten
     )
     scores = score(TableScorer(*here, here[0] @ here[1].T), pair_dataset, k=3)
     examples = retrieved_examples(dataset, split, scores, 0.5)
-    write_board(folder, dataset, split, scores, examples, step=17, extra=extra, pairs=pairs)
+    write_board(folder, dataset, split, here, examples, step=17, pairs=pairs)
     return images, captions
 
 
@@ -78,14 +78,6 @@ def tile(sprite: Any, place: int, points: int) -> Any:
     across = math.ceil(math.sqrt(points))
     left, top = TILE * (place % across), TILE * (place // across)
     return sprite.crop((left, top, left + TILE, top + TILE))
-
-
-def test_the_last_coordinates_are_left_out_where_they_are_no_place(tmp_path: Path) -> None:
-    images, captions = board(tmp_path, extra=2)
-    rows, vectors, _ = projected(tmp_path)
-    for (kind, name, _), vector in zip(rows, vectors, strict=True):
-        shared = (images if kind == "image" else captions)[int(name[3:])][:2]
-        assert vector == pytest.approx((shared / shared.norm()).numpy(), abs=1e-6)
 
 
 def test_every_point_has_its_row_its_vector_and_its_tile(tmp_path: Path) -> None:

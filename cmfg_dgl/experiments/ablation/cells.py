@@ -14,6 +14,8 @@ from cmfg_dgl.experiments.bench.data import BenchData, Part
 from cmfg_dgl.memory import give_freed_memory_back
 from cmfg_dgl.nn.drop import drop_relation
 from cmfg_dgl.nn.model import CMFG
+from cmfg_dgl.retrieval.hubness import corrected
+from cmfg_dgl.retrieval.query_bank import fit_correction
 from cmfg_dgl.retrieval.scorer import GraphScorer, Scorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import build_model
@@ -49,7 +51,7 @@ def cut_down(data: BenchData, config: Config, seed: int, weights: Path, dropped:
 
 def choose_on_validation(model: CMFG, data: BenchData, config: Config) -> tuple[float, float]:
     """The weight of the joint score that is best on validation, and the two-stage rsum there with it."""
-    return _choose(_scores(_scorer(model, config), data.val, config), config)
+    return _choose(_scores(_scorer(model, data, config), data.val, config), config)
 
 
 def evaluated(model: CMFG, data: BenchData, config: Config, split: str) -> Record:
@@ -61,7 +63,7 @@ def evaluated(model: CMFG, data: BenchData, config: Config, split: str) -> Recor
         {"alpha", "val_rsum", "stages": {"first", "two"}}; a stage has `rsum` and `R@1` (mean of both directions) in
         %, and `per_query`: what each query, by direction, adds to either, in points.
     """
-    scorer = _scorer(model, config)
+    scorer = _scorer(model, data, config)
     held_out = _scores(scorer, data.val, config)
     alpha, value = _choose(held_out, config)
     scores = held_out if split == "val" else _scores(scorer, data.test, config)
@@ -72,8 +74,10 @@ def evaluated(model: CMFG, data: BenchData, config: Config, split: str) -> Recor
     }
 
 
-def _scorer(model: CMFG, config: Config) -> GraphScorer:
-    return GraphScorer(model, pair_batch=config.retrieval.pair_batch)
+def _scorer(model: CMFG, data: BenchData, config: Config) -> Scorer:
+    """The model with its hubness correction, whose query bank is the model's own, relations dropped or not."""
+    scorer = GraphScorer(model, pair_batch=config.retrieval.pair_batch)
+    return corrected(scorer, fit_correction(scorer, data.training.pair_dataset, config.retrieval))
 
 
 def _scores(scorer: Scorer, part: Part, config: Config) -> Scores:

@@ -99,11 +99,6 @@ class Method(nn.Module):
         return None
 
     @property
-    def extra(self) -> int:
-        """Last coordinates of the embeddings that are no place in the shared space, see `Popularity.extend`."""
-        return 0
-
-    @property
     def size(self) -> int:
         """How many numbers were learnt."""
         return sum(p.numel() for p in self.parameters()) + sum(b.numel() for b in self.buffers())

@@ -37,9 +37,13 @@ from cmfg_dgl.evaluation.ties import (
     tied_ranking,
 )
 from cmfg_dgl.experiments.baselines.method import Method, OutOfTime
+from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
 from cmfg_dgl.experiments.bench.data import BenchData, Part
 from cmfg_dgl.experiments.bench.methods import make_method
 from cmfg_dgl.memory import give_freed_memory_back, peak_memory
+from cmfg_dgl.retrieval.hubness import Correction, corrected
+from cmfg_dgl.retrieval.query_bank import fit_correction
+from cmfg_dgl.retrieval.scorer import Scorer
 
 __all__ = ["chance_rsum", "evaluate_stage", "run_cell"]
 
@@ -81,58 +85,91 @@ def run_cell(
         start = time.perf_counter()
         timed_out = _fit(method, data, start + 60 * minutes)
         train_seconds = time.perf_counter() - start
-        k = data.config.retrieval.k if method.reranks else 0
-        alpha, value = _select(method, data.val, k)
-        scores = score(method, data.test.pair_dataset, k=k, query_batch=data.config.retrieval.query_batch)
-        weights = {"first": None} if alpha is None else {"first": None, "two": alpha}
-        stages = {stage: evaluate_stage(method, scores, weight, data.test) for stage, weight in weights.items()}
-        _search_database(method, data, k, weights, stages)
-        if not leaky:  # which compares a vector with captions that have seen it
-            _face_hard_negatives(method, data, weights, stages)
-    first = scores.directions["i2t"]
-    x, y = (side[:, : side.shape[1] - method.extra] for side in (first.queries, first.gallery))
+        # Only the recipe of CMFG brings a correction, and a leaky vector is no embedding of an item.
+        retrieval = data.config.retrieval
+        correction = (
+            fit_correction(method, data.training.pair_dataset, retrieval)
+            if isinstance(method, CMFGMethod) and not leaky
+            else None
+        )
+        found, scores = _evaluate(method, correction, data, leaky=leaky)
+    x, y = method.embeddings(data.test.pair_dataset)
     record: dict[str, Any] = {
         "method": name,
         "seed": seed,
         "setting": dict(setting),
         "criterion": method.criterion,
-        "val": value,
-        "alpha": alpha,
-        "stages": stages,
+        **found,
         "train_seconds": train_seconds,
         "timed_out": timed_out,
-        "pairs_per_second": scores.pairs / scores.seconds if k else None,
+        "pairs_per_second": scores.pairs / scores.seconds if method.reranks else None,
         "parameters": method.size,
         "peak_memory_mb": peak[0],
         "attention": method.attention(data.test.pair_dataset),
         "alignment": alignment_metrics(x, y, data.test.pair_dataset.caption_image),
     }
     if audited:
-        record["audit"] = _audit(method, make(seed + 1).eval(), data)
-        record["examples"] = retrieved_examples(data.experiment.dataset, data.test.split, scores, alpha)
+        record["audit"] = _audit(method, correction, make(seed + 1).eval(), data)
+        record["examples"] = retrieved_examples(data.experiment.dataset, data.test.split, scores, found["alpha"])
     return record
 
 
+def _evaluate(
+    method: Method, correction: Correction | None, data: BenchData, *, leaky: bool
+) -> tuple[dict[str, Any], Scores]:
+    """Choose the weight of the joint score on validation, then score the test split once.
+
+    Parameters
+    ----------
+    correction
+        Of the method's first stage; None for its scores as they are.
+
+    Returns
+    -------
+    found, scores
+        {"val", "alpha", "stages"} as in `run_cell`, and the scores of the test split.
+    """
+    scorer, retrieval = corrected(method, correction), data.config.retrieval
+    k = retrieval.k if method.reranks else 0
+    alpha, value = _select(method, scorer, data.val, k)
+    scores = score(scorer, data.test.pair_dataset, k=k, query_batch=retrieval.query_batch)
+    weights = {"first": None} if alpha is None else {"first": None, "two": alpha}
+    stages = {stage: evaluate_stage(method, scores, weight, data.test) for stage, weight in weights.items()}
+    _search_database(method, scorer, data, weights, stages)
+    if not leaky:  # which compares a vector with captions that have seen it
+        _face_hard_negatives(method, scorer, data, weights, stages)
+    return {"val": value, "alpha": alpha, "stages": stages}, scores
+
+
 def _search_database(
-    method: Method, data: BenchData, k: int, weights: Mapping[str, float | None], stages: dict[str, dict[str, Any]]
+    method: Method,
+    scorer: Scorer,
+    data: BenchData,
+    weights: Mapping[str, float | None],
+    stages: dict[str, dict[str, Any]],
 ) -> None:
     """Give each stage the metrics by label of the test split's queries against the database, if there is one."""
-    part, batch = data.searched, data.config.retrieval.query_batch
+    part, retrieval = data.searched, data.config.retrieval
     if part.queries is None or part.labels is None:
         return
-    scores = score(method, part.pair_dataset, k=k, query_batch=batch, queries=part.queries)
+    k = retrieval.k if method.reranks else 0
+    scores = score(scorer, part.pair_dataset, k=k, query_batch=retrieval.query_batch, queries=part.queries)
     for stage, weight in weights.items():
         stages[stage]["label"] = _label_means(method, scores, weight, part.labels)
 
 
 def _face_hard_negatives(
-    method: Method, data: BenchData, weights: Mapping[str, float | None], stages: dict[str, dict[str, Any]]
+    method: Method,
+    scorer: Scorer,
+    data: BenchData,
+    weights: Mapping[str, float | None],
+    stages: dict[str, dict[str, Any]],
 ) -> None:
     """Give each stage how often the right caption beats its hard negatives, where the data set has some."""
     negatives = data.hard_negatives
     if negatives is None:
         return
-    margins = hard_negative_margins(method, data.test.pair_dataset, negatives, joint=method.reranks)
+    margins = hard_negative_margins(scorer, data.test.pair_dataset, negatives, joint=method.reranks)
     for stage, weight in weights.items():
         stages[stage]["hard_negatives"] = margins.record(weight)
 
@@ -152,9 +189,9 @@ def _fit(method: Method, data: BenchData, deadline: float) -> bool:
     return spent[0]
 
 
-def _select(method: Method, part: Part, k: int) -> tuple[float | None, float]:
+def _select(method: Method, scorer: Scorer, part: Part, k: int) -> tuple[float | None, float]:
     """Weight of the joint score, None for a method of one stage, and the value of the criterion with it."""
-    scores = score(method, part.pair_dataset, k=k)
+    scores = score(scorer, part.pair_dataset, k=k)
     if not k:
         return None, _criterion(method, scores, None, part)
     alpha, curve = choose_alpha(scores)
@@ -255,10 +292,10 @@ def _broken_ties(direction: Direction, query_batch: int) -> Ranking:
     return Ranking.concatenate(parts)
 
 
-def _audit(method: Method, untrained: Method, data: BenchData) -> dict[str, Any]:
+def _audit(method: Method, correction: Correction | None, untrained: Method, data: BenchData) -> dict[str, Any]:
     dataset = data.experiment.dataset
     return audit(
-        method,
+        corrected(method, correction),
         untrained,
         data.test.pair_dataset,
         shared_with_training=shared_items(

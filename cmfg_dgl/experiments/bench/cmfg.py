@@ -15,7 +15,6 @@ from cmfg_dgl.errors import Interrupted
 from cmfg_dgl.evaluation.attention import attention_of_pairs
 from cmfg_dgl.experiments.baselines.method import Method, OutOfTime, TrainingSet, Validate
 from cmfg_dgl.features.pair_dataset import PairDataset
-from cmfg_dgl.retrieval.query_bank import fill_bank
 from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import build_model
@@ -81,12 +80,6 @@ class CMFGMethod(Method):
                 raise KeyboardInterrupt from None
             if trainer.best.is_file():
                 load_weights(self.model, load_checkpoint(trainer.best)[0], trainer.best)
-            fill_bank(self.scorer, training.pair_dataset, self.config.model.sharpness)
-
-    @property
-    def extra(self) -> int:
-        """Of `Popularity`."""
-        return self.model.popularity.extra
 
     def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """Independent graphs, see `GraphScorer`."""

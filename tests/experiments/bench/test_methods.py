@@ -2,7 +2,8 @@
 
 - Fitted, it ranks held-out pairs far above chance by what it is judged by; the same seed gives the same scores.
 - It passes the audit, which an unfitted method must pass too: neither has seen an answer.
-- CMFG remembers training items after its fit; what popularity adds to embeddings is no place in their space.
+- Every method of real-valued embeddings can be corrected, against its own embeddings of training items alone.
+- CMFG is corrected after its fit; the geometry that a cell tells of is that of its embeddings as they are.
 - Everything is chosen on validation; the test split is scored once, and last.
 - All methods have equally many settings to try, and each can be made with them.
 - A cell depends on the settings that its method reads, and no method but CMFG can read others.
@@ -28,7 +29,7 @@ from cmfg_dgl.data.dataset import Split
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.evaluation.alignment import alignment_metrics
 from cmfg_dgl.evaluation.audit import audit
-from cmfg_dgl.evaluation.evaluate import score
+from cmfg_dgl.evaluation.evaluate import first_stage, score
 from cmfg_dgl.experiments.baselines.fit import PATIENCE
 from cmfg_dgl.experiments.baselines.method import Method, OutOfTime, TrainingSet, score_in_pieces
 from cmfg_dgl.experiments.baselines.uniter import UNITER, transport_distance
@@ -38,7 +39,8 @@ from cmfg_dgl.experiments.bench.data import Part
 from cmfg_dgl.experiments.bench.methods import METHODS, make_method, method_class, recipe_of
 from cmfg_dgl.features.pair_dataset import HardNegatives, PairDataset
 from cmfg_dgl.nn.cca_projection import CCAProjection
-from cmfg_dgl.retrieval.query_bank import ENOUGH
+from cmfg_dgl.retrieval.hubness import corrected
+from cmfg_dgl.retrieval.query_bank import fit_correction
 
 CLASSES = 4
 LABELLED = ("pitl", "mhtn", *(name for name in METHODS if name.rpartition("-")[2].isdigit()))
@@ -177,7 +179,7 @@ def test_cmfg_begins_as_the_closed_form_of_its_training_pairs(ridge: float) -> N
         torch.testing.assert_close(method.model.input_projection.state_dict()[name], value)
 
 
-def test_cmfg_fills_its_bank_and_the_geometry_leaves_popularity_out() -> None:
+def test_cmfg_is_corrected_and_the_geometry_is_of_its_embeddings() -> None:
     part, made = held_out(), []
 
     def remembered(*given: Any, **more: Any) -> Method:
@@ -185,20 +187,31 @@ def test_cmfg_fills_its_bank_and_the_geometry_leaves_popularity_out() -> None:
         return made[-1]
 
     with patch("cmfg_dgl.experiments.bench.cells.make_method", remembered):
-        setting = {"model.sharpness": 5.0}
-        record = run_cell(bench_data(part, part, None), "cmfg", 0, setting, minutes=5, audited=False)
+        record = run_cell(bench_data(part, part, None), "cmfg", 0, {}, minutes=5, audited=False)
     (method,) = made
-    assert float(method.model.popularity.sharpness) == pytest.approx(
-        5 * training().pair_dataset.images.count / ENOUGH
-    )
-    for side in (training().pair_dataset.images, training().pair_dataset.captions):
-        assert int(method.model.popularity.get_buffer(f"held_{side.node_type}")) == side.count
-    x, y = (
-        method.scorer.embed(side, torch.arange(side.count))
-        for side in (part.pair_dataset.images, part.pair_dataset.captions)
-    )
-    expected = alignment_metrics(x, y, part.pair_dataset.caption_image)
+    correction = fit_correction(method, training().pair_dataset, config().retrieval)
+    scores = score(corrected(method, correction), part.pair_dataset, k=8)
+    assert record["stages"]["first"]["rsum"] == first_stage(scores)[0]["rsum"]
+    assert record["stages"]["first"]["rsum"] != first_stage(score(method, part.pair_dataset, k=0))[0]["rsum"]
+    expected = alignment_metrics(*method.embeddings(part.pair_dataset), part.pair_dataset.caption_image)
     assert record["alignment"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not method_class(name).hashes])
+@pytest.mark.parametrize("correction", ["hubness", "csls"])
+def test_every_method_with_embeddings_can_be_corrected(name: str, correction: str) -> None:
+    method, pair_dataset = make_method(name, config(), WIDTHS, 0, {}).eval(), held_out().pair_dataset
+    retrieval = replace(config().retrieval, correction=correction)
+    fitted = fit_correction(method, training().pair_dataset, retrieval)
+    assert fitted is not None
+    own = method.embeddings(training().pair_dataset)
+    # The bank is no larger than the training split, so all of that is in it.
+    for rows, expected in zip((fitted.images, fitted.texts), own, strict=True):
+        torch.testing.assert_close(rows, expected, atol=1e-5, rtol=1e-4)
+    images, texts = corrected(method, fitted).embeddings(pair_dataset)
+    x, y = method.embeddings(pair_dataset)
+    expected = x @ y.T - fitted.penalty("image", x)[:, None] - fitted.penalty("text", y)
+    torch.testing.assert_close(images @ texts.T, expected.float(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 50])
@@ -341,8 +354,7 @@ def test_a_spent_budget_keeps_the_best_so_far(name: str) -> None:
         calls.append([x.clone() for x in method.embeddings(held_out().pair_dataset)])
         return -float(len(calls))
 
-    # A bank is filled whenever training ends, and would add to what was best.
-    method = make_method(name, config(), WIDTHS, 0, {"model.bank": 0} if name == "cmfg" else {})
+    method = make_method(name, config(), WIDTHS, 0, {})
     method.fit(training(), validate)
     for mine, best in zip(method.eval().embeddings(held_out().pair_dataset), calls[0], strict=True):
         torch.testing.assert_close(mine, best)
