@@ -132,7 +132,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 
 def print_retrieval(record: Mapping[str, Any]) -> None:
-    """Print an evaluation: both stages, both directions, beside chance and ceiling; folds and labels, if any."""
+    """Print an evaluation: both stages and directions beside chance and upper bound; folds and labels, if any."""
     title = f"{record['dataset']}, {record['split']}: {record['n_images']} images, {record['n_captions']} captions"
     _print_recalls(title, record)
     if folds := record.get("folds"):
@@ -145,10 +145,10 @@ def print_retrieval(record: Mapping[str, Any]) -> None:
         print_table(
             "hard negatives: % of false captions of the same words that score lower", ["stage", *kinds], rows
         )
-    two = record["two_stage"]
+    two, bound = record["two_stage"], record["two_stage"]["recall_at_k_bound"]
     click.echo(
         f"rsum of chance: {record['first_stage']['chance_rsum']:.1f}; second stage: top {two['k']} re-ranked, "
-        f"alpha {two['alpha']:g}, ceiling R@{two['k']} {two['ceiling']['i2t']:.1f} / {two['ceiling']['t2i']:.1f}, "
+        f"alpha {two['alpha']:g}, recall@k upper bound {bound['i2t']:.1f} / {bound['t2i']:.1f}, "
         f"{record['pairs_per_second']:,.0f} pairs a second"
     )
     click.echo(f"protocol: {record['protocol']}")
@@ -164,12 +164,12 @@ def _print_recalls(title: str, record: Mapping[str, Any]) -> None:
             f"{record[stage][direction]['medR']:g}",
             record[stage][direction]["mAP@all"],
             f"{record[stage][direction]['MRR']:.3f}",
-            *(record[stage][key] if direction == "i2t" else "" for key in ("rsum", "hit_rsum")),
+            record[stage]["rsum"] if direction == "i2t" else "",
         ]
         for stage, label in STAGES.items()
         for direction, way in DIRECTIONS.items()
     ]
-    head = ["stage", "direction", "R@1", "R@5", "R@10", "medR", "mAP@all", "MRR", "rsum", "hit rsum"]
+    head = ["stage", "direction", "R@1", "R@5", "R@10", "medR", "mAP@all", "MRR", "rsum"]
     print_table(title, head, rows)
 
 

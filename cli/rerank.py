@@ -47,7 +47,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Measure what re-ranking is worth: rsum and its ceiling for every k and alpha, and the time of a query.
+    """Measure what re-ranking is worth: rsum and its upper bound for every k and alpha, and the time of a query.
 
     Alpha is chosen on the validation split, whatever the split. Stopped and started again, it repeats no finished
     first stage.
@@ -70,7 +70,7 @@ def command(
         [
             name,
             str(entry["k"]),
-            *entry["two_stage"]["ceiling"].values(),
+            *entry["two_stage"]["recall_at_k_bound"].values(),
             entry["upper_bound_rsum"],
             1e3 * sum(entry["query_seconds"].values()) / 2,
             f"{entry['two_stage']['alpha']:g}",
@@ -80,7 +80,8 @@ def command(
         for name, stage in record["first_stages"].items()
         for entry in stage["curves"]
     ]
-    head = ["first stage", "k", "ceiling i2t", "ceiling t2i", "ceiling rsum", "ms a query", "alpha", "rsum", "gain"]
+    bounds = ["recall@k upper bound i2t", "t2i", "rsum upper bound"]
+    head = ["first stage", "k", *bounds, "ms a query", "alpha", "rsum", "gain"]
     print_table(f"{record['dataset']}, {split}: {record['n_images']} images", head, rows)
     for name, stage in record["first_stages"].items():
         click.echo(f"{name} alone: rsum {stage['first_stage']['rsum']:.1f}")

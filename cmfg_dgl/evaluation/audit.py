@@ -237,14 +237,14 @@ def _pessimism(pair_dataset: PairDataset) -> Outcome:
     """A scorer that says the same of everything, or NaN, must find nothing."""
     few = min(pair_dataset.images.count, 200)
     recalls = [
-        metrics(Ranking(rank_positives(scores, offsets, np.arange(few)), offsets, few), (1, 5, 10))[f"hit@{k}"]
+        metrics(Ranking(rank_positives(scores, offsets, np.arange(few)), offsets, few), (1, 5, 10))[f"R@{k}"]
         for scores in (torch.zeros(few, few), torch.full((few, few), torch.nan))
         for offsets in (np.arange(few + 1),)
         for k in (1, 5, 10)
         if k < few
     ]
     value = max(recalls, default=0.0)
-    return value, 0.0, value == 0, "largest hit rate (%) of constant and of NaN scores"
+    return value, 0.0, value == 0, "largest R@K (%) of constant and of NaN scores"
 
 
 def _monotone(scores: Scores) -> Outcome:
@@ -254,11 +254,11 @@ def _monotone(scores: Scores) -> Outcome:
     falls = [
         metrics(ranking, (a,))[f"{name}@{a}"] - metrics(ranking, (b,))[f"{name}@{b}"]
         for ranking in rankings.values()
-        for name in ("R", "hit")
+        for name in ("R", "recall")
         for a, b in itertools.pairwise(ks)
     ]
     value = max(*falls, 0.0)
-    return value, 0.0, value <= 0, "largest fall of R@K or hit@K between one K and the next, in points"
+    return value, 0.0, value <= 0, "largest fall of R@K or recall@K between one K and the next, in points"
 
 
 def _disjoint(shared: Sequence[str], compared: str) -> Outcome:

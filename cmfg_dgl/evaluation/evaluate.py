@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmfg_dgl.evaluation.ranking import Ranking, chance, hit_rsum, metrics, pooled_metrics, rank_positives, rsum
+from cmfg_dgl.evaluation.ranking import Ranking, chance, metrics, pooled_metrics, rank_positives, rsum
 from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.retrieval.scorer import Scorer, candidates, fuse
 
@@ -263,11 +263,11 @@ def first_stage_rsum(scorer: Scorer, pair_dataset: PairDataset) -> float:
 
 
 def two_stage(scores: Scores, alpha: float) -> tuple[dict[str, Any], dict[str, Ranking]]:
-    """Metrics and rankings after re-ranking, with k, alpha and the ceiling: the first stage's recall at k, in %."""
+    """Metrics and rankings after re-ranking, with k, alpha and the upper bound: the first stage's R@k, in %."""
     record, rankings = _record(scores.rank(alpha))
     before, reach = scores.rank(None), {name: d.chosen.shape[1] for name, d in scores.directions.items()}
     record["k"], record["alpha"] = max(reach.values()), alpha
-    record["ceiling"] = {name: metrics(before[name], (k,))[f"R@{k}"] for name, k in reach.items()}
+    record["recall_at_k_bound"] = {name: metrics(before[name], (k,))[f"R@{k}"] for name, k in reach.items()}
     return record, rankings
 
 
@@ -283,7 +283,6 @@ def choose_alpha(scores: Scores, alphas: Sequence[float] = ALPHAS) -> tuple[floa
 def _record(rankings: dict[str, Ranking]) -> tuple[dict[str, Any], dict[str, Ranking]]:
     record: dict[str, Any] = {name: metrics(ranking) for name, ranking in rankings.items()}
     record["rsum"] = rsum(record["i2t"], record["t2i"])
-    record["hit_rsum"] = hit_rsum(record["i2t"], record["t2i"])
     expected = {name: chance(ranking) for name, ranking in rankings.items()}
     record["chance_rsum"] = rsum(expected["i2t"], expected["t2i"])
     return record, rankings

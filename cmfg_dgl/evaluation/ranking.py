@@ -1,4 +1,4 @@
-"""How well rankings find their positives: recall, hit rate, precision, mAP, MRR, CMC and chance levels."""
+"""How well rankings find their positives: R@K, recall, precision, mAP, MRR, CMC and chance levels."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from cmfg_dgl.errors import DataError
 
 __all__ = [
+    "DEFINITIONS",
     "Ranking",
     "chance",
     "cmc",
-    "hit_rsum",
     "metrics",
     "per_query",
     "pooled_metrics",
@@ -25,6 +25,9 @@ __all__ = [
     "rank_positives",
     "rsum",
 ]
+
+DEFINITIONS = 2
+"""Raised when the same name comes to mean another number: results by other definitions are not taken up again."""
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -182,16 +185,20 @@ def per_query(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, Flo
     These queries are `ranking.counts > 0`. For a query with n positives at the ranks r_1 < ... < r_n, precision
     at the j-th positive is j / r_j:
 
-    - ``R@K`` = \|{j: r_j <= K}\| / n, %. K may be larger than the gallery.
-    - ``hit@K`` = 1 if r_1 <= K else 0, %: what published Flickr30K and COCO tables call R@K.
+    - ``R@K`` = 1 if r_1 <= K else 0, %: the hit rate, which published tables of Flickr30K and COCO call R@K. An
+      image counts as found once any of its five captions is among the first K. K may be larger than the gallery.
+    - ``recall@K`` = \|{j: r_j <= K}\| / n, %: true positives over positives. With one positive a query it is R@K.
     - ``P@K`` = \|{j: r_j <= K}\| / K, %. Always divided by K, also where n or the gallery is smaller, so
-      it can fall as K grows, which R@K and hit@K cannot.
+      it can fall as K grows, which R@K and recall@K cannot.
     - ``mAP@all`` = (1 / n) sum_j j / r_j over the whole gallery, %: P(q) of the paper's section C.
     - ``mAP@R`` = (1 / n) sum over {j: r_j <= n} of j / r_j, %: the ranking is cut at R = n, the query's number
       of positives (Musgrave, Belongie, Lim 2020, "A Metric Learning Reality Check").
-    - ``mAP@50`` = (1 / min(n, 50)) sum over {j: r_j <= 50} of j / r_j, %. Where a query has more than 50
-      positives it asks only for 50 of them and so flatters against ``mAP@all``; it is here because papers on
-      hashing print it, and is only ever printed under its own name.
+    - ``mAP@50`` = (1 / h) sum over {j: r_j <= 50} of j / r_j, %, where h is the number of positives among the first
+      50; 0 where h is 0. This is what the evaluators of the hashing papers compute (``calc_map_k`` of DCMH, Jiang,
+      Li 2017). It never asks how many positives were missed: a query with one positive among the first 50, in
+      position 1, gets 100 %, however many others it has.
+    - ``mAP@50(min)`` = (1 / min(n, 50)) sum over {j: r_j <= 50} of j / r_j, %. It asks for 50 of the positives of a
+      query that has more, and so is at most ``mAP@50``.
     - ``MRR`` = 1 / r_1, from 0 to 1.
 
     Returns
@@ -212,13 +219,15 @@ def per_query(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, Flo
     precision = (_places(ranking.offsets) + 1) / ranks
     own_count = np.repeat(counts, counts)
     found = {k: np.add.reduceat(ranks <= k, starts, dtype=np.float64) for k in ks}
+    within_50 = np.add.reduceat(precision * (ranks <= 50), starts)
     return {
-        **{f"R@{k}": 100 * found[k] / counts for k in ks},
-        **{f"hit@{k}": np.where(first <= k, 100.0, 0.0) for k in ks},
+        **{f"R@{k}": np.where(first <= k, 100.0, 0.0) for k in ks},
+        **{f"recall@{k}": 100 * found[k] / counts for k in ks},
         **{f"P@{k}": 100 * found[k] / k for k in ks},
         "mAP@all": 100 * np.add.reduceat(precision, starts) / counts,
         "mAP@R": 100 * np.add.reduceat(precision * (ranks <= own_count), starts) / counts,
-        "mAP@50": 100 * np.add.reduceat(precision * (ranks <= 50), starts) / np.minimum(counts, 50),
+        "mAP@50": 100 * within_50 / np.maximum(np.add.reduceat(ranks <= 50, starts, dtype=np.int64), 1),
+        "mAP@50(min)": 100 * within_50 / np.minimum(counts, 50),
         "MRR": 1 / first,
     }
 
@@ -233,7 +242,9 @@ def metrics(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float
     """Means over the queries that have positives; queries without are left out and counted.
 
     - the means of all that `per_query` gives, under the same names and in the same units;
-    - ``medR``, ``meanR`` = median and mean of r_1, the rank of a query's first positive;
+    - ``medR`` = floor(median(r_1 - 1)) + 1, with r_1 the rank of a query's first positive, as VSE++ prints it
+      (Faghri et al. 2018): a median of 2.5, of an even number of queries, is printed as 2;
+    - ``meanR`` = mean of r_1;
     - ``queries`` = all queries; ``queries_without_positives`` = those of them in no mean.
 
     Raises
@@ -268,7 +279,7 @@ def summary(rows: Mapping[str, Floats], first: Integers | Floats, queries: int) 
     """Means of the metrics of single queries and of the ranks of their first positives; `queries` in all."""
     return {
         **{name: float(np.mean(values)) for name, values in rows.items()},
-        "medR": float(np.median(first)),
+        "medR": float(np.floor(np.median(first - 1)) + 1),
         "meanR": float(np.mean(first)),
         "queries": queries,
         "queries_without_positives": queries - len(first),
@@ -276,26 +287,12 @@ def summary(rows: Mapping[str, Floats], first: Integers | Floats, queries: int) 
 
 
 def rsum(i2t: Mapping[str, float], t2i: Mapping[str, float]) -> float:
-    """R@1 + R@5 + R@10 of both directions, from 0 to 600; takes the result of `metrics` or of `chance`.
-
-    R@K is true positives over positives. With one caption an image it equals the hit rate; with more, the
-    recall from image to text is lower, and a published rsum is to be compared with `hit_rsum`.
-    """
+    """R@1 + R@5 + R@10 of both directions, from 0 to 600; takes the result of `metrics` or of `chance`."""
     return sum(direction[f"R@{k}"] for direction in (i2t, t2i) for k in (1, 5, 10))
 
 
-def hit_rsum(i2t: Mapping[str, float], t2i: Mapping[str, float]) -> float:
-    """hit@1 + hit@5 + hit@10 of both directions, from 0 to 600; takes the result of `metrics` or of `chance`.
-
-    Published Flickr30K and COCO tables print the hit rate under the name R@K: an image counts as found once
-    any of its five captions is in the top K. Their rsum is this one. With one caption an image it equals
-    `rsum`.
-    """
-    return sum(direction[f"hit@{k}"] for direction in (i2t, t2i) for k in (1, 5, 10))
-
-
 def cmc(ranking: Ranking, ks: Sequence[int]) -> Floats:
-    """Cumulative matching characteristic, %: the hit rate as a curve (the paper's section D).
+    """Cumulative matching characteristic, %: R@K as a curve over K (the paper's section D).
 
     CMC(k) = (1 / N) sum_i 1(rank_i <= k), with rank_i the rank of the first positive of query i. Queries
     without positives are not among the N.
@@ -345,12 +342,12 @@ def precision_recall(ranking: Ranking) -> tuple[Floats, Floats]:
 
 
 def chance(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    r"""R@K, hit@K (%) and MRR (0-1) that random scores would get in expectation, to print beside results.
+    r"""R@K, recall@K (%) and MRR (0-1) that random scores would get in expectation, to print beside results.
 
     For a query with n positives in a gallery of G, drawn in random order:
 
-    - R@K = min(K, G) / G;
-    - hit@K = 1 - P(none of n positives among K draws), hypergeometric;
+    - R@K = 1 - P(none of n positives among K draws), hypergeometric;
+    - recall@K = min(K, G) / G;
     - MRR = n (H_G - H_{n-1}) / (G - n + 1), with H the harmonic numbers: the closed form of
       sum_r (1 / r) C(G - r, n - 1) / C(G, n).
 
@@ -363,7 +360,7 @@ def chance(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]
     G = ranking.galleries[ranking.counts > 0]
     harmonic = special.digamma(G + 1) - special.digamma(n)
     return {
-        **{f"R@{k}": _mean_percent(np.minimum(k, G) / G) for k in ks},
-        **{f"hit@{k}": _mean_percent(stats.hypergeom.sf(0, G, n, np.minimum(k, G))) for k in ks},
+        **{f"R@{k}": _mean_percent(stats.hypergeom.sf(0, G, n, np.minimum(k, G))) for k in ks},
+        **{f"recall@{k}": _mean_percent(np.minimum(k, G) / G) for k in ks},
         "MRR": float(np.mean(n * harmonic / (G - n + 1))),
     }

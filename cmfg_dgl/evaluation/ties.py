@@ -144,11 +144,14 @@ def expected_per_query(tied: TiedRanking, ks: Sequence[int] = (1, 5, 10)) -> dic
     the presence of tied scores". A level has t items, p of them positive, below T items, P of them positive; its
     first m = min(max(K - T, 0), t) places are among the first K. Then
 
-    - R@K and P@K find sum over levels of m p / t positives;
-    - hit@K = 1 - C(t - p, m) / C(t, m), hypergeometric, at the best level that has a positive;
+    - R@K = 1 - C(t - p, m) / C(t, m), hypergeometric, at the best level that has a positive;
+    - recall@K and P@K find sum over levels of m p / t positives;
     - average precision, cut at K, sums over levels (p / t) sum_{i=1..m} (P + 1 + (i - 1) c) / (T + i), with
       c = (p - 1) / (t - 1): place i is positive with probability p / t, and each of the i - 1 places of the level
       above it then with c. In harmonic numbers the inner sum is c m + (P + 1 - c (T + 1)) (H_{T+m} - H_T);
+    - mAP@50 divides by the positives among the first 50, whose number varies with the order of the one level that
+      the cut parts: x of its first m places are positive with the hypergeometric probability of x, anywhere among
+      them, and the levels above have P. It is the mean over x of the precision sum given x over P + x;
     - MRR = sum_x C(t - x, p - 1) / C(t, p) / (T + x) over the places x of the first positive in its level.
 
     Without ties it is `per_query`; with everything tied it is `chance`. Scores of few values earn neither the
@@ -172,12 +175,13 @@ def expected_per_query(tied: TiedRanking, ks: Sequence[int] = (1, 5, 10)) -> dic
     share = levels.p / np.maximum(levels.t, 1)
     found = {k: (levels.within(k) * share).sum(1) for k in ks}
     return {
-        **{f"R@{k}": 100 * found[k] / n for k in ks},
-        **{f"hit@{k}": 100 * _hit(levels, k) for k in ks},
+        **{f"R@{k}": 100 * _hit(levels, k) for k in ks},
+        **{f"recall@{k}": 100 * found[k] / n for k in ks},
         **{f"P@{k}": 100 * found[k] / k for k in ks},
         "mAP@all": 100 * _precision_sum(levels, levels.t.sum(1)) / n,
         "mAP@R": 100 * _precision_sum(levels, n) / n,
-        "mAP@50": 100 * _precision_sum(levels, np.full_like(n, 50)) / np.minimum(n, 50),
+        "mAP@50": 100 * _precision_over_hits(levels, 50),
+        "mAP@50(min)": 100 * _precision_sum(levels, np.full_like(n, 50)) / np.minimum(n, 50),
         "MRR": _reciprocal(levels),
     }
 
@@ -185,8 +189,8 @@ def expected_per_query(tied: TiedRanking, ks: Sequence[int] = (1, 5, 10)) -> dic
 def expected_metrics(tied: TiedRanking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """Means of `expected_per_query` over the queries that have positives; the names are those of `metrics`.
 
-    ``medR`` and ``meanR`` are median and mean of the expected rank of the first positive, T + (t + 1) / (p + 1)
-    at the best level that has one.
+    ``medR`` and ``meanR`` are floored median and mean of the expected rank of the first positive,
+    T + (t + 1) / (p + 1) at the best level that has one.
 
     Raises
     ------
@@ -226,13 +230,33 @@ def _hit(levels: _Levels, k: int) -> Floats:
 
 def _precision_sum(levels: _Levels, cut: Integers) -> Floats:
     """Expected sum, over the positives among the first `cut` (Q,), of the precision at each, (Q,)."""
-    t, p, T, P = levels.t, levels.p, levels.T, levels.P
-    m = levels.within(cut[:, None])
+    each = _level_precision(levels.t, levels.p, levels.T, levels.P, levels.within(cut[:, None]))
+    total: Floats = each.sum(1)
+    return total
+
+
+def _level_precision(t: Integers, p: Integers, T: Integers, P: Integers, m: Integers) -> Floats:
+    """Expected sum, over the positives among the first m of a level's t places, of the precision at each."""
     c = (p - 1) / np.maximum(t - 1, 1)
     harmonic = special.digamma(T + m + 1) - special.digamma(T + 1)
-    within = c * m + (P + 1 - c * (T + 1)) * harmonic
-    total: Floats = (p / np.maximum(t, 1) * within).sum(1)
-    return total
+    within: Floats = p / np.maximum(t, 1) * (c * m + (P + 1 - c * (T + 1)) * harmonic)
+    return within
+
+
+def _precision_over_hits(levels: _Levels, cut: int) -> Floats:
+    """Expected precision sum over the number of positives, both among the first `cut`, (Q,); 0 over 0 is 0."""
+    rows = np.arange(len(levels.t))
+    m = levels.within(cut)
+    whole = np.where(m == levels.t, _level_precision(levels.t, levels.p, levels.T, levels.P, levels.t), 0).sum(1)
+    # The last level with a place above the cut; where the cut parts none, that level is whole and counted twice.
+    last = m.shape[1] - 1 - np.argmax(m[:, ::-1] > 0, axis=1)
+    t, p, T, P, m = (table[rows, last][:, None] for table in (levels.t, levels.p, levels.T, levels.P, m))
+    above = whole[:, None] - np.where(m == t, _level_precision(t, p, T, P, t), 0)
+    x = np.arange(cut + 1)[None]
+    given = above + _level_precision(m, np.minimum(x, m), T, P, m)
+    chances = stats.hypergeom.pmf(x, t, p, m)
+    mean: Floats = (chances * given / np.maximum(P + x, 1)).sum(1)
+    return mean
 
 
 def _reciprocal(levels: _Levels) -> Floats:

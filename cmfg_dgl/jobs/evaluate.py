@@ -17,7 +17,7 @@ from cmfg_dgl.evaluation.evaluate import (
 )
 from cmfg_dgl.evaluation.examples import retrieved_examples
 from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
-from cmfg_dgl.evaluation.ranking import Ranking, cmc, precision_recall
+from cmfg_dgl.evaluation.ranking import DEFINITIONS, Ranking, cmc, precision_recall
 from cmfg_dgl.jobs.results import Progress, known_result, result_identity, run_scorer, trained_model
 from cmfg_dgl.reporting.report import write_card, write_report
 from cmfg_dgl.retrieval.scorer import Scorer
@@ -54,6 +54,7 @@ def evaluate_run(
     dataset = experiment.dataset
     alpha = selection["alpha"] if config.retrieval.alpha is None else config.retrieval.alpha
     made_from = {**result_identity(run, experiment, split), "k": config.retrieval.k, "alpha": alpha}
+    made_from["metrics"] = DEFINITIONS
     if folds is not None:
         parts, made_from["folds"] = view.folds(folds), folds
     if (run.folder / name).is_file() and not force:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.evaluation.evaluate import ALPHAS, first_stage, first_stage_rsum, score
+from cmfg_dgl.evaluation.ranking import DEFINITIONS
 from cmfg_dgl.evaluation.rerank import curve, query_seconds
 from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.bench.methods import make_method
@@ -119,7 +120,7 @@ class _Job:
     ) -> Record:
         """Measure what `rerank-SPLIT.json` lacks; `chosen` is the record of validation, None for validation."""
         file = f"rerank-{split}.json"
-        made_from = {**result_identity(self.run, self.experiment, split), "ks": list(ks)}
+        made_from = {**result_identity(self.run, self.experiment, split), "ks": list(ks), "metrics": DEFINITIONS}
         if (self.run.folder / file).is_file() and not force:
             record = known_result(self.run, file, made_from)
         else:

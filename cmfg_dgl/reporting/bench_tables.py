@@ -190,7 +190,7 @@ def introduction(results: Row) -> list[str]:
     few, many = shown("count", min(tried)), shown("count", max(tried))
     return [
         *leak,
-        "Rsum is the sum of six recalls in %, at 1, 5 and 10 from image to text and from text to image, so 600 is "
+        "Rsum is the sum of six R@K in %, at 1, 5 and 10 from image to text and from text to image, so 600 is "
         f"perfect; random scores get {shown('sum', results['chance_rsum'])} here. Every method had "
         f"{few if few == many else f'{few} to {many}'} setting{'s' * (max(tried) != 1)} to try on the "
         f"validation split and {shown('general', results['minutes'])} minutes for one fit.",
@@ -327,7 +327,6 @@ def stage_title(stage: str) -> str:
 def _summary(stage: str, rows: list[Row], results: Row) -> Table:
     columns = [
         _Column("rsum", "sum", _at("rsum"), 1),
-        _Column("hit rsum", "sum", _at("hit_rsum"), 1),
         _Column("p vs cmfg", "p", _at("p_vs_cmfg")),
     ]
     more = ""
@@ -335,16 +334,16 @@ def _summary(stage: str, rows: list[Row], results: Row) -> Table:
         columns += [
             _Column("k", "count", _at("k")),
             _Column("alpha", "general", _at("alpha")),
-            *(_Column(f"ceiling {way}", "percent", _at("ceiling", key)) for key, way in WAYS.items()),
+            *(
+                _Column(f"recall@k upper bound, {way}", "percent", _at("recall_at_k_bound", key))
+                for key, way in WAYS.items()
+            ),
         ]
         more = (
-            " The top k of the first stage are re-ranked with weight alpha on the joint score; the ceiling, the "
-            "first stage's recall at k in %, is the most that re-ranking can reach."
+            " The top k of the first stage are re-ranked with weight alpha on the joint score; the recall@k upper "
+            "bound, the first stage's R@k in %, is the most that re-ranking can reach."
         )
-    note = (
-        f"Of 600; chance is {shown('sum', results['chance_rsum'])}. hit rsum counts a query as found with "
-        f"its first right answer. p here is over the queries.{more}"
-    )
+    note = f"Of 600; chance is {shown('sum', results['chance_rsum'])}. p here is over the queries.{more}"
     title = f"Instance relevance, {stage_title(stage)}: rsum"
     head, cells = ("method", *_heads(columns)), _cells(rows, _one_name, columns)
     return Table(f"summary-{stage}", title, note, head, cells, tests=f"{INTERVALS} {TESTS}")
@@ -355,14 +354,14 @@ INSTANCE = ("R@1", "R@5", "R@10", "P@5", "P@10", "mAP@all", "mAP@R", "MRR")
 
 def _direction(stage: str, way: str, rows: list[Row], results: Row) -> Table:
     columns = [_Column(key, "unit" if key == "MRR" else "percent", _at(way, key), 1) for key in INSTANCE]
-    ceiling = ""
+    bound = ""
     if stage == "two":
         columns += [
             _Column("k", "count", _at("k")),
-            _Column("ceiling", "percent", _at("ceiling", way)),
+            _Column("recall@k upper bound", "percent", _at("recall_at_k_bound", way)),
         ]
-        ceiling = " The ceiling is the first stage's recall at k."
-    note = f"In %, MRR 0 to 1.{ceiling}"
+        bound = " The recall@k upper bound is the first stage's R@k."
+    note = f"In %, MRR 0 to 1.{bound}"
     title = f"Instance relevance, {stage_title(stage)}: {WAYS[way]}"
     cells = _cells(rows, _one_name, columns)
     head, tests = ("method", *_heads(columns)), f"{INTERVALS} {TESTS}"
@@ -426,8 +425,8 @@ def _labels(results: Row) -> Table:
     )
     note = (
         f"In %: an answer is right if it shares one of {shown('count', relevance.get('labels'))} labels with the "
-        f"query.{searched} Chance is a mAP@all of {chance}. mAP@50 looks at the first 50 answers alone; "
-        "label relevance is not tested."
+        f"query.{searched} Chance is a mAP@all of {chance}. mAP@50 is over the right answers among the first "
+        "50 alone; label relevance is not tested."
     )
     groups = (("both", 1), *((way, len(LABEL)) for way in WAYS.values()))
     head = ("method", "stage", *_heads(columns))

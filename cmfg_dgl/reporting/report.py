@@ -358,8 +358,8 @@ def _notes(evaluation: _Evaluation, results: _Results) -> list[str]:
         notes.append("Epoch and alpha were chosen on this split, so these numbers flatter the model.")
     if record["n_captions"] > record["n_images"]:
         notes.append(
-            "Some images have several captions, and R@K counts how many of them are found; published tables "
-            "count an image as found with its first caption: compare them with hit@K and the hit rsum."
+            "Some images have several captions: R@K and rsum count an image as found with the first of them, as "
+            "published tables do, and recall@K is the share of them that are found."
         )
     return notes
 
@@ -389,10 +389,9 @@ def _result_tables(record: _Record) -> list[_Table]:
     split, protocol = record["split"], record["protocol"]
     sums = [
         ("rsum, of 600", *(_shown("rsum", stage["rsum"]) for stage in (first, second))),
-        ("hit rsum, of 600", *(_shown("rsum", stage["hit_rsum"]) for stage in (first, second))),
         ("rsum of chance", *(_shown("rsum", stage["chance_rsum"]) for stage in (first, second))),
         *(
-            (f"ceiling, {way}: R@{second['k']}, %", NOTHING, _shown("R", second["ceiling"][key]))
+            (f"recall@k upper bound, {way}, %", NOTHING, _shown("R", second["recall_at_k_bound"][key]))
             for key, way in WAYS.items()
         ),
         ("candidates re-ranked, k", NOTHING, _shown("k", second["k"])),

@@ -22,7 +22,7 @@ ALONE: Any = {"linestyle": ":", "marker": "", "linewidth": 1.5}
 
 
 def rerank_figure(record: Mapping[str, Any]) -> Figure:
-    """Draw rsum over alpha, a panel a first stage and a curve a k, then rsum and ceiling over k, and over time.
+    """Draw rsum over alpha, a panel a first stage and a curve a k, then over k with its upper bound, and over time.
 
     Parameters
     ----------
@@ -63,21 +63,21 @@ def _draw_alphas(axes: Axes, name: str, alphas: Sequence[float], stage: Mapping[
 
 
 def _draw_ks(axes: Axes, stages: Mapping[str, Mapping[str, Any]]) -> None:
-    """Rsum with the alpha chosen, and the ceiling, over k."""
+    """Rsum with the alpha chosen, and its upper bound, over k."""
     axes.set(xlabel="k: candidates re-ranked", ylabel="rsum (of 600)", xscale="log")
     for name, stage in stages.items():
         ks = [entry["k"] for entry in stage["curves"]]
         label = wrap_text(name, 110, 1)
         rsums = [entry["two_stage"]["rsum"] for entry in stage["curves"]]
         (line,) = axes.plot(ks, rsums, label=label, gid=f"rsum-{name}", zorder=3)
-        ceilings = [entry["upper_bound_rsum"] for entry in stage["curves"]]
+        bounds = [entry["upper_bound_rsum"] for entry in stage["curves"]]
         look: Any = {
             "color": line.get_color(),
             "marker": line.get_marker(),
             "linestyle": "--",
             "markerfacecolor": "white",
         }
-        axes.plot(ks, ceilings, label=f"{label}, ceiling", gid=f"ceiling-{name}", zorder=2, **look)
+        axes.plot(ks, bounds, label=f"{label}, upper bound", gid=f"bound-{name}", zorder=2, **look)
         axes.set_xticks(ks, [f"{k:,}" for k in ks])
     axes.xaxis.set_minor_locator(NullLocator())
     _legend(axes)

@@ -185,9 +185,9 @@ def test_folds_are_the_mean_of_folds_by_themselves(coco_run: Path) -> None:
         alone = replace(dataset, splits={"test": part})
         stages.append(first_stage(score(scorer, experiment.pair_dataset(alone.split("test")), k=0))[0])
     for way in ("i2t", "t2i"):
-        for key in ("R@1", "hit@5", "medR", "mAP@all"):
+        for key in ("R@1", "recall@5", "medR", "mAP@all"):
             assert folds["first_stage"][way][key] == pytest.approx(np.mean([stage[way][key] for stage in stages]))
-    assert folds["first_stage"]["hit_rsum"] == pytest.approx(np.mean([stage["hit_rsum"] for stage in stages]))
+    assert folds["first_stage"]["rsum"] == pytest.approx(np.mean([stage["rsum"] for stage in stages]))
     assert folds["two_stage"]["k"] == 8
     # A fold of four images is searched alone: five places hold them all, which they do not among twenty.
     assert folds["first_stage"]["t2i"]["R@5"] == 100

@@ -65,7 +65,9 @@ def test_curves_are_what_eval_gives(measured: Path, split: str) -> None:
             given = (f"retrieval.k={curve['k']}", f"retrieval.alpha={alpha}", "--split", split, "--force", "--json")
             expected = cmfg("eval", measured, *given).json
             assert curve["rsums"][ALPHAS.index(alpha)] == pytest.approx(expected["two_stage"]["rsum"])
-            assert curve["two_stage"]["ceiling"] == pytest.approx(expected["two_stage"]["ceiling"])
+            assert curve["two_stage"]["recall_at_k_bound"] == pytest.approx(
+                expected["two_stage"]["recall_at_k_bound"]
+            )
         for direction in ("i2t", "t2i"):
             assert curve["two_stage"][direction] == pytest.approx(expected["two_stage"][direction])
         assert max(curve["rsums"]) <= curve["upper_bound_rsum"] <= 600

@@ -2,7 +2,7 @@
 
 - Cut to any k, the scores of a larger k are those of a fresh two-stage evaluation at that k: candidates, joint
   scores, distinct pairs, and so every rsum, with every alpha, and the record with the alpha chosen.
-- The ceiling is what a joint stage that knows the answers reaches, and no rsum of any alpha passes it.
+- The upper bound is what a joint stage that knows the answers reaches, and no rsum of any alpha passes it.
 - A query that is timed is scored against its own candidates and nothing else.
 """
 
@@ -39,7 +39,7 @@ def test_a_smaller_k_equals_a_fresh_evaluation(captions_of, k, seed):
 
 @EXAMPLES
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=12), st.integers(1, 50), st.integers(0, 100))
-def test_the_ceiling_is_what_a_perfect_second_stage_reaches(captions_of, k, seed):
+def test_the_upper_bound_is_what_a_perfect_second_stage_reaches(captions_of, k, seed):
     pair_dataset = planted(captions_of, seed)
     scorer = random_scorer(pair_dataset, seed)
     scores = score(scorer, pair_dataset, k=k)

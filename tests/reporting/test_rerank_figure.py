@@ -57,7 +57,7 @@ def test_curves_hold_the_numbers_of_the_record(name: str) -> None:
         chosen = curve["two_stage"]
         assert drawn[f"chosen-{name}-{curve['k']}"].get_xydata().tolist() == [[chosen["alpha"], chosen["rsum"]]]
     assert drawn[f"rsum-{name}"].get_xydata().tolist() == [[c["k"], c["two_stage"]["rsum"]] for c in curves]
-    assert drawn[f"ceiling-{name}"].get_xydata().tolist() == [[c["k"], c["upper_bound_rsum"]] for c in curves]
+    assert drawn[f"bound-{name}"].get_xydata().tolist() == [[c["k"], c["upper_bound_rsum"]] for c in curves]
     assert drawn[f"time-{name}"].get_xdata() == pytest.approx([1.5 * k for k in KS])
 
 

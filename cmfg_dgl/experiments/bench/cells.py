@@ -21,7 +21,6 @@ from cmfg_dgl.evaluation.ranking import (
     Ranking,
     chance,
     cmc,
-    hit_rsum,
     metrics,
     per_query,
     pooled_metrics,
@@ -211,17 +210,16 @@ def evaluate_stage(method: Method, scores: Scores, alpha: float | None, part: Pa
     rankings = _rankings(method, scores, alpha)
     means = {name: _means(ranking) for name, ranking in rankings.items()}
     reach = {name: d.chosen.shape[1] for name, d in scores.directions.items()}
-    ceiling = None
+    bound = None
     if alpha is not None:
         before = _rankings(method, scores, None)
-        ceiling = {n: _means(before[n], (k,))[f"R@{k}"] for n, k in reach.items()}
+        bound = {n: _means(before[n], (k,))[f"R@{k}"] for n, k in reach.items()}
     return {
         **means,
         "rsum": rsum(means["i2t"], means["t2i"]),
-        "hit_rsum": hit_rsum(means["i2t"], means["t2i"]),
         "label": None if part.labels is None else _label_means(method, scores, alpha, part.labels),
         "hard_negatives": None,
-        "ceiling": ceiling,
+        "recall_at_k_bound": bound,
         "k": None if alpha is None else max(reach.values()),
         "per_query": {name: _points(ranking).tolist() for name, ranking in rankings.items()},
         "curves": {

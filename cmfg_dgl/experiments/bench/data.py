@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cmfg_dgl.config import Config
 from cmfg_dgl.data.dataset import Split
+from cmfg_dgl.evaluation.ranking import DEFINITIONS
 from cmfg_dgl.experiments.baselines.method import TrainingSet
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pair_dataset import HardNegatives, ItemSet, PairDataset
@@ -72,12 +74,13 @@ class BenchData:
         split, queries = self.experiment.searched("test")
         return self.test if queries is None else replace(self._part(split), queries=queries)
 
-    def identity(self, splits: Iterable[str]) -> dict[str, list[str]]:
-        """What says which items and which features these are: protocol ids of splits, names of the stores."""
+    def identity(self, splits: Iterable[str]) -> dict[str, Any]:
+        """What says which items, features and metrics these are: protocol ids of splits, names of the stores."""
         experiment = self.experiment
         return {
             "protocols": [experiment.dataset.protocol(split) for split in splits],
             "features": [store.folder.name for store in (experiment.images, experiment.captions)],
+            "metrics": DEFINITIONS,
         }
 
     def _part(self, split: Split) -> Part:

@@ -88,16 +88,15 @@ def _row(name: str, stage: str, records: Sequence[Record], trials: Sequence[Reco
         "seeds": [record["seed"] for record in records],
         **{way: _intervals([s[way] for s in stages]) for way in ("i2t", "t2i")},
         "rsum": _interval([s["rsum"] for s in stages]),
-        "hit_rsum": _interval([s["hit_rsum"] for s in stages]),
         "label": None
         if first["label"] is None
         else {way: _intervals([s["label"][way] for s in stages]) for way in ("i2t", "t2i")},
         "hard_negatives": None
         if first["hard_negatives"] is None
         else _intervals([s["hard_negatives"] for s in stages]),
-        "ceiling": None
-        if first["ceiling"] is None
-        else {way: float(np.mean([s["ceiling"][way] for s in stages])) for way in ("i2t", "t2i")},
+        "recall_at_k_bound": None
+        if first["recall_at_k_bound"] is None
+        else {way: float(np.mean([s["recall_at_k_bound"][way] for s in stages])) for way in ("i2t", "t2i")},
         "k": first["k"],
         "alpha": None if stage == "first" else _interval([record["alpha"] for record in records]),
         "p_vs_cmfg": None,
