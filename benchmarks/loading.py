@@ -14,6 +14,7 @@ from typing import Any
 from measure import benchmark, tell
 from PIL import Image
 
+from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.formats.mirflickr import ANNOTATIONS, COMMON_TAGS, IMAGES, LABELS, PROTOCOLS, TAGS, mirflickr25k
 
 __all__ = ["measure_loading", "write_mirflickr"]
@@ -53,7 +54,7 @@ def measure_loading(root: Path, protocol: str) -> dict[str, Any]:
     """Seconds until the data set is read, with its digests, labels and splits."""
     tell(f"loading: protocol {protocol}")
     start, busy = time.perf_counter(), time.process_time()
-    dataset = mirflickr25k(root, protocol=protocol, seed=0, max_pixels=64_000_000, max_bytes=1 << 26)
+    dataset = mirflickr25k(DataConfig(name="mirflickr25k", root=str(root), protocol=protocol))
     return {
         "protocol": protocol,
         "items": len(dataset.images),

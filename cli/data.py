@@ -35,12 +35,13 @@ def ls(as_json: bool) -> None:
     \b
     cmfg data ls
     """
-    from cmfg_dgl.data.load import DATASETS
+    from cmfg_dgl.data.load import FORMATS
 
+    about = {name: form.about for name, form in FORMATS.items()}
     if as_json:
-        print_json(DATASETS)
+        print_json(about)
     else:
-        print_table("data sets (data.name)", ["name", "what it is"], list(DATASETS.items()))
+        print_table("data sets (data.name)", ["name", "what it is"], list(about.items()))
 
 
 @command.command("get")
@@ -91,10 +92,10 @@ def info(
     cmfg data info data.name=folder data.root=DIR
     cmfg data info -c mirflickr25k data.root=DIR data.protocol=B
     """
-    from cmfg_dgl.training.experiment import open_dataset
+    from cmfg_dgl.data.load import load_dataset
 
     with Bars(verbosity.quiet):
-        dataset = open_dataset(settings)
+        dataset = load_dataset(settings.data)
     splits = {}
     for name, positions in dataset.splits.items():
         members = set(positions.tolist())
@@ -151,11 +152,11 @@ def check(
     cmfg data check data.name=folder data.root=DIR
     """
     from cmfg_dgl.data.doctor import check_dataset
+    from cmfg_dgl.data.load import load_dataset
     from cmfg_dgl.errors import DataError
-    from cmfg_dgl.training.experiment import open_dataset
 
     with Bars(verbosity.quiet) as bars:
-        dataset = open_dataset(settings)
+        dataset = load_dataset(settings.data)
         findings = check_dataset(dataset, lambda done, total: bars("images", done, total))
     errors, warnings = (sum(f.severity == kind for f in findings) for kind in ("error", "warning"))
     if as_json:

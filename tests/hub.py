@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from layouts import section
+
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.formats.huggingface import huggingface
 
@@ -14,8 +16,5 @@ TEXTS = [f"picture number {n} of word{n} and other{n}" for n in range(30)]
 
 def read(root: Path | str | None, **changes: Any) -> Dataset:
     """The data set in `root`, with these arguments in place of the usual ones."""
-    options: dict[str, Any] = {
-        "name": "hub", "image_column": None, "caption_column": None, "rows": None, "fractions": FRACTIONS,
-        "seed": 0, "near_duplicate": 0.9, "max_pixels": 1000, "max_bytes": 1 << 20,
-    }  # fmt: skip
-    return huggingface(None if root is None else str(root), **{**options, **changes})
+    options = {"name": "hub", "fractions": FRACTIONS, "near_duplicate": 0.9, "max_pixels": 1000}
+    return huggingface(section(root, **{**options, **changes}))

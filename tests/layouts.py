@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.formats.mirflickr import LABELS
 
@@ -33,14 +34,11 @@ R1 = (
     "tree",
 )
 
-OPTIONS: dict[str, object] = {
-    "fractions": {"train": 0.6, "val": 0.1, "test": 0.3},
-    "seed": 0,
-    "near_duplicate": 0.75,
-    "max_pixels": 10_000,
-    "max_bytes": 1 << 20,
-}
-"""What the loaders of files ask for beside their root."""
+
+def section(root: Path | str | None = None, **options: Any) -> DataConfig:
+    """The section `data` of a configuration for small files in `root`."""
+    bounds = {"max_pixels": 10_000, "max_bytes": 1 << 20}
+    return DataConfig(root=None if root is None else str(root), **{**bounds, **options})
 
 
 def texts(dataset: Dataset) -> dict[str, list[str]]:

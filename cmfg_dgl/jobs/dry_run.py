@@ -9,11 +9,12 @@ import torch
 
 from cmfg_dgl.config import Config
 from cmfg_dgl.data.dataset import Dataset, Split
+from cmfg_dgl.data.load import load_dataset
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.features.encoders.text import TextEncoder
 from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
-from cmfg_dgl.training.experiment import build_model, encoders, open_dataset, select_device
+from cmfg_dgl.training.experiment import build_model, encoders, select_device
 from cmfg_dgl.training.trainer import training_losses
 
 __all__ = ["DryRun", "dry_run"]
@@ -36,7 +37,7 @@ class DryRun:
 def dry_run(config: Config) -> DryRun:
     """One batch through backbones, graph, model, forward and backward, with nothing written."""
     select_device(config)
-    dataset = open_dataset(config)
+    dataset = load_dataset(config.data)
     split = dataset.split("train")
     vision, text = encoders(config)
     pair_dataset = _first_batch(dataset, split, vision, text, config.training.batch_size)

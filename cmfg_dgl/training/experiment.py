@@ -16,7 +16,7 @@ from torch import Tensor
 from cmfg_dgl.config import PRECOMPUTED, Config
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.load import load_dataset
-from cmfg_dgl.data.splits import first_pairs, normalise_caption
+from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.encoders.reduce import ReducedVision
 from cmfg_dgl.features.encoders.regions import Regions
@@ -37,7 +37,6 @@ __all__ = [
     "extractions",
     "features_directory",
     "find_stores",
-    "open_dataset",
     "select_device",
     "tell",
 ]
@@ -47,31 +46,12 @@ _log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
 
-def open_dataset(config: Config) -> Dataset:
-    """The data set of the configuration, split."""
-    data = config.data
-    dataset = load_dataset(
-        data.name,
-        root=data.root,
-        language=data.language,
-        protocol=data.protocol,
-        image_column=data.image_column,
-        caption_column=data.caption_column,
-        rows=data.rows,
-        fractions=data.fractions,
-        seed=data.seed,
-        near_duplicate=data.near_duplicate,
-        max_pixels=data.max_pixels,
-        max_bytes=data.max_bytes,
-        scene_counts={"train": data.scenes.train, "val": data.scenes.val, "test": data.scenes.test},
-        scene_objects=data.scenes.objects,
-    )
-    return dataset if data.train_pairs is None else first_pairs(dataset, data.train_pairs, data.seed)
-
-
 def extractions(config: Config, dataset: Dataset | None = None) -> tuple[Extraction, Extraction]:
     """Where the features of a configuration's images and captions lie, and how they are made."""
-    dataset, (vision, text) = dataset or open_dataset(config), encoders(config, compiled=config.features.compile)
+    dataset, (vision, text) = (
+        dataset or load_dataset(config.data),
+        encoders(config, compiled=config.features.compile),
+    )
     directory, features = features_directory(config), config.features
     return (
         image_extraction(
@@ -178,7 +158,7 @@ class Experiment:
         force
             Extract anew.
         """
-        dataset = open_dataset(config)
+        dataset = load_dataset(config.data)
         images, captions = (
             extraction.build(workers=config.features.workers, progress=tell(progress, extraction.kind), force=force)
             for extraction in extractions(config, dataset)

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import BadItem, Dataset
+from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.formats.listing import Row, dataset_of_files
 from cmfg_dgl.data.validation import printable
 from cmfg_dgl.errors import DataError
 
-__all__ = ["blip"]
+__all__ = ["BLIP", "blip"]
 
 REMEDY = "put the images where the JSON file says, from its own folder"
 
 
-def blip(
-    root: str | os.PathLike[str] | None,
-    *,
-    fractions: dict[str, float],
-    seed: int,
-    near_duplicate: float,
-    max_pixels: int,
-    max_bytes: int,
-) -> Dataset:
+def blip(data: DataConfig) -> Dataset:
     """Read one JSON file, or those of `train`, `val` and `test`, and the images that they name.
 
     A file is a list of {"image": PATH, "caption": TEXT}, as BLIP has it for training, or
@@ -36,14 +29,8 @@ def blip(
 
     Parameters
     ----------
-    root
-        `data.root`: a JSON file, which is split by hash, or a folder as `split_files` reads it.
-    fractions, seed
-        As in `hash_split`; used for a single file.
-    near_duplicate
-        Threshold of `near_duplicate_groups`.
-    max_pixels, max_bytes
-        Bounds of `read_image`.
+    data
+        `root` is a JSON file, which is split by hash, or a folder as `split_files` reads it.
 
     Raises
     ------
@@ -55,18 +42,14 @@ def blip(
     Li et al. 2022, "BLIP: Bootstrapping Language-Image Pre-training for Unified Vision-Language Understanding and
     Generation".
     """
-    return dataset_of_files(
-        root,
-        {".json"},
-        _rows,
-        what="a JSON file of BLIP's kind",
-        remedy=REMEDY,
-        fractions=fractions,
-        seed=seed,
-        near_duplicate=near_duplicate,
-        max_pixels=max_pixels,
-        max_bytes=max_bytes,
-    )
+    return dataset_of_files(data, {".json"}, _rows, what="a JSON file of BLIP's kind", remedy=REMEDY)
+
+
+BLIP = Format(
+    blip,
+    "images and the JSON files of BLIP under data.root; the licence is yours to know",
+    frozenset({"root"}),
+)
 
 
 def _rows(path: Path, split: str) -> Iterator[Row | BadItem]:

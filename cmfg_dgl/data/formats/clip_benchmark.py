@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import BadItem, Dataset
+from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.formats.listing import Row, dataset_of_files, read_text
 from cmfg_dgl.data.images import IMAGE_SUFFIXES
 from cmfg_dgl.data.validation import printable
 from cmfg_dgl.errors import DataError
 
-__all__ = ["clip_benchmark"]
+__all__ = ["CLIP_BENCHMARK", "clip_benchmark"]
 
 REMEDY = "put the images into the folder of the file"
 LINE = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})),(.*)", re.IGNORECASE)
 
 
-def clip_benchmark(
-    root: str | os.PathLike[str] | None,
-    *,
-    fractions: dict[str, float],
-    seed: int,
-    near_duplicate: float,
-    max_pixels: int,
-    max_bytes: int,
-) -> Dataset:
+def clip_benchmark(data: DataConfig) -> Dataset:
     """Read one file of captions, or those of `train`, `val` and `test`, and the images that they name.
 
     The first line is a header, whatever it says. Each further line is the path of an image, a comma and a caption,
@@ -38,14 +31,8 @@ def clip_benchmark(
 
     Parameters
     ----------
-    root
-        `data.root`: a file, which is split by hash, or a folder as `split_files` reads it (`.txt`, `.csv`).
-    fractions, seed
-        As in `hash_split`; used for a single file.
-    near_duplicate
-        Threshold of `near_duplicate_groups`.
-    max_pixels, max_bytes
-        Bounds of `read_image`.
+    data
+        `root` is a file, which is split by hash, or a folder as `split_files` reads it (`.txt`, `.csv`).
 
     Raises
     ------
@@ -56,18 +43,14 @@ def clip_benchmark(
     ----------
     Cherti, Beaumont 2022, "CLIP benchmark", the reader of Flickr8k and Flickr30k.
     """
-    return dataset_of_files(
-        root,
-        {".txt", ".csv"},
-        _rows,
-        what="a file of captions, .txt or .csv",
-        remedy=REMEDY,
-        fractions=fractions,
-        seed=seed,
-        near_duplicate=near_duplicate,
-        max_pixels=max_pixels,
-        max_bytes=max_bytes,
-    )
+    return dataset_of_files(data, {".txt", ".csv"}, _rows, what="a file of captions, .txt or .csv", remedy=REMEDY)
+
+
+CLIP_BENCHMARK = Format(
+    clip_benchmark,
+    "images and the files image,caption of CLIP_benchmark under data.root; as above",
+    frozenset({"root"}),
+)
 
 
 def _rows(path: Path, split: str) -> Iterator[Row | BadItem]:

@@ -9,32 +9,24 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import BadItem, Dataset
-from cmfg_dgl.data.formats.listing import Row, gather, listed_dataset, read_item, read_text
+from cmfg_dgl.data.formats.format import Format
+from cmfg_dgl.data.formats.listing import Listing, Row, file_loader, gather, listed_dataset, read_text
 from cmfg_dgl.data.images import IMAGE_SUFFIXES
 from cmfg_dgl.data.validation import path_fault, printable
 from cmfg_dgl.errors import DataError
 
-__all__ = ["folder"]
+__all__ = ["FOLDER", "folder"]
 
 REMEDY = "write captions.csv with the columns image,caption, or captions.jsonl, or NAME.txt beside NAME.jpg"
 
 
-def folder(
-    root: str | os.PathLike[str] | None,
-    *,
-    fractions: dict[str, float],
-    seed: int,
-    near_duplicate: float,
-    max_pixels: int,
-    max_bytes: int,
-    name: str | None = None,
-) -> Dataset:
-    """Read the images anywhere under `root` with the captions that one of these gives.
+def folder(data: DataConfig) -> Dataset:
+    """Read the images anywhere under `data.root` with the captions that one of these gives.
 
     - `captions.csv`: a header with the columns image and caption, and where wanted labels (separated by ;
       or |) and split. An image may have several rows.
@@ -42,22 +34,14 @@ def folder(
       where wanted "labels" (a list) and "split".
     - `NAME.txt` beside `NAME.jpg`: one caption a line.
 
-    Text is UTF-8; blank lines and hidden files are passed over. The id of an image is its path from `root`,
-    with slashes. Rows that name a split are taken at their word. What cannot be used is listed in
-    `Dataset.bad`; images are not decoded here.
+    Text is UTF-8; blank lines and hidden files are passed over. The id of an image is its path from `data.root`,
+    with slashes. Rows that name a split are taken at their word. What cannot be used is listed in `Dataset.bad`;
+    images are not decoded here.
 
     Parameters
     ----------
-    root
-        The folder.
-    fractions, seed
-        As in `hash_split`; used where no row names a split.
-    near_duplicate
-        Threshold of `near_duplicate_groups`.
-    max_pixels, max_bytes
-        Bounds of `read_image`.
-    name
-        Name of the data set; the folder's own where left out.
+    data
+        `root` is the folder. Where no row names a split, it is split by hash.
 
     Raises
     ------
@@ -65,24 +49,22 @@ def folder(
         If there is no folder, no listing or more than one, a listing that cannot be read as a whole, or no
         image with a caption.
     """
-    if root is None:
+    if data.root is None:
         raise DataError("data.root is not set; give the folder of images, data.root=DIR")
-    if not Path(root).is_dir():
-        raise DataError(f"data.root={os.fspath(root)}: there is no such folder")
-    base = Path(root).resolve()
+    if not Path(data.root).is_dir():
+        raise DataError(f"data.root={data.root}: there is no such folder")
+    base = Path(data.root).resolve()
     found = sorted(_find_images(base))
     entries, bad = gather(base, _rows(base, found), found)
-    return listed_dataset(
-        name or base.name,
-        sorted(entries, key=lambda entry: entry.image.id),
-        bad,
-        place=base,
-        remedy=REMEDY,
-        fractions=fractions,
-        seed=seed,
-        near_duplicate=near_duplicate,
-        load=partial(read_item, max_pixels=max_pixels, max_bytes=max_bytes),
-    )
+    listing = Listing(base, sorted(entries, key=lambda entry: entry.image.id), bad, REMEDY)
+    return listed_dataset(listing, data, load=file_loader(data))
+
+
+FOLDER = Format(
+    folder,
+    "images and captions of your own under data.root; the licence is yours to know",
+    frozenset({"root"}),
+)
 
 
 def _find_images(root: Path) -> list[str]:

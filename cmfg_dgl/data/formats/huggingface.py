@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.first_rows import first_rows
+from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.images import decode, read_image
 from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups
 from cmfg_dgl.data.validation import caption_fault, path_fault, printable
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import canonical_json, sha256_bytes, sha256_file
 
-__all__ = ["THEOJIANG", "huggingface"]
+__all__ = ["HUGGINGFACE", "THEOJIANG300K", "huggingface", "theojiang300k"]
 
 THEOJIANG = "theojiang/image-text-dataset-subset-300k-captions_only"
 """The hub's name of `theojiang300k`."""
@@ -81,19 +83,7 @@ class _Entry:
     split: str
 
 
-def huggingface(
-    root: str | None,
-    *,
-    name: str,
-    image_column: str | None,
-    caption_column: str | None,
-    rows: int | None,
-    fractions: dict[str, float],
-    seed: int,
-    near_duplicate: float,
-    max_pixels: int,
-    max_bytes: int,
-) -> Dataset:
+def huggingface(data: DataConfig) -> Dataset:
     """Read a data set that the library `datasets` reads.
 
     An image is a `datasets.Image`, a struct with `bytes` (and `path`), or binary; a caption is a text or a list of
@@ -107,18 +97,11 @@ def huggingface(
 
     Parameters
     ----------
-    root
-        A name on the hub, a `save_to_disk` folder, a folder of Parquet or Arrow files, or one such file.
-    name
-        Name of the data set; `huggingface` for the last part of `root`.
-    image_column, caption_column
-        The columns; None where the schema decides.
-    rows
-        Read only the first rows of each split, streamed, see `first_rows`; None for all.
-    fractions, seed, near_duplicate
-        As in `hash_split` and `near_duplicate_groups`.
-    max_pixels, max_bytes
-        Bounds of `decode`.
+    data
+        `root` is a name on the hub, a `save_to_disk` folder, a folder of Parquet or Arrow files, or one such file;
+        the data set gets the last part of it for its name, unless `name` is another one than `huggingface`.
+        `image_column` and `caption_column` are None where the schema decides. With `rows` only the first rows of
+        each split are read, streamed, see `first_rows`.
 
     Raises
     ------
@@ -129,6 +112,7 @@ def huggingface(
     ----------
     Lhoest et al. 2021, "Datasets: A Community Library for Natural Language Processing".
     """
+    root, rows = data.root, data.rows
     if root is None:
         raise DataError("data.root is not set; give a name on the hub, a folder or a file, data.root=NAME_OR_PATH")
     tables = _open(root, rows)
@@ -137,8 +121,8 @@ def huggingface(
     path = Path(root).expanduser()
     source = _Source(
         tables={split: table.with_format("arrow") for split, table in tables.items()},
-        image=_choose(images, image_column, IMAGE_COLUMNS, "image", root, schema),
-        caption=_choose(captions, caption_column, CAPTION_COLUMNS, "caption", root, schema),
+        image=_choose(images, data.image_column, IMAGE_COLUMNS, "image", root, schema),
+        caption=_choose(captions, data.caption_column, CAPTION_COLUMNS, "caption", root, schema),
         base=(path if path.is_dir() else path.parent).resolve() if path.exists() else None,
     )
     for split, table in tables.items():
@@ -152,15 +136,16 @@ def huggingface(
         first = f" (the first of {len(bad):,}: {bad[0].reason})" if bad else ""
         raise DataError(f"data.root={root}: no row with an image and a caption{first}; see data.image_column")
     groups, near_duplicates = near_duplicate_groups(
-        [entry.captions for entry in entries], [entry.image.sha256 for entry in entries], near_duplicate
+        [entry.captions for entry in entries], [entry.image.sha256 for entry in entries], data.near_duplicate
     )
     if len(tables) == 1:
         keys = [sha256_bytes(canonical_json([entry.image.sha256, entry.captions])) for entry in entries]
-        splits, rule = hash_split(keys, groups, fractions, seed), hash_rule(fractions, seed, near_duplicate)
+        splits = hash_split(keys, groups, data.fractions, data.seed)
+        rule = hash_rule(data.fractions, data.seed, data.near_duplicate)
     else:
         splits, rule = _given(entries), "given"
     return Dataset(
-        name=re.sub(r"[^\w.-]+", "-", path.name) if name == "huggingface" else name,
+        name=re.sub(r"[^\w.-]+", "-", path.name) if data.name == "huggingface" else data.name,
         images=tuple(entry.image for entry in entries),
         captions=tuple(
             CaptionItem(f"{entry.image.id}#{n}", position, text)
@@ -169,7 +154,7 @@ def huggingface(
         ),
         splits=splits,
         rule=rule,
-        load=partial(source.load, max_pixels=max_pixels, max_bytes=max_bytes),
+        load=partial(source.load, max_pixels=data.max_pixels, max_bytes=data.max_bytes),
         bad=tuple(bad),
         near_duplicates=near_duplicates,
         notes=(
@@ -177,6 +162,22 @@ def huggingface(
             *_cut_note(tables, rows),
         ),
     )
+
+
+def theojiang300k(data: DataConfig) -> Dataset:
+    """Read the data set of that name from the hub, or from `data.root`; see `huggingface`."""
+    return huggingface(data if data.root is not None else replace(data, root=THEOJIANG))
+
+
+OPTIONS = frozenset({"root", "image_column", "caption_column", "rows"})
+HUGGINGFACE = Format(
+    huggingface, "images and captions that datasets reads, in data.root; the licence is told there", OPTIONS
+)
+THEOJIANG300K = Format(
+    theojiang300k,
+    "381,000 images with captions, on Hugging Face's hub or in data.root; licence told there",
+    OPTIONS,
+)
 
 
 def _library() -> Any:

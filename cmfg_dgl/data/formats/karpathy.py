@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
-from cmfg_dgl.data.images import read_image
+from cmfg_dgl.data.formats.format import Format
+from cmfg_dgl.data.formats.listing import file_loader
 from cmfg_dgl.data.splits import parted_pictures
 from cmfg_dgl.data.validation import caption_fault, path_fault, printable
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import sha256_file
 
-__all__ = ["PUBLISHED", "karpathy"]
+__all__ = ["COCO", "FLICKR30K", "PUBLISHED", "karpathy"]
 
 PUBLISHED = {
     "flickr30k": {"train": 29_000, "val": 1_014, "test": 1_000},
@@ -35,8 +34,8 @@ CAPTIONS = 5
 FLICKR30K_IMAGES = "flickr30k-images"
 
 
-def karpathy(root: str | os.PathLike[str] | None, *, name: str, max_pixels: int, max_bytes: int) -> Dataset:
-    """Read `dataset_NAME.json` and the images that it names, all under `root`.
+def karpathy(data: DataConfig) -> Dataset:
+    """Read `dataset_NAME.json` and the images that it names, all under `data.root`.
 
     The file is {"dataset": NAME, "images": [{"filename", "split", "sentences": [{"raw"}]}]}; COCO's images have a
     "filepath" too, the folder of the image (`train2014`, `val2014`). Flickr30K's images lie in `flickr30k-images`.
@@ -46,12 +45,8 @@ def karpathy(root: str | os.PathLike[str] | None, *, name: str, max_pixels: int,
 
     Parameters
     ----------
-    root
-        `data.root`: the folder of the JSON file.
-    name
-        `flickr30k` or `coco`.
-    max_pixels, max_bytes
-        Bounds of `read_image`.
+    data
+        `root` is the folder of the JSON file, `name` is `flickr30k` or `coco`.
 
     Raises
     ------
@@ -63,9 +58,10 @@ def karpathy(root: str | os.PathLike[str] | None, *, name: str, max_pixels: int,
     Karpathy, Fei-Fei 2015, "Deep Visual-Semantic Alignments for Generating Image Descriptions", which made the
     splits. Young et al. 2014 (Flickr30K); Lin et al. 2014 (COCO).
     """
-    if root is None:
+    name = data.name
+    if data.root is None:
         raise DataError(f"data.root is not set; give the folder of dataset_{name}.json, data.root=DIR")
-    path = Path(root).resolve() / f"dataset_{name}.json"
+    path = Path(data.root).resolve() / f"dataset_{name}.json"
     entries, bad = _entries(path, name)
     images = tuple(entry.image for entry in entries)
     splits, taken = parted_pictures(_positions(entries, path, bad), [image.sha256 for image in images])
@@ -79,7 +75,7 @@ def karpathy(root: str | os.PathLike[str] | None, *, name: str, max_pixels: int,
         ),
         splits=splits,
         rule="karpathy",
-        load=partial(_load, max_pixels=max_pixels, max_bytes=max_bytes),
+        load=file_loader(data),
         bad=tuple(bad),
         published=True,
         miscounts=tuple(_miscounts(name, entries)),
@@ -87,8 +83,16 @@ def karpathy(root: str | os.PathLike[str] | None, *, name: str, max_pixels: int,
     )
 
 
-def _load(item: ImageItem, *, max_pixels: int, max_bytes: int) -> Image.Image:
-    return read_image(Path(item.source), max_pixels=max_pixels, max_bytes=max_bytes)
+FLICKR30K = Format(
+    karpathy,
+    "31,014 Flickr images with five captions each, under data.root; for non-commercial research",
+    frozenset({"root"}),
+)
+COCO = Format(
+    karpathy,
+    "123,287 images of COCO 2014 with five captions each, under data.root; captions CC BY 4.0",
+    frozenset({"root"}),
+)
 
 
 @dataclass(frozen=True)

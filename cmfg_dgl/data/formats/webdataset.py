@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -12,29 +11,23 @@ from typing import Any
 
 from PIL import Image
 
+from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import BadItem, Dataset, ImageItem
-from cmfg_dgl.data.formats.listing import Entry, good_captions, listed_dataset
+from cmfg_dgl.data.formats.format import Format
+from cmfg_dgl.data.formats.listing import Entry, Listing, good_captions, listed_dataset
 from cmfg_dgl.data.formats.split_files import SPLITS, split_files
 from cmfg_dgl.data.formats.tars import Member, digest_part, members, read_part
 from cmfg_dgl.data.images import IMAGE_SUFFIXES, decode
 from cmfg_dgl.errors import DataError
 
-__all__ = ["webdataset"]
+__all__ = ["WEBDATASET", "webdataset"]
 
 REMEDY = "a sample is KEY.jpg with KEY.txt, or with KEY.json that has a caption"
 TEXTS = (".txt", ".json")
 MAX_TEXT = 1 << 20
 
 
-def webdataset(
-    root: str | os.PathLike[str] | None,
-    *,
-    fractions: dict[str, float],
-    seed: int,
-    near_duplicate: float,
-    max_pixels: int,
-    max_bytes: int,
-) -> Dataset:
+def webdataset(data: DataConfig) -> Dataset:
     """Read the samples of uncompressed tar shards; images are decoded from where they lie in the tar.
 
     A sample is the files of a shard with one key: the name up to the first dot after the last slash. It has one
@@ -47,14 +40,8 @@ def webdataset(
 
     Parameters
     ----------
-    root
-        `data.root`: a tar, or a folder as `split_files` reads it.
-    fractions, seed
-        As in `hash_split`; used where the shards name no splits.
-    near_duplicate
-        Threshold of `near_duplicate_groups`.
-    max_pixels, max_bytes
-        Bounds of `decode`.
+    data
+        `root` is a tar, or a folder as `split_files` reads it. Shards that name no splits are split by hash.
 
     Raises
     ------
@@ -65,21 +52,18 @@ def webdataset(
     ----------
     Aizman et al. 2019, "High Performance I/O For Large Scale Deep Learning" (WebDataset).
     """
-    base, shards = split_files(root, {".tar"}, what="a tar shard", folders=(".", *SPLITS))
+    base, shards = split_files(data.root, {".tar"}, what="a tar shard", folders=(".", *SPLITS))
     bad: list[BadItem] = []
     entries = [entry for shard, split in shards for entry in _entries(base, shard, split, bad)]
-    return listed_dataset(
-        base.name,
-        entries,
-        bad,
-        place=base,
-        remedy=REMEDY,
-        fractions=fractions,
-        seed=seed,
-        near_duplicate=near_duplicate,
-        load=partial(_load, max_pixels=max_pixels, max_bytes=max_bytes),
-        published=True,
-    )
+    load = partial(_load, max_pixels=data.max_pixels, max_bytes=data.max_bytes)
+    return listed_dataset(Listing(base, entries, bad, REMEDY), data, load=load, published=True)
+
+
+WEBDATASET = Format(
+    webdataset,
+    "tar shards of WebDataset under data.root, read without extracting; as above",
+    frozenset({"root"}),
+)
 
 
 def _entries(base: Path, shard: Path, split: str, bad: list[BadItem]) -> Iterator[Entry]:

@@ -1,18 +1,21 @@
-"""Where the files of a pretrained transformers model lie, and what identifies them."""
+"""Files of pretrained models: where they lie, what identifies them, and how they are read."""
 
 from __future__ import annotations
 
 import importlib
+import io
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
+from torch import Tensor
 
-from cmfg_dgl.errors import ConfigError
-from cmfg_dgl.files import sha256_file
+from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.files import sha256_bytes, sha256_file
 
-__all__ = ["describe_folder", "load_pretrained", "locate_model"]
+__all__ = ["describe_folder", "load_pinned_weights", "load_pretrained", "locate_model"]
 
 _WEIGHTS = "model*.safetensors"
 _FILES = ("*.json", "*.txt", "*.model", _WEIGHTS)
@@ -86,3 +89,31 @@ def load_pretrained(auto_class: str, folder: Path, key: str, **options: Any) -> 
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"{key}: {folder} is not a model that transformers can load: {reason}") from error
+
+
+def load_pinned_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Read the state dictionary of a file of torch that a package ships and whose digest is known.
+
+    The digest is checked first; `torch.load` with `weights_only` then builds tensors and calls nothing else that
+    the file names.
+
+    Parameters
+    ----------
+    path
+        The file.
+    sha256
+        The hexadecimal SHA-256 that the file must have.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or its digest is another one.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; reinstall the package that ships it") from error
+    if sha256_bytes(data) != sha256:
+        raise DataError(f"{path}: its SHA-256 is not {sha256[:12]}...; reinstall the package that ships it")
+    weights: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return weights

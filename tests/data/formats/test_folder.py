@@ -21,26 +21,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import section
 from PIL import Image
 
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.formats.folder import folder
-from cmfg_dgl.data.load import DATASETS, load_dataset
 from cmfg_dgl.data.splits import normalise_caption
-from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.errors import DataError
 
 FRACTIONS = {"train": 0.6, "val": 0.1, "test": 0.3}
 
 
 def read(root: Path | None, **options: object) -> Dataset:
-    arguments: dict[str, object] = {
-        "fractions": FRACTIONS,
-        "seed": 0,
-        "near_duplicate": 0.75,
-        "max_pixels": 10_000,
-        "max_bytes": 1 << 20,
-    }
-    return folder(root, **{**arguments, **options})
+    return folder(section(root, **options))
 
 
 def draw(path: Path, shade: int = 0) -> None:
@@ -366,37 +359,3 @@ def test_reading_twice_gives_the_same_protocol(root: Path) -> None:
     assert one == two
     draw(root / "b.png", 77)
     assert read(root, fractions={"all": 1.0}).protocol("all") != one
-
-
-def test_load_dataset_dispatches_by_name(root: Path) -> None:
-    (root / "captions.csv").write_text(as_csv(ROWS), encoding="utf-8")
-    options = {
-        "root": str(root), "language": "en", "protocol": "A", "image_column": None, "caption_column": None,
-        "rows": None, "fractions": FRACTIONS, "seed": 0, "near_duplicate": 0.75,
-        "max_pixels": 63, "max_bytes": 1 << 20,
-        "scene_counts": {"train": 3, "val": 2, "test": 1}, "scene_objects": [1, 4],
-    }  # fmt: skip
-    dataset = load_dataset("folder", **options)
-    assert texts(dataset) == WANTED
-    with pytest.raises(DataError, match="8 x 8 pixels"):
-        dataset.load(dataset.images[0])
-    without_files = {name: load_dataset(name, **options).name for name in ("openmoji", "scenes", "folder")}
-    assert without_files == {"openmoji": "openmoji", "scenes": "scenes", "folder": root.name}
-    (root / "captions.csv").rename(root / "captions.tsv")
-    for name in DATASETS.keys() - without_files.keys():
-        # Each asks for its own files, so that none is read as another.
-        own = {
-            "tuxpaint": "cmfg data get tuxpaint", "blip": "a JSON file of BLIP", "webdataset": "a tar shard",
-            "clip_benchmark": r"a file of captions, \.txt or \.csv", "mirflickr25k": "mirflickr",
-            "huggingface": "Parquet", "theojiang300k": "Parquet", "precomputed": "train_ims",
-        }.get(name, rf"dataset_{name}\.json")  # fmt: skip
-        with pytest.raises(DataError, match=own):
-            load_dataset(name, **options)
-    with pytest.raises(ConfigError, match="did you mean 'openmoji'"):
-        load_dataset("openmoij", **options)
-    for name in DATASETS.keys() - {"openmoji", "tuxpaint"}:
-        with pytest.raises(ConfigError, match=rf"data\.language='fr': only openmoji .*data\.name={name}"):
-            load_dataset(name, **{**options, "language": "fr"})
-    for name in DATASETS.keys() - {"huggingface", "theojiang300k"}:
-        with pytest.raises(ConfigError, match=rf"data\.rows=5: only huggingface and .*data\.name={name}"):
-            load_dataset(name, **{**options, "rows": 5})

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import karpathy_layout
+from layouts import karpathy_layout, section
 
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.doctor import check_dataset
@@ -36,7 +36,7 @@ COCO = [
 
 
 def read(root: Path | None, name: str = "coco") -> Dataset:
-    return karpathy(root, name=name, max_pixels=10_000, max_bytes=1 << 20)
+    return karpathy(section(root, name=name))
 
 
 @pytest.fixture

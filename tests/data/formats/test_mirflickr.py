@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import mirflickr_layout
+from layouts import mirflickr_layout, section
 
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.doctor import check_dataset
@@ -45,7 +45,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def read(root: Path | None, protocol: str = "A", seed: int = 0) -> Dataset:
-    return mirflickr25k(root, protocol=protocol, seed=seed, max_pixels=10_000, max_bytes=1 << 20)
+    return mirflickr25k(section(root, protocol=protocol, seed=seed))
 
 
 def texts(dataset: Dataset) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from layouts import section
 from loading import write_mirflickr
 
 from cmfg_dgl.data.formats.mirflickr import mirflickr25k
@@ -33,7 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_counts_are_the_documented_ones(
     root: Path, protocol: str, items: int, queries: int, gallery: int, train: int, val: int
 ) -> None:
-    dataset = mirflickr25k(root, protocol=protocol, seed=0, max_pixels=10_000, max_bytes=1 << 20)
+    dataset = mirflickr25k(section(root, protocol=protocol))
     sizes = {name: len(positions) for name, positions in dataset.splits.items()}
     assert len(dataset.images) == len(dataset.captions) == items
     assert (sizes["test"], sizes["train"], sizes["val"]) == (queries, train, val)

@@ -16,7 +16,9 @@ import emoji
 import numpy as np
 import pytest
 
+from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import Dataset, ImageItem
+from cmfg_dgl.data.formats import openmoji as module
 from cmfg_dgl.data.formats.openmoji import drawings, openmoji
 from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import ConfigError, DataError
@@ -24,9 +26,7 @@ from cmfg_dgl.errors import ConfigError, DataError
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return openmoji(
-        language="en", fractions={"train": 0.6, "val": 0.1, "test": 0.3}, seed=0, near_duplicate=0.75, size=48
-    )
+    return openmoji(DataConfig())
 
 
 def text_of(item: ImageItem) -> str:
@@ -64,11 +64,11 @@ def test_labels_are_the_unicode_group_and_subgroup(dataset: Dataset) -> None:
     assert sum(not names for names in labels.values()) < 0.02 * len(labels)
 
 
-def test_splits_share_no_name_and_no_drawing(dataset: Dataset) -> None:
+def test_splits_share_no_name_and_no_drawing(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(np.concatenate(list(dataset.splits.values())).tolist()) == list(range(len(dataset.images)))
     texts = [normalise_caption(c.text) for c in dataset.captions]
-    tiny = openmoji(language="en", fractions={"all": 1.0}, seed=0, near_duplicate=0.75, size=24)
-    pixels = [tiny.load(image).tobytes() for image in tiny.images]
+    monkeypatch.setattr(module, "SIZE", 24)
+    pixels = [dataset.load(image).tobytes() for image in dataset.images]
     assert len(set(pixels)) < len(pixels), "some drawings have two names, or this test shows nothing"
     for one, other in combinations(dataset.splits.values(), 2):
         assert not {texts[i] for i in one} & {texts[i] for i in other}
@@ -83,7 +83,7 @@ def test_the_same_drawing_is_in_one_split_whatever_the_seed() -> None:
         ("couple with heart", "couple with heart woman man"),  # the same but for a hair's breadth
     ]
     for seed in range(4):
-        halves = openmoji(language="en", fractions={"a": 0.5, "b": 0.5}, seed=seed, near_duplicate=1.0)
+        halves = openmoji(DataConfig(fractions={"a": 0.5, "b": 0.5}, seed=seed, near_duplicate=1.0))
         position = {c.text: c.image for c in halves.captions}
         first = set(halves.splits["a"].tolist())
         for one, other in pairs:
@@ -97,10 +97,10 @@ def test_drawings_are_rgb_on_white(dataset: Dataset) -> None:
     heart = next(image for image in dataset.images if image.id == "2764-FE0F")
     drawing = dataset.load(heart)
     assert drawing.mode == "RGB"
-    assert drawing.size == (48, 48)
+    assert drawing.size == (256, 256)
     pixels = np.asarray(drawing)
     assert pixels[0, 0].tolist() == [255, 255, 255]
-    red, green, blue = pixels[24, 24].tolist()
+    red, green, blue = pixels[128, 128].tolist()
     assert red > 150 > max(green, blue)
 
 
@@ -120,7 +120,6 @@ def test_the_protocol_names_packages_and_rule(dataset: Dataset) -> None:
     assert dataset.near_duplicates > 0
 
 
-OPTIONS = {"fractions": {"train": 0.6, "val": 0.1, "test": 0.3}, "seed": 0, "near_duplicate": 0.75, "size": 48}
 KNOWN = {"fr": ("tête de chien", "drapeau norvège"), "de": ("hundegesicht", "flagge norwegen"), "ja": ("イヌの顔",)}
 
 
@@ -136,7 +135,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("language", KNOWN)
 def test_names_of_another_language(few: dict[str, dict[str, str]], language: str) -> None:
-    english, other = (openmoji(language=code, **OPTIONS) for code in ("en", language))
+    english, other = (openmoji(DataConfig(language=code)) for code in ("en", language))
     assert [image.id for image in other.images] == [image.id for image in english.images]
     names = [few[text_of(image)][language] for image in other.images]
     assert [c.text for c in other.captions] == [name[1:-1].replace("_", " ") for name in names]
@@ -148,11 +147,11 @@ def test_names_of_another_language(few: dict[str, dict[str, str]], language: str
 
 def test_an_emoji_without_a_name_in_a_language_is_left_out(few: dict[str, dict[str, str]]) -> None:
     del few["\U0001f436"]["tr"]
-    english, other = (openmoji(language=code, **OPTIONS) for code in ("en", "tr"))
+    english, other = (openmoji(DataConfig(language=code)) for code in ("en", "tr"))
     assert {i.id for i in english.images} - {i.id for i in other.images} == {"1F436"}
     assert (english.notes, other.notes) == ((), ("1 emoji have no name in 'tr' and are left out",))
 
 
 def test_a_language_without_names() -> None:
     with pytest.raises(ConfigError, match=r"data\.language='la': openmoji has names in ar, de, en"):
-        openmoji(language="la", **OPTIONS)
+        openmoji(DataConfig(language="la"))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import scan_layout
+from layouts import scan_layout, section
 
 from cmfg_dgl.data.doctor import check_dataset
 from cmfg_dgl.data.formats.precomputed import precomputed, region_width
@@ -26,7 +26,7 @@ SIZES = {"train": 6, "dev": 3, "test": 4}
 @pytest.mark.parametrize("repeat", [1, 5])
 def test_rows_and_captions(tmp_path: Path, repeat: int) -> None:
     features = scan_layout(tmp_path / "f30k_precomp", SIZES, regions=4, width=8, repeat=repeat)
-    dataset = precomputed(tmp_path / "f30k_precomp")
+    dataset = precomputed(section(tmp_path / "f30k_precomp"))
     assert (dataset.name, len(dataset.images), len(dataset.captions)) == ("f30k_precomp", 13, 65)
     assert {name: len(part) for name, part in dataset.splits.items()} == {"train": 6, "val": 3, "test": 4}
     assert dataset.regions is not None
@@ -48,7 +48,7 @@ def test_rows_and_captions(tmp_path: Path, repeat: int) -> None:
 def test_both_layouts_have_one_protocol(tmp_path: Path) -> None:
     for place, repeat in (("a", 1), ("b", 5)):
         scan_layout(tmp_path / place / "precomp", SIZES, regions=4, width=8, repeat=repeat)
-    one, other = (precomputed(tmp_path / place / "precomp") for place in "ab")
+    one, other = (precomputed(section(tmp_path / place / "precomp")) for place in "ab")
     assert [one.protocol(split) for split in one.splits] == [other.protocol(split) for split in other.splits]
 
 
@@ -58,7 +58,7 @@ def test_rows_of_an_image_that_differ(tmp_path: Path) -> None:
     rows[7, 3, 2] += 1
     np.save(tmp_path / "dev_ims.npy", rows)
     with pytest.raises(DataError, match=r"dev_ims\.npy: rows 5 and 7 differ"):
-        precomputed(tmp_path)
+        precomputed(section(tmp_path))
 
 
 @pytest.mark.parametrize(("value", "word"), [(np.nan, "NaN"), (np.inf, "65504"), (-1e6, "65504")])
@@ -67,7 +67,7 @@ def test_numbers_that_are_not_usable(tmp_path: Path, value: float, word: str, re
     rows = scan_layout(tmp_path, SIZES, regions=4, width=8)["test"]
     rows[2, 1, 5] = value
     np.save(tmp_path / "test_ims.npy", rows.repeat(repeat, 0))
-    dataset = precomputed(tmp_path)
+    dataset = precomputed(section(tmp_path))
     assert dataset.regions is not None
     usable = []
     for item in dataset.images:
@@ -86,7 +86,7 @@ def test_what_test_has_is_not_trained_on(tmp_path: Path) -> None:
     features = scan_layout(tmp_path, SIZES, regions=4, width=8)
     features["train"][3], features["train"][4] = features["test"][0], features["dev"][1]
     np.save(tmp_path / "train_ims.npy", features["train"])
-    dataset = precomputed(tmp_path)
+    dataset = precomputed(section(tmp_path))
     assert dataset.splits["train"].tolist() == [0, 1, 2, 5]
     assert "2 images of train or val are in no split: val or test has the same features" in dataset.notes
     codes = {finding.code for finding in check_dataset(dataset) if finding.severity != "info"}
@@ -99,7 +99,7 @@ def test_line_ends_and_empty_captions(tmp_path: Path) -> None:
     lines[2], lines[5:10] = "  ", [""] * 5
     lines[29] = "a\u2028b \N{LATIN SMALL LETTER E WITH ACUTE}"
     (tmp_path / "train_caps.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    dataset = precomputed(tmp_path)
+    dataset = precomputed(section(tmp_path))
     assert [item.id for item in dataset.images[:5]] == [f"train/{n}" for n in (0, 2, 3, 4, 5)]
     assert dataset.captions[0].text == lines[0]
     assert [c.text for c in dataset.captions if c.id == "train/5#4"] == [lines[29]]
@@ -156,22 +156,22 @@ def test_files_that_cannot_be_used(spoil: Callable[[Path], None], message: str, 
     scan_layout(tmp_path, SIZES, regions=4, width=8)
     spoil(tmp_path)
     with pytest.raises(DataError, match=message) as error:
-        precomputed(tmp_path)
+        precomputed(section(tmp_path))
     assert "\n" not in str(error.value)
 
 
 def test_no_root() -> None:
     with pytest.raises(DataError, match=r"data\.root is not set"):
-        precomputed(None)
+        precomputed(section(None))
 
 
 def test_testall_is_told(tmp_path: Path) -> None:
     scan_layout(tmp_path, {**SIZES, "testall": 5}, regions=4, width=8)
-    assert any(note.startswith("testall_ims.npy is not read") for note in precomputed(tmp_path).notes)
+    assert any(note.startswith("testall_ims.npy is not read") for note in precomputed(section(tmp_path)).notes)
 
 
 def test_a_card_stands_for_the_picture(tmp_path: Path) -> None:
     scan_layout(tmp_path, SIZES, regions=4, width=8)
-    dataset = precomputed(tmp_path)
+    dataset = precomputed(section(tmp_path))
     cards = {dataset.load(item).tobytes() for item in dataset.images}
     assert len(cards) == len(dataset.images)

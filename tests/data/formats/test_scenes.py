@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cmfg_dgl.config import DataConfig, ScenesConfig
 from cmfg_dgl.data.dataset import Dataset, ImageItem
 from cmfg_dgl.data.doctor import check_dataset
 from cmfg_dgl.data.formats.scene_captions import Statement, hard_negatives, is_true, phrase
@@ -54,9 +55,13 @@ any_scene = st.builds(
 )
 
 
+def made_of(counts: dict[str, int], objects: list[int], seed: int) -> Dataset:
+    return scenes(DataConfig(name="scenes", scenes=ScenesConfig(**counts, objects=objects), seed=seed))
+
+
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return scenes(counts=COUNTS, objects=[1, 4], seed=0)
+    return made_of(COUNTS, [1, 4], 0)
 
 
 def parse(text: str) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -265,14 +270,14 @@ def test_loading_draws_the_scene_of_the_image(dataset: Dataset) -> None:
 
 def test_the_digest_names_the_picture() -> None:
     """The same index with other numbers of objects is another picture, and the feature store must know."""
-    few, many = (scenes(counts=COUNTS, objects=objects, seed=0) for objects in ([1, 2], [3, 4]))
+    few, many = (made_of(COUNTS, objects, 0) for objects in ([1, 2], [3, 4]))
     assert not {image.sha256 for image in few.images} & {image.sha256 for image in many.images}
     for made, sizes in ((few, {1, 2}), (many, {3, 4})):
         assert {len(scene_of(image).objects) for image in made.images} == sizes
 
 
 def test_a_larger_split_begins_with_the_smaller(dataset: Dataset) -> None:
-    larger = scenes(counts={**COUNTS, "train": 400, "test": 121}, objects=[1, 4], seed=0)
+    larger = made_of({**COUNTS, "train": 400, "test": 121}, [1, 4], 0)
     for split, n in COUNTS.items():
         assert [dataset.images[i] for i in dataset.splits[split]] == [
             larger.images[i] for i in larger.splits[split][:n]
@@ -283,8 +288,9 @@ def test_a_larger_split_begins_with_the_smaller(dataset: Dataset) -> None:
 
 def test_another_process_makes_the_same(dataset: Dataset) -> None:
     program = (
+        "from cmfg_dgl.config import DataConfig, ScenesConfig;"
         "from cmfg_dgl.data.formats.scenes import scenes;"
-        f"d = scenes(counts={COUNTS}, objects=[1, 4], seed=0);"
+        f"d = scenes(DataConfig(scenes=ScenesConfig(**{COUNTS})));"
         "print(d.protocol('train'), d.protocol('val'), d.protocol('test'))"
     )
     told = subprocess.run(
@@ -299,7 +305,7 @@ def test_another_process_makes_the_same(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_val_and_test_show_unseen_combinations(seed: int) -> None:
-    made = scenes(counts={"train": 500, "val": 200, "test": 200}, objects=[1, 4], seed=seed)
+    made = made_of({"train": 500, "val": 200, "test": 200}, [1, 4], seed)
     shown: dict[str, list[set[tuple[str, str]]]] = {
         split: [{(o.look.colour, o.look.shape) for o in scene_of(made.images[i]).objects} for i in positions]
         for split, positions in made.splits.items()
@@ -315,7 +321,7 @@ def test_val_and_test_show_unseen_combinations(seed: int) -> None:
 def test_seeds_hold_out_different_combinations() -> None:
     held_out = set()
     for seed in range(4):
-        made = scenes(counts={"train": 1, "val": 1, "test": 300}, objects=[1, 1], seed=seed)
+        made = made_of({"train": 1, "val": 1, "test": 300}, [1, 1], seed)
         pairs = frozenset(label for i in made.splits["test"] for label in made.images[i].labels)
         assert len(pairs) == 8
         held_out.add(pairs)
@@ -325,7 +331,7 @@ def test_seeds_hold_out_different_combinations() -> None:
 @pytest.mark.parametrize("objects", [[1, 4], [1, 2], [2, 4]])
 def test_a_caption_fits_its_own_picture_alone(objects: list[int]) -> None:
     # With seed 5 some captions of two objects would fit pictures of four, earlier ones and later ones.
-    made = scenes(counts={**COUNTS, "train": 600}, objects=objects, seed=5)
+    made = made_of({**COUNTS, "train": 600}, objects, 5)
     for positions in made.splits.values():
         shown = [scene_of(made.images[i]) for i in positions]
         words = [{f"{look.colour} {look.shape}" for look in scene.statement.looks} for scene in shown]
@@ -380,7 +386,7 @@ def test_half_of_a_family_keeps_its_objects(split: str) -> None:
 
 
 def test_both_kinds_of_scenes_are_in_every_split() -> None:
-    made = scenes(counts=COUNTS, objects=[3, 4], seed=1)
+    made = made_of(COUNTS, [3, 4], 1)
     for split, positions in made.splits.items():
         places: dict[tuple[str, ...], list[Scene]] = {}
         for i in positions:
@@ -400,13 +406,13 @@ def test_the_check_finds_nothing(dataset: Dataset) -> None:
 @pytest.mark.parametrize("objects", [[0, 4], [1, 5], [3, 2], [2], [1, 2, 3]])
 def test_impossible_numbers_of_objects(objects: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"data\.scenes\.objects=.*from 1 to 4"):
-        scenes(counts=COUNTS, objects=objects, seed=0)
+        made_of(COUNTS, objects, 0)
 
 
 def test_more_scenes_than_there_are() -> None:
     # One object of val's own 8 pairs in 2 sizes, 4 textures and 9 places.
     with pytest.raises(ConfigError, match=r"data\.scenes\.val=577: only 57\d scenes with 1 to 1 objects"):
-        scenes(counts={"train": 1, "val": 577, "test": 1}, objects=[1, 1], seed=0)
+        made_of({"train": 1, "val": 577, "test": 1}, [1, 1], 0)
 
 
 def test_another_data_set_has_no_scenes() -> None:

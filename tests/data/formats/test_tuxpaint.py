@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import OPTIONS, drawing, picture, stamp
+from layouts import drawing, picture, section, stamp
 
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.doctor import check_dataset
@@ -32,7 +32,7 @@ STAMPS = {
 
 
 def read(root: Path | None, language: str = "en", **options: object) -> Dataset:
-    return tuxpaint(root, language=language, **{**OPTIONS, "size": 32, **options})  # type: ignore[arg-type]
+    return tuxpaint(section(root, language=language, **options))
 
 
 def pairs(dataset: Dataset) -> dict[str, str]:
@@ -84,7 +84,7 @@ def test_pictures_are_decoded_and_drawings_rendered(stamps: Path) -> None:
     images = {image.id: image for image in read(stamps).images}
     assert read(stamps).load(images["space/moon.png"]).size == (24, 16)
     apple = read(stamps).load(images["food/apple.svg"])
-    assert (apple.mode, apple.size) == ("RGB", (32, 16))
+    assert (apple.mode, apple.size) == ("RGB", (256, 128))
     assert (np.asarray(apple) == (0, 0, 0x22)).all()
     with pytest.raises(DataError, match=r"apple\.svg: .*more than data\.max_bytes"):
         read(stamps, max_bytes=20).load(images["food/apple.svg"])

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import OPTIONS, jpeg, tar_bytes, texts
+from layouts import jpeg, section, tar_bytes, texts
 from PIL import Image
 
 from cmfg_dgl.data.dataset import Dataset
@@ -28,7 +28,7 @@ from cmfg_dgl.errors import DataError
 
 
 def read(root: Path | None, **options: object) -> Dataset:
-    return webdataset(root, **{**OPTIONS, **options})  # type: ignore[arg-type]
+    return webdataset(section(root, **options))
 
 
 def shard(path: Path, *files: tuple[str, bytes]) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from layouts import scan_layout
+from layouts import scan_layout, section
 from PIL import Image
 
 from cmfg_dgl.config import load_config
@@ -31,7 +31,7 @@ def test_the_store_holds_the_regions(tmp_path: Path) -> None:
     features = scan_layout(tmp_path / "scan", SIZES, regions=6, width=16)
     features["test"][1, 4, 4] = np.nan
     np.save(tmp_path / "scan" / "test_ims.npy", features["test"])
-    dataset, encoder = precomputed(tmp_path / "scan"), Regions(str(tmp_path / "scan"))
+    dataset, encoder = precomputed(section(tmp_path / "scan")), Regions(str(tmp_path / "scan"))
     store = image_extraction(dataset, encoder, directory=tmp_path / "store", batch_size=2, shard_items=4).build()
     assert (store.width, encoder.width) == (16, 16)
     nodes = store.read(np.arange(8))
