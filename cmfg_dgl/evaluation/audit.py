@@ -1,4 +1,4 @@
-"""The audit: proof, on the model at hand, that no score has seen the answer and that no metric flatters."""
+"""The audit: checks, on the model at hand, that no score has seen the answer and that no metric flatters."""
 
 from __future__ import annotations
 
@@ -13,16 +13,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmfg_dgl.evaluation.evaluate import Scores, first_stage, score
+from cmfg_dgl.evaluation.evaluate import Direction, Scores, first_stage, score
+from cmfg_dgl.evaluation.overlap import TrainingOverlap
 from cmfg_dgl.evaluation.ranking import Ranking, metrics, rank_positives
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.retrieval.scorer import Scorer
 
-__all__ = ["AuditReport", "Check", "audit", "shown", "subset"]
+__all__ = ["AuditReport", "BankEvidence", "Check", "audit", "shown", "subset"]
 
 TOLERANCE = 1e-3
-"""Largest difference of a score (cosine times at most 100, float32) that the order of sums may explain."""
+"""Largest difference that the order of sums may explain, as a share of the standard deviation of the values."""
+
+ALIKE_SHARE = 0.05
+"""Share of test images that may look like a training image: drawings of one set do (2 % of OpenMoji)."""
+
+CANDIDATES = 8
+AUDITED_ALPHAS = (0.0, 0.5, 1.0)
+
+JOINT_CHECKS = {
+    "untrained-joint-stage-is-chance",
+    "shuffled-pairing-changes-no-joint-score",
+    "candidates-are-the-best-of-the-first-stage",
+    "fusion-reads-nothing-but-scores",
+}
+"""Checks of the second stage."""
 
 PERMUTATIONS = 400
 FIRST_ITEMS = 384
@@ -41,6 +56,23 @@ class Check:
     value: float
     bound: float
     explanation: str
+
+
+@dataclass(frozen=True)
+class BankEvidence:
+    """What is known of a query bank.
+
+    Parameters
+    ----------
+    foreign
+        Ids of its items that are not in the training split.
+    found, expected
+        Its embeddings (R, D) of both modalities, and the model's embeddings of the training items with those ids.
+    """
+
+    foreign: tuple[str, ...]
+    found: tuple[Tensor, Tensor]
+    expected: tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -69,13 +101,15 @@ def audit(
     untrained: Scorer,
     pair_dataset: PairDataset,
     *,
-    shared_with_training: Sequence[str],
-    compared: str = "images or captions",
+    overlap: TrainingOverlap,
+    bank: Callable[[], BankEvidence] | None = None,
     joint: bool = True,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> AuditReport:
     """Check a trained model and its protocol: no score has seen the answer, no metric flatters.
+
+    Passed checks rule out the leaks that they look for; they do not prove that there is no other.
 
     Parameters
     ----------
@@ -85,10 +119,10 @@ def audit(
         The same method with fresh random weights.
     collection
         The test split.
-    shared_with_training
-        Test captions and images that training has seen too.
-    compared
-        What was compared for it.
+    overlap
+        What of the test split training has seen.
+    bank
+        Gives the evidence on the query bank of the hubness correction; None where there is no correction.
     joint
         False for a method of one stage, whose joint scores there are none to check.
     progress
@@ -102,12 +136,18 @@ def audit(
         "shuffled-pairing-changes-no-embedding": lambda: _shuffled_first(trained, pair_dataset, seed),
         "shuffled-pairing-changes-no-joint-score": lambda: _shuffled_joint(trained, small, seed),
         "score-is-independent-of-its-batch": lambda: _batch(trained, small, seed, joint),
+        "score-is-independent-of-the-order-of-items": lambda: _order(trained, small, seed, joint),
+        "candidates-are-the-best-of-the-first-stage": lambda: _candidates(trained, small),
+        "fusion-reads-nothing-but-scores": lambda: _fusion(trained, small),
         "ties-and-nan-rank-last": lambda: _pessimism(pair_dataset),
         "recall-never-falls": lambda: _monotone(score(trained, pair_dataset, k=0)),
-        "no-test-item-in-training": lambda: _disjoint(shared_with_training, compared),
+        "no-test-item-in-training": lambda: _disjoint(overlap),
+        "few-test-images-look-like-training-images": lambda: _alike(overlap),
     }
+    if bank is not None:
+        checks["query-bank-holds-training-items"] = lambda: _bank(bank())
     if not joint:
-        checks = {name: check for name, check in checks.items() if "joint" not in name}
+        checks = {name: check for name, check in checks.items() if name not in JOINT_CHECKS}
     results = []
     for name, run in checks.items():
         if progress:
@@ -190,10 +230,14 @@ def _chance_joint(untrained: Scorer, small: PairDataset, seed: int) -> Outcome:
 
 
 def _difference(before: Sequence[Tensor], after: Sequence[Tensor], what: str) -> Outcome:
+    """Largest change, as a share of the standard deviation of the values before."""
     # Tensor.max hands on a NaN, which Python's max drops; and a NaN passes no bound.
-    value = float(torch.stack([(a - b).abs().max() for a, b in zip(before, after, strict=True)]).max())
-    passed = value <= TOLERANCE
-    return value, TOLERANCE, passed, f"largest change of {what}"
+    shares = []
+    for a, b in zip(before, after, strict=True):
+        change, spread = (a - b).abs().max(), a.double().std(correction=0)
+        shares.append(torch.where(change == 0, 0.0, change / spread))
+    value = float(torch.stack(shares).max())
+    return value, TOLERANCE, value <= TOLERANCE, f"largest change of {what}, over the standard deviation"
 
 
 def _shuffled_first(trained: Scorer, pair_dataset: PairDataset, seed: int) -> Outcome:
@@ -233,6 +277,67 @@ def _batch(trained: Scorer, small: PairDataset, seed: int, joint: bool) -> Outco
     )
 
 
+def _order(trained: Scorer, small: PairDataset, seed: int, joint: bool) -> Outcome:
+    """Give the items in another order: what is at a position must not matter, only what the item is."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    order = torch.randperm(small.images.count, generator=generator)
+    other = torch.randperm(small.captions.count, generator=generator)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    moved = PairDataset(
+        _reordered(small.images, order), _reordered(small.captions, other), place[small.caption_image[other]]
+    )
+    (images, captions), (moved_images, moved_captions) = trained.embeddings(small), trained.embeddings(moved)
+    before, after = [images[order], captions[other]], [moved_images, moved_captions]
+    if joint:
+        before.append(_all_pairs(trained, small)[order][:, other])
+        after.append(_all_pairs(trained, moved))
+    return _difference(before, after, "a score or an embedding when items come in another order")
+
+
+def _candidates(trained: Scorer, small: PairDataset) -> Outcome:
+    """Search as an evaluation does, and look for candidates that a full sort of the scores would not choose."""
+    wrong = 0
+    for direction in score(trained, small, k=CANDIDATES).directions.values():
+        first = direction.queries.double() @ direction.gallery.double().T
+        k = direction.chosen.shape[1]
+        least = first.topk(k, dim=1).values[:, -1:] - TOLERANCE * first.std(correction=0)
+        wrong += int((first.gather(1, direction.chosen) < least).sum())
+        wrong += sum(k - len(set(row)) for row in direction.chosen.tolist())
+    return float(wrong), 0.0, wrong == 0, "candidates that are not among the best of the first stage"
+
+
+def _fusion(trained: Scorer, small: PairDataset) -> Outcome:
+    """Rank as an evaluation does, and again from first-stage and joint scores alone."""
+    scores = score(trained, small, k=CANDIDATES)
+    differing = 0
+    for alpha in AUDITED_ALPHAS:
+        for name, ranking in scores.rank(alpha).items():
+            differing += int((ranking.ranks != _ranks_again(scores.directions[name], alpha)).sum())
+    return float(differing), 0.0, differing == 0, "ranks of two stages that the scores alone do not give"
+
+
+def _ranks_again(direction: Direction, alpha: float) -> NDArray[np.int64]:
+    """Ranks of the positives by the definition, query by query: candidates above the rest, ties against us."""
+    first = (direction.queries @ direction.gallery.T).double().numpy()
+    joint, chosen = direction.joint.double().numpy(), direction.chosen.numpy()
+    offsets, positives = direction.offsets.numpy(), direction.positives.numpy()
+    ranks: list[int] = []
+    for query, own in enumerate(first):
+        others = np.delete(own, chosen[query])
+        level, value = np.zeros(len(own)), own.copy()
+        for item, score_of_pair in zip(chosen[query], joint[query], strict=True):
+            if not len(others) or own[item] > others.max():
+                level[item], value[item] = 1, alpha * score_of_pair + (1 - alpha) * own[item]
+        mine = positives[offsets[query] : offsets[query + 1]]
+        wrong = np.setdiff1d(np.arange(len(own)), mine)
+        better = sorted((level[item], value[item]) for item in mine)[::-1]
+        for found, (height, worth) in enumerate(better):
+            above = (level[wrong] > height) | ((level[wrong] == height) & (value[wrong] >= worth))
+            ranks.append(int(above.sum()) + found + 1)
+    return np.asarray(ranks, np.int64)
+
+
 def _pessimism(pair_dataset: PairDataset) -> Outcome:
     """A scorer that says the same of everything, or NaN, must find nothing."""
     few = min(pair_dataset.images.count, 200)
@@ -261,6 +366,29 @@ def _monotone(scores: Scores) -> Outcome:
     return value, 0.0, value <= 0, "largest fall of R@K or recall@K between one K and the next, in points"
 
 
-def _disjoint(shared: Sequence[str], compared: str) -> Outcome:
-    named = f": {', '.join(shared[:3])}" if shared else ""
-    return float(len(shared)), 0.0, not shared, f"test {compared} that also occur in training{named}"
+def _disjoint(overlap: TrainingOverlap) -> Outcome:
+    count, named = len(overlap.shared), _named(overlap.shared)
+    return float(count), 0.0, not count, f"test {overlap.compared} that also occur in training{named}"
+
+
+def _alike(overlap: TrainingOverlap) -> Outcome:
+    share = len(overlap.alike) / overlap.images
+    told = f"share of test images that look like a training image{_named(overlap.alike)}"
+    return share, ALIKE_SHARE, share <= ALIKE_SHARE, told
+
+
+def _bank(evidence: BankEvidence) -> Outcome:
+    """Items of the query bank that are not in training, and rows that are not the model's embeddings of theirs."""
+    wrong = len(evidence.foreign)
+    for found, expected in zip(evidence.found, evidence.expected, strict=True):
+        if found.shape != expected.shape:
+            wrong += max(len(found), len(expected))
+            continue
+        near = (found - expected).abs().amax(1) <= TOLERANCE * expected.std(correction=0)
+        wrong += int((~near).sum())
+    told = f"items of the query bank that are no training items as the model embeds them{_named(evidence.foreign)}"
+    return float(wrong), 0.0, wrong == 0, told
+
+
+def _named(items: Sequence[str]) -> str:
+    return f": {', '.join(items[:3])}" if items else ""
