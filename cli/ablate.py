@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from .options import Verbosity, WholeNumbers, force_option, json_option, verbosity_options
 from .output import Bars, print_json, print_table
+from .process import prepare_process
 
 __all__ = ["command"]
 
@@ -112,6 +113,7 @@ def command(
             print_table("dry run: nothing was written", ["change", "mode", "seed"], cells)
         return
     folder = Path(output_dir)
+    prepare_process(plan.baseline.config.run.threads)
     with Bars(verbosity.quiet) as bars:
         results = ablate(plan, folder, force=force, progress=bars)
     if as_json:
@@ -144,6 +146,7 @@ def _search(
 
     recipe = Recipe(config, overrides)
     axes = parse_space(recipe, sweeps)
+    prepare_process(recipe.config().run.threads)
     with Bars(verbosity.quiet) as bars:
         record = search(recipe, axes, trials, seeds if "seeds" in given else [0], folder, progress=bars)
     if as_json:

@@ -8,6 +8,7 @@ import click
 
 from .options import Verbosity, force_option, json_option, run_argument, verbosity_options
 from .output import Bars, print_json, print_table
+from .process import prepare_process
 
 __all__ = ["command"]
 
@@ -29,6 +30,7 @@ def command(verbosity: Verbosity, run: str, overrides: tuple[str, ...], force: b
     from cmfg_dgl.training.run_directory import open_run
 
     opened = open_run(run, overrides)
+    prepare_process(opened.config.run.threads)
     with Bars(verbosity.quiet) as bars:
         record = audit_run(opened, force=force, progress=bars)
     if as_json:

@@ -8,6 +8,7 @@ import click
 
 from .options import Verbosity, force_option, json_option, verbosity_options
 from .output import Bars, print_json
+from .process import prepare_process
 
 __all__ = ["command"]
 
@@ -59,7 +60,7 @@ def command(
         raise click.UsageError("--report RUN reads a finished comparison; give it alone")
     if report is None and config is None:
         raise click.UsageError("give -c FILE|NAME, such as -c smoke, or --report RUN")
-    from cmfg_dgl.config import load_bench
+    from cmfg_dgl.config import load_bench, load_config
     from cmfg_dgl.files import read_json
     from cmfg_dgl.jobs.bench import bench
     from cmfg_dgl.reporting.bench_pages import write_outputs
@@ -70,6 +71,8 @@ def command(
     else:
         given = [] if output_dir is None else [f"output_dir={output_dir}"]
         settings = load_bench(config, [*overrides, *given])
+        # One process has one number of threads, whatever the recipes say.
+        prepare_process(max(load_config(name, settings.overrides).run.threads for name in settings.recipes))
         with Bars(verbosity.quiet) as bars:
             folders = bench(settings, force=force, progress=bars, leaky=protocol == "matched-pair")
     for folder in folders:

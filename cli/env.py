@@ -10,6 +10,7 @@ from cmfg_dgl.environment import environment
 
 from .options import Verbosity, json_option, verbosity_options
 from .output import Bars, print_json
+from .process import prepare_process
 
 __all__ = ["command"]
 
@@ -47,10 +48,9 @@ def command(verbosity: Verbosity, calibrate: bool, as_json: bool) -> None:
 
 def _calibration(bars: Bars) -> dict[str, Any]:
     """Milliseconds of both kernels by density, and what follows for `model.block_density`."""
-    from cmfg_dgl.memory import keep_freed_memory
     from cmfg_dgl.nn.calibrate import DENSITIES, break_even, kernel_seconds, large_block_density
 
-    keep_freed_memory()
+    prepare_process(0)
     seconds = {}
     for done, density in enumerate(DENSITIES, 1):
         seconds[density] = kernel_seconds(density)

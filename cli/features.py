@@ -12,6 +12,7 @@ from cmfg_dgl.config import Config
 
 from .options import Verbosity, config_options, force_option, json_option, verbosity_options
 from .output import Bars, duration, print_json, print_table
+from .process import prepare_process
 
 if TYPE_CHECKING:
     from cmfg_dgl.features.store.reader import FeatureStore
@@ -46,8 +47,10 @@ def plan(
     from dataclasses import asdict
 
     from cmfg_dgl.features.estimate import estimate, free_bytes
-    from cmfg_dgl.training.experiment import extractions, features_directory, select_device
+    from cmfg_dgl.features.stores import extractions, features_directory
+    from cmfg_dgl.training.experiment import select_device
 
+    prepare_process(settings.run.threads)
     select_device(settings)
     with Bars(verbosity.quiet):
         estimates = [estimate(extraction) for extraction in extractions(settings)]
@@ -96,6 +99,7 @@ def build(
 
     if (shards is None) != (shard is None) or (shards is not None and shard is not None and shard >= shards):
         raise click.UsageError("--shards N and --shard I go together, with I from 0 to N-1")
+    prepare_process(settings.run.threads)
     select_device(settings)
     if shards is not None and shard is not None:
         if force:
@@ -109,12 +113,12 @@ def build(
 
 def _build_share(verbosity: Verbosity, settings: Config, number: int, of: int, as_json: bool) -> None:
     from cmfg_dgl.features.store.build import Share
-    from cmfg_dgl.training.experiment import extractions, tell
+    from cmfg_dgl.features.stores import extractions, progress_of
 
     share, workers, built = Share(number, of), settings.features.workers, {}
     with Bars(verbosity.quiet) as bars:
         for extraction in extractions(settings):
-            items = extraction.build_share(share, workers=workers, progress=tell(bars, extraction.kind))
+            items = extraction.build_share(share, workers=workers, progress=progress_of(extraction, bars))
             built[extraction.kind] = {"folder": str(extraction.spec.folder), "items": items}
     if as_json:
         print_json({"shard": number, "shards": of, **built})
@@ -148,7 +152,7 @@ def merge(
     \b
     cmfg features merge -c coco --from /mnt/a/cmfg --from /mnt/b/cmfg
     """
-    from cmfg_dgl.training.experiment import extractions
+    from cmfg_dgl.features.stores import extractions
 
     with Bars(verbosity.quiet):
         stores = [extraction.merge(sources) for extraction in extractions(settings)]
@@ -194,7 +198,7 @@ def verify(
     cmfg features verify -c openmoji
     """
     from cmfg_dgl.errors import DataError
-    from cmfg_dgl.training.experiment import find_stores
+    from cmfg_dgl.features.stores import find_stores
 
     with Bars(verbosity.quiet):
         damaged = {str(store.folder): store.verify() for store in find_stores(settings)}

@@ -9,6 +9,7 @@ import click
 
 from .options import Verbosity, force_option, json_option, run_argument, verbosity_options
 from .output import Bars, print_json, print_table
+from .process import prepare_process
 
 __all__ = ["command"]
 
@@ -64,6 +65,7 @@ def command(
     from cmfg_dgl.training.run_directory import open_run
 
     opened, output = open_run(run, overrides), None if output_dir is None else Path(output_dir)
+    prepare_process(opened.config.run.threads)
     options: dict[str, Any] = {"output": output, "force": force, "faithfulness": faithfulness}
     with Bars(verbosity.quiet) as bars:
         if image is not None and text is not None:

@@ -6,6 +6,7 @@ import click
 
 from .options import Verbosity, WholeNumbers, force_option, json_option, run_argument, verbosity_options
 from .output import Bars, print_json, print_table
+from .process import prepare_process
 
 __all__ = ["command"]
 
@@ -61,6 +62,7 @@ def command(
     from cmfg_dgl.training.run_directory import open_run
 
     opened = open_run(run, overrides)
+    prepare_process(opened.config.run.threads)
     with Bars(verbosity.quiet) as bars:
         record = rerank_run(opened, split, ks=sorted(ks), first_stages=first_stages, force=force, progress=bars)
     if as_json:

@@ -10,6 +10,7 @@ from cmfg_dgl.config import Config
 
 from .options import Verbosity, config_options, force_option, json_option, verbosity_options
 from .output import Bars, print_json, print_table
+from .process import prepare_process
 
 __all__ = ["command"]
 
@@ -45,6 +46,7 @@ def command(
     from cmfg_dgl.jobs.train import find_checkpoint, train_run
     from cmfg_dgl.training.run_directory import create_run
 
+    prepare_process(settings.run.threads)
     if dry_run:
         with Bars(verbosity.quiet):
             result = try_one_batch(settings)

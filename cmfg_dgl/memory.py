@@ -1,4 +1,4 @@
-"""How the process gives memory back: graph batches of changing sizes are cheaper where freed memory is kept."""
+"""How the process gives memory back, and how much it takes: batches of graphs change in size from step to step."""
 
 from __future__ import annotations
 

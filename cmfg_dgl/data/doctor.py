@@ -27,7 +27,7 @@ SMALL = 16
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know about a data set; `item` is the id or place of what it is about."""
+    """One thing to know about a data set; `item` is the id of what it is about."""
 
     severity: Literal["error", "warning", "info"]
     code: str
@@ -37,7 +37,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """What is kept of each image: the digests by which it is known, its signature and its size.
+    """What is remembered of each image: the digests by which it is known, its signature and its size.
 
     Signatures (N, 216) are NaN, and sizes (N, 2), width and height, are 0 where an image cannot be decoded.
     """
@@ -84,7 +84,7 @@ def check_dataset(dataset: Dataset, progress: Callable[[int, int], None] | None 
 
 
 def _decode_all(dataset: Dataset, progress: Callable[[int, int], None] | None) -> tuple[list[Finding], _Pictures]:
-    """Find the images that cannot be decoded, and what is to be kept of the others."""
+    """Find the images that cannot be decoded, and what is to be remembered of the others."""
     findings: list[Finding] = []
     count = len(dataset.images)
     signatures, sizes = np.full((count, SIGNATURE), np.nan, np.float16), np.zeros((count, 2), np.int64)

@@ -11,9 +11,9 @@ from PIL import Image
 from scipy.fft import dctn
 from scipy.spatial import cKDTree
 
-__all__ = ["LIKENESS", "SIGNATURE", "Alike", "alike", "signature"]
+__all__ = ["MAX_DISTANCE", "SIGNATURE", "Alike", "alike", "signature"]
 
-LIKENESS = 0.08
+MAX_DISTANCE = 0.08
 """Largest distance of two pictures that look the same, as a share of the contrast of one of them.
 
 Measured on OpenMoji (256 pixels): a copy at half the size as JPEG of quality 75 is at 0.020 (median), 0.043 (99 %)
@@ -44,13 +44,13 @@ def signature(image: Image.Image) -> NDArray[np.float16]:
     """The coarse content of an RGB picture, float16 (216,), in grey levels.
 
     The picture is squashed to 32 x 32, taken to luma and chroma, and the lowest frequencies of the orthonormal
-    discrete cosine transform are kept, 12 x 12 of luma and 6 x 6 of either chroma. The Euclidean distance of two
+    discrete cosine transform are taken, 12 x 12 of luma and 6 x 6 of either chroma. The Euclidean distance of two
     signatures so is the root mean square of what differs between the thumbnails, less their finest detail.
 
     References
     ----------
     Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", hashes the signs of such
-    coefficients. Signs of next to nothing are noise where much of a picture is one colour, so the values are kept.
+    coefficients. Signs of next to nothing are noise where much of a picture is one colour, so the values are taken.
     """
     small = image.resize((SIDE, SIDE), Image.Resampling.BOX).convert("YCbCr")
     planes = np.moveaxis(np.asarray(small, np.float32), 2, 0)
@@ -83,7 +83,7 @@ def alike(signatures: NDArray[np.float16], ones: NDArray[np.int64], others: NDAr
     for start in range(0, len(ones), QUERIES):
         part = ones[start : start + QUERIES]
         mine = signatures[part].astype(np.float32)
-        allowed = np.maximum(LIKENESS * _contrast(mine), FLOOR)
+        allowed = np.maximum(MAX_DISTANCE * _contrast(mine), FLOOR)
         near = tree.query(
             mine[:, coarse], k=min(CANDIDATES, len(others)), distance_upper_bound=allowed.max() + 1e-3
         )[1]
@@ -106,7 +106,7 @@ def _contrast(signatures: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _coarse() -> NDArray[np.int64]:
-    """Places of the coarsest coefficients in a signature: 4 x 4 of luma, 2 x 2 of either chroma."""
+    """Positions of the coarsest coefficients in a signature: 4 x 4 of luma, 2 x 2 of either chroma."""
     luma = np.arange(LUMA**2).reshape(LUMA, LUMA)[:COARSE, :COARSE].ravel()
     chroma = np.arange(CHROMA**2).reshape(CHROMA, CHROMA)[: COARSE // 2, : COARSE // 2].ravel()
     return np.concatenate([luma, LUMA**2 + chroma, LUMA**2 + CHROMA**2 + chroma])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-__all__ = ["caption_fault", "path_fault", "printable"]
+__all__ = ["caption_problem", "path_problem", "printable"]
 
 
-def path_fault(root: Path, name: str) -> str | None:
+def path_problem(root: Path, name: str) -> str | None:
     """Say why the file that a listing calls `name` must not or cannot be used; None where it can.
 
     Parameters
@@ -33,7 +33,7 @@ def path_fault(root: Path, name: str) -> str | None:
         return f"cannot be read ({error})"
 
 
-def caption_fault(caption: object) -> str | None:
+def caption_problem(caption: object) -> str | None:
     """Say why a caption cannot be used; None where it can."""
     if not isinstance(caption, str):
         return "the caption is not a text"

@@ -37,7 +37,8 @@ class Estimate:
     size
         Bytes of the whole store; from the sample, where it is not finished.
     sampled
-        Items, at random places all over the data set, that were encoded to estimate; 0 where nothing is left to do.
+        Items, at random positions all over the data set, that were encoded for it; 0 where nothing is left
+        to do.
     seconds
         What the items that are not found will take in one process, at the pace of the sample, which includes
         decoding and leaves out loading the weights and writing.

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 
-from cmfg_dgl.data.dataset import Dataset
-from cmfg_dgl.errors import DataError
+from cmfg_dgl.data.dataset import Dataset, ImageItem
+from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.encoders.text import TextEncoder
 from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.features.nodes import Nodes, concatenate
@@ -21,7 +22,15 @@ from cmfg_dgl.features.store.reader import FeatureStore, key_difference, store_f
 from cmfg_dgl.features.store.shards import ShardContent, ShardMaker, StoreSpec
 from cmfg_dgl.files import canonical_json, sha256_bytes
 
-__all__ = ["CaptionShards", "Extraction", "ImageShards", "caption_extraction", "image_extraction", "to_half"]
+__all__ = [
+    "CaptionShards",
+    "Extraction",
+    "ImageShards",
+    "caption_extraction",
+    "image_extraction",
+    "prepare_image",
+    "to_half",
+]
 
 Progress: TypeAlias = Callable[[int, int], object]
 Item = TypeVar("Item")
@@ -45,26 +54,26 @@ class ImageShards(ShardMaker):
     def __call__(self, items: Sequence[int], tell: Callable[[int], object]) -> ShardContent:
         """Decode and encode the images at some positions."""
         images, encoder = self.dataset.images, self.encoder
-        place = {i: n for n, i in enumerate(items)}
+        position = {i: n for n, i in enumerate(items)}
         parts = [_no_nodes(encoder.width)]
         good: list[int] = []
         quarantined: dict[str, str] = {}
         batches = [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
-        for prepared in _ahead(lambda i: encoder.read(self.dataset, images[i]), batches):
+        for prepared in _ahead(lambda i: prepare_image(self.dataset, images[i], encoder), batches):
             usable, refused = _sort_out(prepared)
             quarantined.update({images[i].id: reason for i, reason in refused.items()})
             if usable:
                 parts.append(to_half(encoder.forward(list(usable.values())), encoder.name))
-                good.extend(place[i] for i in usable)
-            tell(place[next(reversed(prepared))] + 1)
-        return ShardContent(_place(concatenate(parts), good, len(items)), quarantined=quarantined)
+                good.extend(position[i] for i in usable)
+            tell(position[next(reversed(prepared))] + 1)
+        return ShardContent(_spread(concatenate(parts), good, len(items)), quarantined=quarantined)
 
 
 @dataclass(frozen=True)
 class CaptionShards(ShardMaker):
     """Makes the shards of the token nodes of a data set's captions.
 
-    A caption without a token is quarantined. Within a shard, captions of like length share a batch.
+    A caption without a token is quarantined. Within a shard, captions of similar length share a batch.
     """
 
     dataset: Dataset
@@ -78,7 +87,7 @@ class CaptionShards(ShardMaker):
         encoded = encoder.forward(list(usable.values()), batch_size=self.batch_size)
         good = [n for n, i in enumerate(items) if i in usable]
         return ShardContent(
-            _place(to_half(encoded.nodes, encoder.name), good, len(items)),
+            _spread(to_half(encoded.nodes, encoder.name), good, len(items)),
             rows={"spans": encoded.spans, "token_ids": encoded.token_ids},
             quarantined={captions[i].id: reason for i, reason in refused.items()},
             truncated=encoded.truncated,
@@ -125,7 +134,7 @@ class Extraction:
         )
 
     def build_share(self, share: Share, *, workers: int = 1, progress: Progress | None = None) -> int:
-        """Build the shards of a share; gives its number of items. See `features.build.build_share`."""
+        """Build the shards of a share; gives its number of items. See `features.store.build.build_share`."""
         return build_share(self.spec, share, make_shard=self.maker, workers=workers, progress=progress)
 
     def merge(self, directories: Sequence[Path]) -> FeatureStore:
@@ -141,6 +150,23 @@ class Extraction:
             if not source.is_dir():
                 raise DataError(f"{source}: no such folder; {_why_missing(source, self.spec)}")
         return merge_store(self.spec, sources, width=self.width)
+
+
+def prepare_image(dataset: Dataset, item: ImageItem, encoder: VisionEncoder) -> Tensor:
+    """An image of a data set as its encoder takes it: decoded and prepared, or its regions; safe in threads.
+
+    Raises
+    ------
+    DataError
+        If the image cannot be decoded, or its regions are not usable.
+    ConfigError
+        If the encoder takes regions and the data set has pictures.
+    """
+    if not encoder.takes_regions:
+        return encoder.prepare(dataset.load(item))
+    if dataset.regions is None:
+        raise ConfigError(f"features.vision={encoder.name}: {dataset.name} has pictures; choose an image encoder")
+    return torch.from_numpy(dataset.regions(item))
 
 
 def image_extraction(
@@ -181,7 +207,7 @@ def caption_extraction(
 
 
 def _why_missing(source: Path, spec: StoreSpec) -> str:
-    """What stands beside a store that is missing: one of another key, told apart, or nothing of the kind."""
+    """Why a store is missing: there is one with another key, and where the two differ; or there is none."""
     for record in sorted(source.parent.glob(f"{spec.key['kind']}-*/shard-*.json")):
         try:
             found = read_checksummed(record)["key"]
@@ -256,8 +282,8 @@ def _no_nodes(width: int) -> Nodes:
     )
 
 
-def _place(nodes: Nodes, items: list[int], count: int) -> Nodes:
-    """Make the nodes those of `items` among `count` items; the others have none."""
+def _spread(nodes: Nodes, items: list[int], count: int) -> Nodes:
+    """Give the nodes to the items at some positions among `count`; the others have none."""
     grid = torch.zeros(count, 2, dtype=torch.int64)
     grid[items] = nodes.grid
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), grid.prod(1).cumsum(0)])

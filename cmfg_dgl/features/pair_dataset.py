@@ -22,7 +22,7 @@ NODE_TYPES = {"image": "patch", "text": "token"}
 
 @dataclass(frozen=True)
 class ItemSet:
-    """All images or all captions of a collection: how many, and how to read the nodes of some of them.
+    """All images or all captions of a split: how many, and how to read the nodes of some of them.
 
     `modality` is `image` or `text`. `shard` is the number of the store's file that holds each item, int64 (count,);
     None for items in memory.
@@ -40,9 +40,9 @@ class ItemSet:
 
     @cached_property
     def means(self) -> Tensor:
-        """Mean of each item's nodes, float32 (count, width), read a piece at a time and then kept."""
+        """Mean of each item's nodes, float32 (count, width), read a piece at a time, and then cached."""
         pieces = torch.arange(self.count).split(ITEMS_AT_A_TIME)
-        # What is kept outlives the inference mode that may be on, and may be trained on later.
+        # What is cached outlives the inference mode that may be on, and may be trained on later.
         with torch.inference_mode(False):
             return torch.cat([mean_nodes(self.read(piece)) for piece in pieces])
 
@@ -62,7 +62,7 @@ class HardNegatives:
 
     Parameters
     ----------
-    collection
+    pair_dataset
         The images of the split, and F false captions with the image each is false of.
     right
         int64, (F,): position among the captions of the split of the right one.
@@ -76,7 +76,7 @@ class HardNegatives:
 
 
 def read_pairs(pair_dataset: PairDataset, captions: Tensor) -> PairDataset:
-    """The given captions, int64 (B,), in that order, with their images: a collection that lies in memory."""
+    """The given captions, int64 (B,), in that order, with their images, in memory."""
     images, owner = torch.unique(pair_dataset.caption_image[captions], return_inverse=True)
     patches, tokens = pair_dataset.images.read(images), pair_dataset.captions.read(captions)
     return PairDataset(

@@ -11,10 +11,12 @@ from cmfg_dgl.config import Config
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.load import load_dataset
 from cmfg_dgl.errors import DataError
+from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.encoders.text import TextEncoder
 from cmfg_dgl.features.encoders.vision import VisionEncoder
+from cmfg_dgl.features.extract import prepare_image
 from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
-from cmfg_dgl.training.experiment import build_model, encoders, select_device
+from cmfg_dgl.training.experiment import build_model, select_device
 from cmfg_dgl.training.trainer import training_losses
 
 __all__ = ["DryRun", "dry_run"]
@@ -39,7 +41,7 @@ def dry_run(config: Config) -> DryRun:
     select_device(config)
     dataset = load_dataset(config.data)
     split = dataset.split("train")
-    vision, text = encoders(config)
+    vision, text = load_encoders(config)
     pair_dataset = _first_batch(dataset, split, vision, text, config.training.batch_size)
     pairs = pair_dataset.caption_image
     model = build_model(config, {"patch": vision.width, "token": text.width}, config.run.seed).train()
@@ -72,7 +74,7 @@ def _first_batch(
     pixels, tokenised = [], []
     for caption, image in zip(split.captions, split.images[split.caption_image], strict=True):
         try:
-            picture = vision.read(dataset, dataset.images[image])
+            picture = prepare_image(dataset, dataset.images[image], vision)
             words = text.prepare(dataset.captions[caption].text)
         except DataError as error:
             _log.warning("left out: %s", error)

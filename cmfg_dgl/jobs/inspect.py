@@ -21,9 +21,11 @@ from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.explain.faithfulness import Faithfulness, faithfulness_of_pairs, measure_faithfulness
 from cmfg_dgl.explain.inspect import Pair, inspect_pair, write_attention
 from cmfg_dgl.explain.pointing import NamedObject, Pointing, pointing_of_pair, pointing_of_pairs
+from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.encoders.text import TextEncoder
 from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.features.extract import to_half
+from cmfg_dgl.features.stores import Progress
 from cmfg_dgl.files import sha256_bytes
 from cmfg_dgl.jobs.results import run_scorer
 from cmfg_dgl.nn.joint_attention import joint_attention
@@ -32,7 +34,7 @@ from cmfg_dgl.reporting.inspect_page import write_inspection
 from cmfg_dgl.reporting.overlays import write_overlays
 from cmfg_dgl.retrieval.scorer import candidates, fuse
 from cmfg_dgl.training.checkpoint import load_checkpoint
-from cmfg_dgl.training.experiment import Experiment, Progress, build_model, encoders
+from cmfg_dgl.training.experiment import Experiment, build_model
 from cmfg_dgl.training.run_directory import Run
 from cmfg_dgl.training.trainer import load_weights
 
@@ -69,7 +71,7 @@ def inspect_file(
     """
     data = run.config.data
     picture = read_image(image, max_pixels=data.max_pixels, max_bytes=data.max_bytes)
-    vision, words = encoders(run.config)
+    vision, words = load_encoders(run.config)
     tokenised = words.prepare(text)
     pair = Pair(
         name=image.name,
@@ -230,7 +232,7 @@ class _Source:
     @classmethod
     def open(cls, run: Run, faithfulness: bool, progress: Progress) -> _Source:
         experiment = Experiment.prepare(run.config, progress)
-        vision, words = encoders(run.config)
+        vision, words = load_encoders(run.config)
         # Before any work: where patches lie is not known of every encoder.
         vision.view(1, 1)
         widths = {"patch": experiment.images.width, "token": experiment.captions.width}

@@ -1,13 +1,10 @@
-"""From a configuration to what runs: the data set, its feature stores, the splits as collections, the model."""
+"""From a configuration to what is trained and measured: a data set with its features, its splits, the model."""
 
 from __future__ import annotations
 
 import functools
 import logging
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,100 +15,22 @@ from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.load import load_dataset
 from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import ConfigError, DataError
-from cmfg_dgl.features.encoders.reduce import ReducedVision
-from cmfg_dgl.features.encoders.regions import Regions
-from cmfg_dgl.features.encoders.text import TextEncoder, load_text
-from cmfg_dgl.features.encoders.vision import VisionEncoder, load_vision
-from cmfg_dgl.features.extract import Extraction, caption_extraction, image_extraction, to_half
+from cmfg_dgl.features.encoders.load import load_encoders
+from cmfg_dgl.features.extract import to_half
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pair_dataset import HardNegatives, ItemSet, PairDataset
 from cmfg_dgl.features.store.reader import FeatureStore
+from cmfg_dgl.features.stores import Progress, build_stores
 from cmfg_dgl.graph.relations import make_relations
-from cmfg_dgl.memory import keep_freed_memory
 from cmfg_dgl.nn.model import CMFG
 
-__all__ = [
-    "Experiment",
-    "build_model",
-    "encoders",
-    "extractions",
-    "features_directory",
-    "find_stores",
-    "select_device",
-    "tell",
-]
+__all__ = ["Experiment", "build_model", "select_device"]
 
 _log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
-
-
-def extractions(config: Config, dataset: Dataset | None = None) -> tuple[Extraction, Extraction]:
-    """Where the features of a configuration's images and captions lie, and how they are made."""
-    dataset, (vision, text) = (
-        dataset or load_dataset(config.data),
-        encoders(config, compiled=config.features.compile),
-    )
-    directory, features = features_directory(config), config.features
-    return (
-        image_extraction(
-            dataset,
-            vision,
-            directory=directory,
-            batch_size=features.batch_size,
-            shard_items=features.shard_items,
-        ),
-        caption_extraction(
-            dataset,
-            text,
-            directory=directory,
-            batch_size=features.batch_size,
-            shard_items=features.shard_items,
-        ),
-    )
-
-
-def find_stores(config: Config) -> tuple[FeatureStore, FeatureStore]:
-    """The finished stores of a configuration's images and captions; DataError where one is missing."""
-    images, captions = extractions(config)
-    return images.find(), captions.find()
-
-
-def features_directory(config: Config) -> Path:
-    """`features.dir`, else $CMFG_CACHE, else ~/.cache/cmfg."""
-    named = config.features.dir or os.environ.get("CMFG_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "cmfg"
-
-
-def encoders(config: Config, *, compiled: bool = False) -> tuple[VisionEncoder, TextEncoder]:
-    """The frozen backbones; their weights are read when they are first used.
-
-    Parameters
-    ----------
-    compiled
-        Whether to run the image encoder under torch.compile, which pays for many images.
-    """
-    features, device = config.features, config.run.device
-    vision: VisionEncoder
-    if features.vision == PRECOMPUTED:
-        vision = Regions(config.data.root)
-    else:
-        vision = load_vision(
-            features.vision,
-            image_size=features.image_size,
-            device=device,
-            compile_batch=features.batch_size if compiled else None,
-        )
-    if features.image_pool > 1 or features.image_project is not None:
-        vision = ReducedVision(vision, pool=features.image_pool, project=features.image_project)
-    return vision, load_text(features.text, max_tokens=features.max_tokens, device=device)
-
 
 def select_device(config: Config) -> torch.device:
-    """The torch device, with threads and memory set up for it; ConfigError where there is none of that name."""
-    keep_freed_memory()
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
+    """The torch device of a configuration; ConfigError where it cannot be used, or not with `model.kernel`."""
     try:
         device = torch.device(config.run.device)
         torch.zeros(1, device=device)
@@ -131,11 +50,6 @@ def _warn_of_slow_products() -> None:
     """Say once that this CPU multiplies bfloat16 more slowly than float32, where it does."""
     if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         _log.warning("run.precision bf16: this CPU has no bfloat16 products, and fp32 is faster; use fp32")
-
-
-def tell(progress: Progress | None, what: str) -> Callable[[int, int], object] | None:
-    """The progress of one kind of work."""
-    return None if progress is None else lambda done, total: progress(what, done, total)
 
 
 @dataclass(frozen=True)
@@ -159,10 +73,7 @@ class Experiment:
             Extract anew.
         """
         dataset = load_dataset(config.data)
-        images, captions = (
-            extraction.build(workers=config.features.workers, progress=tell(progress, extraction.kind), force=force)
-            for extraction in extractions(config, dataset)
-        )
+        images, captions = build_stores(config, dataset, progress, force=force)
         return cls(config, dataset, images, captions)
 
     def quarantined(self, *splits: str) -> dict[str, str]:
@@ -231,11 +142,11 @@ class Experiment:
         names = sorted({label for image in self.dataset.images for label in image.labels})
         if not names:
             return None
-        place = {name: i for i, name in enumerate(names)}
+        column = {name: i for i, name in enumerate(names)}
         labels = torch.zeros(len(split.images), len(names), dtype=torch.bool)
         for row, image in enumerate(split.images):
             for label in self.dataset.images[image].labels:
-                labels[row, place[label]] = True
+                labels[row, column[label]] = True
         return labels
 
     def hard_negatives(self, split: Split) -> HardNegatives | None:
@@ -243,22 +154,22 @@ class Experiment:
         if self.dataset.hard_negatives is None:
             return None
         texts: list[str] = []
-        owners: list[int] = []
+        image_of: list[int] = []
         kinds: list[str] = []
         for position, image in enumerate(split.images):
             for kind, captions in self.dataset.hard_negatives(self.dataset.images[image]).items():
                 texts += captions
-                owners += [position] * len(captions)
+                image_of += [position] * len(captions)
                 kinds += [kind] * len(captions)
         if not texts:
             return None
-        _, encoder = encoders(self.config)
+        _, encoder = load_encoders(self.config)
         # Rounded as the feature store rounds, so that right and false captions differ in nothing else.
         nodes = to_half(encoder.encode(texts).nodes, encoder.name)
         pair_dataset = PairDataset(
-            self.pair_dataset(split).images, ItemSet("text", len(texts), nodes.select), torch.tensor(owners)
+            self.pair_dataset(split).images, ItemSet("text", len(texts), nodes.select), torch.tensor(image_of)
         )
-        right = torch.from_numpy(np.searchsorted(split.caption_image, owners))
+        right = torch.from_numpy(np.searchsorted(split.caption_image, image_of))
         return HardNegatives(pair_dataset, right, tuple(kinds))
 
     def pair_dataset(self, split: Split) -> PairDataset:

@@ -18,7 +18,7 @@ from scipy.spatial.distance import cdist
 
 from cmfg_dgl.config import load_config
 from cmfg_dgl.data.load import load_dataset
-from cmfg_dgl.data.similarity import FLOOR, LIKENESS, SIGNATURE, alike, signature
+from cmfg_dgl.data.similarity import FLOOR, MAX_DISTANCE, SIGNATURE, alike, signature
 
 
 def noise(seed: int) -> Image.Image:
@@ -72,7 +72,7 @@ def test_alike_is_what_an_exhaustive_comparison_gives(seed: int, ones: int, othe
         distances = cdist(kept[[one]].astype(float), kept[b].astype(float))[0]
         if not np.isnan(distances).all():
             other = int(np.nanargmin(distances))
-            if distances[other] <= max(LIKENESS * contrast(kept[[one]])[0], FLOOR):
+            if distances[other] <= max(MAX_DISTANCE * contrast(kept[[one]])[0], FLOOR):
                 expected[int(one)] = int(b[other])
     found = {one: other for one, other, _ in alike(kept, a, b)}
     # With more than 16 near ones the coarse comparison may pass over the nearest, but not over all.

@@ -8,7 +8,8 @@
   are encoded and rounded as the stores' captions are. There are none where the data set knows none.
 - The model's weights depend on the seed alone, and making it leaves torch's random state as it was.
 - Features lie in features.dir, else $CMFG_CACHE, else ~/.cache/cmfg.
-- A device that cannot be used is a configuration error of one line; slow bfloat16 is told, once.
+- A device that cannot be used is a configuration error of one line; slow bfloat16 is told, once. To choose one sets
+  no threads: that is for the command line.
 """
 
 from dataclasses import replace
@@ -24,14 +25,14 @@ from cmfg_dgl.config import load_config
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.scenes import scene_of
 from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.store.build import build_store
 from cmfg_dgl.features.store.shards import ShardContent, StoreSpec
+from cmfg_dgl.features.stores import features_directory
 from cmfg_dgl.training.experiment import (
     Experiment,
     _warn_of_slow_products,
-    encoders,
-    features_directory,
     select_device,
 )
 
@@ -186,7 +187,7 @@ def test_hard_negatives_of_scenes(scenery):
     # Of each image's texts the last, encoded by itself.
     for number in {image: number for number, (image, _, _) in enumerate(expected)}.values():
         got = read.read(torch.tensor([number]))
-        alone = encoders(scenery.config)[1].encode([expected[number][2]]).nodes
+        alone = load_encoders(scenery.config)[1].encode([expected[number][2]]).nodes
         assert got.values.dtype == torch.float16
         torch.testing.assert_close(got.values.float(), alone.values, atol=2e-2, rtol=2e-2)
     patches = negatives.pair_dataset.images.read(torch.arange(20))
@@ -277,10 +278,7 @@ def test_a_cpu_without_bfloat16_is_told_once(monkeypatch, caplog, precision, cap
     _warn_of_slow_products.cache_clear()
 
 
-def test_threads():
+def test_choosing_a_device_leaves_the_process_as_it_is():
     before = torch.get_num_threads()
-    try:
-        select_device(load_config(None, ["run.threads=2"]))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    select_device(load_config(None, [f"run.threads={before + 1}"]))
+    assert torch.get_num_threads() == before

@@ -72,8 +72,8 @@ def unpack_stamps(package: Path, target: Path) -> int:
     Raises
     ------
     DataError
-        If `target` holds something, the package cannot be read, is damaged, or holds what it should not: links in
-        place of stamps, paths that lead out, more than a GiB.
+        If `target` holds something, the package cannot be read, is damaged, or holds what it should not: links
+        instead of stamps, paths that lead out, more than a GiB.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"{target}: there already; remove it, or give another folder, --to DIR")

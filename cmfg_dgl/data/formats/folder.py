@@ -17,7 +17,7 @@ from cmfg_dgl.data.dataset import BadItem, Dataset
 from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.formats.listing import Listing, Row, file_loader, gather, listed_dataset, read_text
 from cmfg_dgl.data.images import IMAGE_SUFFIXES
-from cmfg_dgl.data.validation import path_fault, printable
+from cmfg_dgl.data.validation import path_problem, printable
 from cmfg_dgl.errors import DataError
 
 __all__ = ["FOLDER", "folder"]
@@ -152,9 +152,9 @@ def _json_row(record: Any, where: str) -> Row:
 def _beside_rows(root: Path, beside: dict[str, Path]) -> Iterator[Row | BadItem]:
     for image, path in beside.items():
         text = path.relative_to(root).as_posix()
-        fault = path_fault(root, text)
-        if fault:
-            yield BadItem(printable(text), fault)
+        problem = path_problem(root, text)
+        if problem:
+            yield BadItem(printable(text), problem)
         else:
             lines = read_text(path).splitlines()
             yield Row(text, image, tuple(line for line in lines if line.strip()))

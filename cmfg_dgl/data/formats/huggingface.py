@@ -22,7 +22,7 @@ from cmfg_dgl.data.formats.first_rows import first_rows
 from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.images import decode, read_image
 from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups
-from cmfg_dgl.data.validation import caption_fault, path_fault, printable
+from cmfg_dgl.data.validation import caption_problem, path_problem, printable
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import canonical_json, sha256_bytes, sha256_file
 
@@ -60,9 +60,9 @@ class _Source:
 
     def _file(self, path: str) -> Path:
         """The file under the folder of the data that a row names."""
-        fault = "the row has a path and no bytes" if self.base is None else path_fault(self.base, path)
-        if fault or self.base is None:
-            raise ValueError(f"{printable(path)}: {fault}")
+        problem = "the row has a path and no bytes" if self.base is None else path_problem(self.base, path)
+        if problem or self.base is None:
+            raise ValueError(f"{printable(path)}: {problem}")
         return self.base / path
 
     def load(self, item: ImageItem, *, max_pixels: int, max_bytes: int) -> Image.Image:
@@ -296,8 +296,8 @@ def _texts(cell: Any) -> list[str]:
     if not texts:
         raise ValueError("the row has no caption")
     for text in texts:
-        if fault := caption_fault(text):
-            raise ValueError(fault)
+        if problem := caption_problem(text):
+            raise ValueError(problem)
     return [text.strip() for text in texts]
 
 

@@ -17,7 +17,7 @@ from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.formats.listing import file_loader
 from cmfg_dgl.data.splits import parted_pictures
-from cmfg_dgl.data.validation import caption_fault, path_fault, printable
+from cmfg_dgl.data.validation import caption_problem, path_problem, printable
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import sha256_file
 
@@ -114,9 +114,9 @@ def _entries(path: Path, name: str) -> tuple[list[_Entry], list[BadItem]]:
         where = f"{path.name} images[{number}]"
         try:
             image, split, texts = _read_record(record, name)
-            fault = "comes twice in the file" if image in seen else path_fault(path.parent, image)
-            if fault:
-                raise ValueError(f"{image}: {fault}")
+            problem = "comes twice in the file" if image in seen else path_problem(path.parent, image)
+            if problem:
+                raise ValueError(f"{image}: {problem}")
             seen.add(image)
             file = path.parent / image
             item = ImageItem(image, str(file), sha256_file(file))
@@ -157,8 +157,8 @@ def _read_record(record: Any, name: str) -> tuple[str, str, list[Any]]:
         raise ValueError(f"{image}: no captions under the key sentences")
     texts = [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences]
     for number, text in enumerate(texts[:CAPTIONS]):
-        if fault := caption_fault(text):
-            raise ValueError(f"{image}: sentences[{number}].raw: {fault}")
+        if problem := caption_problem(text):
+            raise ValueError(f"{image}: sentences[{number}].raw: {problem}")
     return image, SPLITS[split], texts
 
 

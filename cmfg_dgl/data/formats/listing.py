@@ -17,7 +17,7 @@ from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.split_files import split_files
 from cmfg_dgl.data.images import read_image
 from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups, parted_pictures
-from cmfg_dgl.data.validation import caption_fault, path_fault, printable
+from cmfg_dgl.data.validation import caption_problem, path_problem, printable
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import sha256_file
 
@@ -89,9 +89,9 @@ def gather(
 def _entry(root: Path, image: str, rows: list[Row], split_needed: bool, bad: list[BadItem]) -> Entry | None:
     """Make the entry of an image with its good captions, or None; what is wrong is added to `bad`."""
     name = printable(image)
-    fault = path_fault(root, image)
-    if fault:
-        bad.append(BadItem(name, f"{rows[0].where}: {fault}" if rows else fault))
+    problem = path_problem(root, image)
+    if problem:
+        bad.append(BadItem(name, f"{rows[0].where}: {problem}" if rows else problem))
         return None
     captions = good_captions(name, [(row.where, caption) for row in rows for caption in row.captions], bad)
     named = sorted({row.split for row in rows if row.split})
@@ -115,9 +115,9 @@ def good_captions(image: str, texts: Sequence[tuple[str, Any]], bad: list[BadIte
     """
     captions: list[tuple[str, str]] = []
     for number, (where, caption) in enumerate(texts):
-        fault = caption_fault(caption)
-        if fault:
-            bad.append(BadItem(f"{image}#{number}", f"{where}: {fault}"))
+        problem = caption_problem(caption)
+        if problem:
+            bad.append(BadItem(f"{image}#{number}", f"{where}: {problem}"))
         else:
             captions.append((f"{image}#{number}", caption.strip()))
     return captions

@@ -172,8 +172,8 @@ def _items(
         except (DataError, OSError) as error:
             bad.append(BadItem(f"im{number}", str(error)))
             continue
-        own = tuple(labels.get(number, ()))
-        yield ImageItem(f"im{number}", str(images[number]), digest, own), " ".join(tags) or UNTAGGED
+        its_labels = tuple(labels.get(number, ()))
+        yield ImageItem(f"im{number}", str(images[number]), digest, its_labels), " ".join(tags) or UNTAGGED
 
 
 def _labels(base: Path) -> dict[int, list[str]]:
@@ -263,5 +263,5 @@ def _notes(rules: Protocol, texts: list[str], twins: int) -> Iterator[str]:
     if untagged := texts.count(UNTAGGED):
         yield f"{untagged:,} images have no tag, and their text is the word {UNTAGGED!r}"
     if twins:
-        place = "in the database alone" if rules.database else "in no split"
-        yield f"{twins:,} images are {place} and not trained on: val or test has the same picture"
+        where = "in the database alone" if rules.database else "in no split"
+        yield f"{twins:,} images are {where} and not trained on: val or test has the same picture"

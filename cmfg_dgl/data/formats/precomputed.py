@@ -17,7 +17,7 @@ from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.splits import parted_pictures
-from cmfg_dgl.data.validation import caption_fault
+from cmfg_dgl.data.validation import caption_problem
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import sha256_bytes
 
@@ -178,10 +178,10 @@ def _captions(block: _Block, number: int, bad: list[BadItem]) -> Iterator[tuple[
     """Ids and texts of the captions of an image; what is wrong is added to `bad`."""
     for n in range(CAPTIONS):
         line, name = CAPTIONS * number + n, f"{block.name}/{number}#{n}"
-        fault = caption_fault(block.captions[line])
-        if fault:
+        problem = caption_problem(block.captions[line])
+        if problem:
             file = block.path.name.replace("_ims.npy", "_caps.txt")
-            bad.append(BadItem(name, f"{file} line {line + 1}: {fault}"))
+            bad.append(BadItem(name, f"{file} line {line + 1}: {problem}"))
         else:
             yield name, block.captions[line]
 

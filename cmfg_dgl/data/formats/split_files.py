@@ -46,23 +46,23 @@ def split_files(
     """
     if root is None:
         raise DataError(f"data.root is not set; give {what}, or the folder of several, data.root=PATH")
-    place = Path(root).resolve()
-    if place.is_file():
-        return place.parent, [(place, "")]
-    if not place.is_dir():
+    base = Path(root).resolve()
+    if base.is_file():
+        return base.parent, [(base, "")]
+    if not base.is_dir():
         raise DataError(f"data.root={os.fspath(root)}: there is no such file or folder")
-    files = sorted(_files(place, suffixes, folders))
+    files = sorted(_files(base, suffixes, folders))
     if not files:
-        raise DataError(f"{place}: nothing to read here; set data.root to {what}, or to the folder of several")
-    named = [(file, _words(file.relative_to(place))) for file in files]
-    _refuse_doubt(named, place)
-    return place, [(file, "".join(words)) for file, words in named]
+        raise DataError(f"{base}: nothing to read here; set data.root to {what}, or to the folder of several")
+    named = [(file, _words(file.relative_to(base))) for file in files]
+    _refuse_doubt(named, base)
+    return base, [(file, "".join(words)) for file, words in named]
 
 
-def _files(place: Path, suffixes: Collection[str], folders: Collection[str]) -> Iterator[Path]:
+def _files(base: Path, suffixes: Collection[str], folders: Collection[str]) -> Iterator[Path]:
     for folder in folders:
-        if (place / folder).is_dir():
-            for path in (place / folder).iterdir():
+        if (base / folder).is_dir():
+            for path in (base / folder).iterdir():
                 if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file():
                     yield path
 
@@ -72,7 +72,7 @@ def _words(path: Path) -> list[str]:
     return [name for name in SPLITS if re.search(rf"(?<![a-z]){name}(?![a-z])", path.as_posix().lower())]
 
 
-def _refuse_doubt(named: list[tuple[Path, list[str]]], place: Path) -> None:
+def _refuse_doubt(named: list[tuple[Path, list[str]]], base: Path) -> None:
     """Refuse files that leave open what belongs to which split."""
     found = {name for _, words in named for name in words}
     if not found:
@@ -83,6 +83,6 @@ def _refuse_doubt(named: list[tuple[Path, list[str]]], place: Path) -> None:
             raise DataError(f"{file}: {told}; move it away, or rename it after one of {', '.join(SPLITS)}")
     if missing := [name for name in SPLITS if name not in found]:
         raise DataError(
-            f"{place}: no file for {' and '.join(missing)}; add it, or set data.root to one file, which is then "
+            f"{base}: no file for {' and '.join(missing)}; add it, or set data.root to one file, which is then "
             "split by hash"
         )

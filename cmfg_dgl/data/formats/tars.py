@@ -21,13 +21,13 @@ class Member:
     name: str
     offset: int
     size: int
-    fault: str | None
+    problem: str | None
 
 
 def members(path: Path) -> Iterator[Member]:
     """List everything in an uncompressed tar but its folders, in order.
 
-    Links, devices and sparse files, and names that lead out of the archive, have a `fault`.
+    Links, devices and sparse files, and names that lead out of the archive, have a `problem`.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def members(path: Path) -> Iterator[Member]:
                     raise tarfile.TarError(f"{member.name} is said to have {member.size:,} bytes")
                 if not member.isdir():
                     name = printable(str(PurePosixPath(member.name)))
-                    yield Member(name, member.offset_data, member.size, _fault(member))
+                    yield Member(name, member.offset_data, member.size, _problem(member))
             end = archive.offset
         if read_part(path, end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.TarError(f"no end of the archive at byte {end:,}")
@@ -57,7 +57,7 @@ def members(path: Path) -> Iterator[Member]:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _fault(member: tarfile.TarInfo) -> str | None:
+def _problem(member: tarfile.TarInfo) -> str | None:
     path = PurePosixPath(member.name)
     if member.islnk() or member.issym():
         return f"a link to {printable(member.linkname)!r}, and links are not followed; store the file itself"

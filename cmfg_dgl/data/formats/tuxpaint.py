@@ -18,7 +18,7 @@ from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.formats.listing import Listing, Row, gather, listed_dataset, read_text
 from cmfg_dgl.data.images import read_image
 from cmfg_dgl.data.svg import render_svg
-from cmfg_dgl.data.validation import path_fault, printable
+from cmfg_dgl.data.validation import path_problem, printable
 from cmfg_dgl.errors import ConfigError, DataError
 
 __all__ = ["INSTALLED", "TUXPAINT", "tuxpaint"]
@@ -62,8 +62,8 @@ def tuxpaint(data: DataConfig) -> Dataset:
     base = Path(data.root or INSTALLED).resolve()
     texts = sorted(path.relative_to(base).as_posix() for path in base.rglob("*.txt"))
     languages: Counter[str] = Counter()
-    lonely: list[str] = []
-    entries, bad = gather(base, _rows(base, texts, data.language, languages, lonely))
+    pictureless: list[str] = []
+    entries, bad = gather(base, _rows(base, texts, data.language, languages, pictureless))
     _require(data.language, languages, base)
     return listed_dataset(
         Listing(base, entries, bad, REMEDY),
@@ -71,7 +71,7 @@ def tuxpaint(data: DataConfig) -> Dataset:
         load=partial(_load, max_pixels=data.max_pixels, max_bytes=data.max_bytes),
         name="tuxpaint",
         rule=f"language-{data.language},",
-        notes=tuple(_notes(data.language, languages, lonely)),
+        notes=tuple(_notes(data.language, languages, pictureless)),
     )
 
 
@@ -83,19 +83,19 @@ TUXPAINT = Format(
 
 
 def _rows(
-    base: Path, texts: list[str], language: str, languages: Counter[str], lonely: list[str]
+    base: Path, texts: list[str], language: str, languages: Counter[str], pictureless: list[str]
 ) -> Iterator[Row | BadItem]:
     """Give a row for each stamp with a caption in `language`.
 
-    Counts the stamps of each language in `languages`, and adds texts without a picture to `lonely`.
+    Counts the stamps of each language in `languages`, and adds texts without a picture to `pictureless`.
     """
     for name in texts:
-        if fault := path_fault(base, name):
-            yield BadItem(printable(name), fault)
+        if problem := path_problem(base, name):
+            yield BadItem(printable(name), problem)
             continue
         pictures = [image for image in (f"{name[:-4]}.png", f"{name[:-4]}.svg") if os.path.lexists(base / image)]
         if not pictures:
-            lonely.append(name)
+            pictureless.append(name)
             continue
         try:
             captions = _captions(base / name)
@@ -135,12 +135,12 @@ def _require(language: str, languages: Counter[str], base: Path) -> None:
         )
 
 
-def _notes(language: str, languages: Counter[str], lonely: list[str]) -> Iterator[str]:
+def _notes(language: str, languages: Counter[str], pictureless: list[str]) -> Iterator[str]:
     """What is not there."""
     if missing := languages[ENGLISH] - languages[language]:
         yield f"{missing:,} stamps have no caption in {language!r} and are left out"
-    if lonely:
-        yield f"{len(lonely):,} texts have no picture beside them: {', '.join(lonely)}"
+    if pictureless:
+        yield f"{len(pictureless):,} texts have no picture beside them: {', '.join(pictureless)}"
 
 
 def _load(item: ImageItem, *, max_pixels: int, max_bytes: int) -> Image.Image:

@@ -97,8 +97,8 @@ def _samples(shard: Path, name: str, bad: list[BadItem]) -> dict[str, dict[str, 
     samples: dict[str, dict[str, Member]] = {}
     for member in members(shard):
         match = re.fullmatch(r"((?:.*/)?[^./]+)(\.[^/]*)", member.name, re.DOTALL)
-        if member.fault:
-            bad.append(BadItem(f"{name}/{member.name}", f"{name}/{member.name}: {member.fault}"))
+        if member.problem:
+            bad.append(BadItem(f"{name}/{member.name}", f"{name}/{member.name}: {member.problem}"))
         elif match:
             parts = samples.setdefault(match[1], {})
             if match[2].lower() in parts:

@@ -14,9 +14,10 @@ from cmfg_dgl.config import Config
 from cmfg_dgl.data.dataset import Split
 from cmfg_dgl.evaluation.ranking import DEFINITIONS
 from cmfg_dgl.experiments.baselines.method import TrainingSet
+from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pair_dataset import HardNegatives, ItemSet, PairDataset
-from cmfg_dgl.training.experiment import Experiment, encoders, select_device
+from cmfg_dgl.training.experiment import Experiment, select_device
 
 __all__ = ["BenchData", "Part", "prompt_sentences"]
 
@@ -113,7 +114,7 @@ class BenchData:
 
         @cache
         def encoded() -> Nodes:
-            _, encoder = encoders(self.config)
+            _, encoder = load_encoders(self.config)
             return encoder.forward([encoder.prepare(text) for text in distinct]).nodes
 
         # Most methods read no prompt, and then the text encoder is not loaded.

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cmfg_dgl.data.dataset import Dataset, ImageItem
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.features.encoders.vision import Box, VisionEncoder
 from cmfg_dgl.features.nodes import Nodes
@@ -88,7 +87,7 @@ class ReducedVision(VisionEncoder):
                 f"features.image_project: {project} is not less than the {encoder.width} of {encoder.name}; leave "
                 "it out"
             )
-        self.name = encoder.name
+        self.name, self.takes_regions = encoder.name, encoder.takes_regions
         self._encoder, self._pool, self._project = encoder, pool, project
 
     @property
@@ -103,10 +102,6 @@ class ReducedVision(VisionEncoder):
     def prepare(self, image: Image.Image) -> Tensor:
         """Pixels of one RGB image as the encoder wants them."""
         return self._encoder.prepare(image)
-
-    def read(self, dataset: Dataset, item: ImageItem) -> Tensor:
-        """An image of a data set as the encoder reads it."""
-        return self._encoder.read(dataset, item)
 
     def view(self, width: int, height: int) -> Box:
         """The part of a picture that the grid covers, which averaging does not change."""

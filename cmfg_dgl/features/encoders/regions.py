@@ -1,4 +1,4 @@
-"""Region features that come with the data set, in the place of an image encoder."""
+"""Region features that come with the data set, instead of an image encoder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cmfg_dgl.data.dataset import Dataset, ImageItem
 from cmfg_dgl.data.formats.precomputed import region_width
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.features.encoders.vision import Box, VisionEncoder
@@ -19,7 +18,7 @@ __all__ = ["Regions"]
 
 
 class Regions(VisionEncoder):
-    """Hands on the regions of a data set as patch nodes; no picture can be encoded.
+    """Takes the regions of a data set as patch nodes; no picture can be encoded.
 
     Regions lie on no grid: they are stored as one row of R nodes, whose order says nothing.
 
@@ -30,6 +29,7 @@ class Regions(VisionEncoder):
     """
 
     name = "precomputed"
+    takes_regions = True
 
     def __init__(self, root: str | None) -> None:
         self._root = root
@@ -41,20 +41,6 @@ class Regions(VisionEncoder):
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return {"model": "regions of the data set"}
-
-    def read(self, dataset: Dataset, item: ImageItem) -> Tensor:
-        """The regions of an image, float32 (R, D).
-
-        Raises
-        ------
-        DataError
-            If a number is NaN or too large for the feature store.
-        ConfigError
-            If the data set has pictures.
-        """
-        if dataset.regions is None:
-            raise ConfigError(f"features.vision=precomputed: {dataset.name} has pictures; choose an image encoder")
-        return torch.from_numpy(dataset.regions(item))
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Refuse a picture."""

@@ -162,7 +162,7 @@ class TextEncoder:
     def forward(self, captions: list[TokenizedCaption], *, batch_size: int = 32) -> EncodedCaptions:
         """Token nodes of prepared captions.
 
-        Captions of like length run together, `batch_size` at a time, so that little padding is computed.
+        Captions of similar length run together, `batch_size` at a time, so that little padding is computed.
         """
         counts = torch.tensor([int(caption.kept.sum()) for caption in captions], dtype=torch.int64)
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmfg_dgl.data.dataset import Dataset, ImageItem
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.features.encoders.compiled import CompiledBatches
 from cmfg_dgl.features.encoders.pretrained import (
@@ -43,9 +42,12 @@ class VisionEncoder(ABC):
     ----------
     name
         Short name, fit for a folder's name.
+    takes_regions
+        Whether `forward` takes the region features of a data set's images instead of prepared pictures.
     """
 
     name: str
+    takes_regions: bool = False
 
     @property
     @abstractmethod
@@ -59,10 +61,6 @@ class VisionEncoder(ABC):
     @abstractmethod
     def prepare(self, image: Image.Image) -> Tensor:
         """Pixels of one RGB image as `forward` wants them; safe to call from several threads."""
-
-    def read(self, dataset: Dataset, item: ImageItem) -> Tensor:
-        """An image of a data set, read and prepared; DataError where it cannot be; safe to call from threads."""
-        return self.prepare(dataset.load(item))
 
     @abstractmethod
     def forward(self, pixels: list[Tensor]) -> Nodes:
@@ -301,7 +299,7 @@ class PatchTransformer(VisionEncoder):
             return int(size["height"]), int(size["width"])
         if not size.get("shortest_edge"):
             raise ConfigError(
-                f"features.vision: {self.name} resizes pictures to {size}, of which the place of a patch is not "
+                f"features.vision: {self.name} resizes pictures to {size}, so that the position of a patch is not "
                 "known; set features.image_size"
             )
         short = int(size["shortest_edge"])

@@ -163,7 +163,7 @@ def _complete(
             continue
         records[number] = record
         done += len(shards[number])
-    # Told at once, so that the time left is reckoned from what is made, not from what was found.
+    # Called at once, so that the time left is estimated from what is made, not from what was found.
     tell(done)
     if workers > 1 and len(missing) > 1:
         made = write_in_workers(spec, make_shard, missing, workers)

@@ -37,7 +37,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 def write_checksummed(path: Path, body: dict[str, Any]) -> None:
     """Write a JSON object together with the SHA-256 of its content; DataError where the disk refuses."""
     with disk_errors(path.parent):
-        write_json(path, {"seal": sha256_bytes(canonical_json(body)), **body})
+        write_json(path, {"checksum": sha256_bytes(canonical_json(body)), **body})
 
 
 def read_checksummed(path: Path) -> dict[str, Any]:
@@ -50,8 +50,11 @@ def read_checksummed(path: Path) -> dict[str, Any]:
     """
     try:
         body = read_json(path)
-        if isinstance(body, dict) and body.pop("seal", None) == sha256_bytes(canonical_json(body)):
-            return body
+        if isinstance(body, dict):
+            # Stores of version 0.1 call it a seal.
+            expected = body.pop("checksum", None) or body.pop("seal", None)
+            if expected == sha256_bytes(canonical_json(body)):
+                return body
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; build it with `cmfg features build`") from error
     except (ValueError, RecursionError):

@@ -23,7 +23,7 @@ Record: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class ShardContent:
-    """What one shard keeps.
+    """The content of one shard.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class ShardMaker(Protocol):
     def __call__(self, items: Sequence[int], tell: Callable[[int], object]) -> ShardContent:
         """Give the content for the items at these positions of the data set.
 
-        `tell` hears how many of them are done, as often as there is something to say.
+        `tell` is called with the number of items that are done, now and then.
         """
         ...
 

@@ -51,7 +51,7 @@ def write_in_workers(
         min(workers, len(numbers)),
         # A fork of a process in which torch has begun its threads may hang.
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin,
+        initializer=_start,
         initargs=(make_shard, spec, threads),
     )
     try:
@@ -71,7 +71,7 @@ def write_in_workers(
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(make_shard: ShardMaker, spec: StoreSpec, threads: int) -> None:
+def _start(make_shard: ShardMaker, spec: StoreSpec, threads: int) -> None:
     global _job
     _job = make_shard, spec
     # The parent stops the workers, and its stdout is for results, whatever a backbone prints.

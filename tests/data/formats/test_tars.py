@@ -1,7 +1,7 @@
 """Files inside of tars.
 
 - Every plain file is listed with the place of its bytes, in each of the formats that tarfile writes.
-- Links, devices, sparse files and names that lead out have a fault that says so.
+- Links, devices, sparse files and names that lead out have a problem that says so.
 - A tar cut off anywhere, compressed, or damaged in a header is an error of one line; damage never hangs or crashes.
 """
 
@@ -42,7 +42,7 @@ def test_bytes_lie_where_the_list_says(tmp_path: Path, format: int) -> None:
     found = list(members(path))
     assert [member.name for member in found] == [name.removeprefix("./") for name, _ in files]
     for member, (_, content) in zip(found, files, strict=True):
-        assert (member.size, member.fault) == (len(content), None)
+        assert (member.size, member.problem) == (len(content), None)
         assert read_part(path, member.offset, member.size) == content
         assert digest_part(path, member.offset, member.size) == hashlib.sha256(content).hexdigest()
 
@@ -54,7 +54,7 @@ def folder(name: str) -> tarfile.TarInfo:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "link", "fault"),
+    ("name", "kind", "link", "problem"),
     [
         ("a.jpg", tarfile.SYMTYPE, "/etc/passwd", "a link to '/etc/passwd'"),
         ("a.jpg", tarfile.LNKTYPE, "b.jpg", "a link to 'b.jpg'"),
@@ -67,7 +67,7 @@ def folder(name: str) -> tarfile.TarInfo:
         ("\udcff.jpg", tarfile.REGTYPE, "", "not UTF-8"),
     ],
 )
-def test_what_must_not_be_used_says_why(tmp_path: Path, name: str, kind: bytes, link: str, fault: str) -> None:
+def test_what_must_not_be_used_says_why(tmp_path: Path, name: str, kind: bytes, link: str, problem: str) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
         member = tarfile.TarInfo(name)
@@ -75,8 +75,8 @@ def test_what_must_not_be_used_says_why(tmp_path: Path, name: str, kind: bytes, 
         archive.addfile(member)
         archive.addfile(tarfile.TarInfo("sound.txt"))
     bad, sound = members(path)
-    assert bad.fault is not None and fault in bad.fault
-    assert bad.name.encode() and (sound.name, sound.fault) == ("sound.txt", None)
+    assert bad.problem is not None and problem in bad.problem
+    assert bad.name.encode() and (sound.name, sound.problem) == ("sound.txt", None)
 
 
 def test_a_sparse_file_is_no_plain_one(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_sparse_file_is_no_plain_one(tmp_path: Path) -> None:
         member = tarfile.TarInfo("a.jpg")
         member.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": "9", "GNU.sparse.numblocks": "1"}
         archive.addfile(member)
-    assert [member.fault for member in members(path)] == ["not a plain file"]
+    assert [member.problem for member in members(path)] == ["not a plain file"]
 
 
 SMALL = tar_bytes(FILES[:3])

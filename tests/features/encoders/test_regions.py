@@ -1,4 +1,4 @@
-"""Regions in the place of an image encoder.
+"""Regions instead of an image encoder.
 
 - The store holds the regions of the files to half precision, and names what is not usable.
 - The order of the regions says nothing to the model, as it does where patches have places.
@@ -20,7 +20,7 @@ from cmfg_dgl.data.formats.folder import folder
 from cmfg_dgl.data.formats.precomputed import precomputed
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.features.encoders.regions import Regions
-from cmfg_dgl.features.extract import image_extraction
+from cmfg_dgl.features.extract import image_extraction, prepare_image
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.training.experiment import build_model
 
@@ -66,11 +66,9 @@ def test_pictures_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     picture.save(tmp_path / "pictures" / "a.png")
     (tmp_path / "pictures" / "a.txt").write_text("a dog")
-    own = folder(
-        tmp_path / "pictures", fractions={"train": 1.0}, seed=0, near_duplicate=1.0, max_pixels=9999, max_bytes=9999
-    )
+    own = folder(section(tmp_path / "pictures"))
     with pytest.raises(ConfigError, match="pictures has pictures"):
-        encoder.read(own, own.images[0])
+        prepare_image(own, own.images[0], encoder)
 
 
 @pytest.mark.parametrize(

@@ -249,3 +249,14 @@ def test_a_store_of_something_else_is_refused_with_what_differs(finished, change
     assert told in str(caught.value)
     assert str(finished) in str(caught.value)
     assert FeatureStore.open(finished, KEY).key == KEY
+
+
+def test_a_store_of_version_0_1_is_read_without_extracting_anew(tmp_path, finished):
+    """Its JSON files call the checksum a seal."""
+    folder = tmp_path / "old"
+    copy(finished, folder)
+    for path in folder.glob("*.json"):
+        path.write_text(path.read_text().replace('"checksum":', '"seal":', 1))
+    store = FeatureStore.open(folder)
+    assert store.verify() == []
+    assert build(folder).ids == store.ids

@@ -1,0 +1,40 @@
+"""The two encoders that a configuration names."""
+
+from __future__ import annotations
+
+from cmfg_dgl.config import PRECOMPUTED, Config
+from cmfg_dgl.features.encoders.reduce import ReducedVision
+from cmfg_dgl.features.encoders.regions import Regions
+from cmfg_dgl.features.encoders.text import TextEncoder, load_text
+from cmfg_dgl.features.encoders.vision import VisionEncoder, load_vision
+
+__all__ = ["load_encoders"]
+
+
+def load_encoders(config: Config, *, compiled: bool = False) -> tuple[VisionEncoder, TextEncoder]:
+    """The frozen encoders of images and of captions; their weights are read when they are first used.
+
+    Parameters
+    ----------
+    compiled
+        Whether to run the image encoder under torch.compile, which pays for many images.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model, or a setting does not suit it.
+    """
+    features, device = config.features, config.run.device
+    vision: VisionEncoder
+    if features.vision == PRECOMPUTED:
+        vision = Regions(config.data.root)
+    else:
+        vision = load_vision(
+            features.vision,
+            image_size=features.image_size,
+            device=device,
+            compile_batch=features.batch_size if compiled else None,
+        )
+    if features.image_pool > 1 or features.image_project is not None:
+        vision = ReducedVision(vision, pool=features.image_pool, project=features.image_project)
+    return vision, load_text(features.text, max_tokens=features.max_tokens, device=device)

@@ -1,0 +1,83 @@
+"""The feature stores of a configuration: where they lie, how they are found and how they are built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from cmfg_dgl.config import Config
+from cmfg_dgl.data.dataset import Dataset
+from cmfg_dgl.data.load import load_dataset
+from cmfg_dgl.features.encoders.load import load_encoders
+from cmfg_dgl.features.extract import Extraction, caption_extraction, image_extraction
+from cmfg_dgl.features.store.reader import FeatureStore
+
+__all__ = ["Progress", "build_stores", "extractions", "features_directory", "find_stores", "progress_of"]
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with what is done, how much of it is done, and how much there is in all."""
+
+
+def features_directory(config: Config) -> Path:
+    """`features.dir`, else $CMFG_CACHE, else ~/.cache/cmfg."""
+    named = config.features.dir or os.environ.get("CMFG_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "cmfg"
+
+
+def extractions(config: Config, dataset: Dataset | None = None) -> tuple[Extraction, Extraction]:
+    """Where the features of a configuration's images and captions lie, and how they are made.
+
+    Parameters
+    ----------
+    dataset
+        The data set of the configuration; it is read where it is left out.
+    """
+    dataset = dataset or load_dataset(config.data)
+    vision, text = load_encoders(config, compiled=config.features.compile)
+    directory, features = features_directory(config), config.features
+    return (
+        image_extraction(
+            dataset,
+            vision,
+            directory=directory,
+            batch_size=features.batch_size,
+            shard_items=features.shard_items,
+        ),
+        caption_extraction(
+            dataset,
+            text,
+            directory=directory,
+            batch_size=features.batch_size,
+            shard_items=features.shard_items,
+        ),
+    )
+
+
+def find_stores(config: Config) -> tuple[FeatureStore, FeatureStore]:
+    """The finished stores of a configuration's images and captions; DataError where one is missing."""
+    images, captions = extractions(config)
+    return images.find(), captions.find()
+
+
+def build_stores(
+    config: Config, dataset: Dataset, progress: Progress | None = None, *, force: bool = False
+) -> tuple[FeatureStore, FeatureStore]:
+    """The stores of a data set's images and captions, built or completed where they are not finished.
+
+    Parameters
+    ----------
+    force
+        Extract anew.
+    """
+    images, captions = (
+        extraction.build(workers=config.features.workers, progress=progress_of(extraction, progress), force=force)
+        for extraction in extractions(config, dataset)
+    )
+    return images, captions
+
+
+def progress_of(extraction: Extraction, progress: Progress | None) -> Callable[[int, int], object] | None:
+    """The progress of one extraction, which is called by its kind."""
+    return None if progress is None else lambda done, total: progress(extraction.kind, done, total)
