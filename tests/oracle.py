@@ -156,7 +156,7 @@ def initial(weights: Weights, kind: str, nodes: Nodes) -> Tensor:
         position @ weights[f"position.{kind}.0.weight"].T + weights[f"position.{kind}.0.bias"]
     )
     position = position @ weights[f"position.{kind}.2.weight"].T + weights[f"position.{kind}.2.bias"]
-    return x + weights[f"position_scale_{kind}"] * place
+    return x + weights[f"position_scale_{kind}"] * position
 
 
 @dataclass(frozen=True)
