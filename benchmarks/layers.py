@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import HeteroConv, HGTConv, TransformerConv
 
+from cmfg_dgl.config import ModelConfig
 from cmfg_dgl.graph.views import relation_view
 from cmfg_dgl.nn.layer import CMFGLayer
 
@@ -36,17 +37,8 @@ C = WIDTH // HEADS
 def make_layer(case: Case, seed: int) -> CMFGLayer:
     """Our layer for the relations of a case."""
     torch.manual_seed(seed)
-    return CMFGLayer(
-        case.relations,
-        width=WIDTH,
-        heads=HEADS,
-        kernel="auto",
-        joint=False,
-        scored=[r.name for r in case.relations],
-        residual=True,
-        norm=True,
-        dropout=0.0,
-    )
+    config = ModelConfig(width=WIDTH, heads=HEADS, dropout=0.0)
+    return CMFGLayer(case.relations, config, scored=[r.name for r in case.relations])
 
 
 class Shell(nn.Module):

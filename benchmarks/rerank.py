@@ -14,6 +14,7 @@ from measure import alternate, benchmark, peak_megabytes, tell
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from cmfg_dgl.config import ModelConfig
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pair_dataset import NODE_TYPES, ItemSet, PairDataset
 from cmfg_dgl.nn.model import CMFG
@@ -49,9 +50,8 @@ class Uniter(nn.Module):
 def make_model(stacking: str, layers: int, seed: int) -> CMFG:
     """The default schema at width 256; one cross-modal layer where it is factorised."""
     torch.manual_seed(seed)
-    return CMFG(
-        widths=WIDTHS, relations=MIXED, width=WIDTH, heads=HEADS, layers=layers, cross_layers=1, stacking=stacking
-    ).eval()
+    config = ModelConfig(width=WIDTH, heads=HEADS, layers=layers, stacking=stacking, init="random", bank=0)
+    return CMFG(config, MIXED, WIDTHS).eval()
 
 
 def make_collection(gallery: int, seed: int) -> PairDataset:

@@ -11,6 +11,7 @@ from cmfg_dgl.config import Config
 from .options import Verbosity, config_options, force_option, json_option, verbosity_options
 from .output import Bars, print_json, print_table
 from .process import prepare_process
+from .signals import stop_on_signals
 
 __all__ = ["command"]
 
@@ -67,7 +68,7 @@ def command(
         find_checkpoint(resume)
     run = create_run(settings, resume=resume is not None, force=force)
     with Bars(verbosity.quiet) as bars:
-        selection = train_run(run, checkpoint=resume, progress=bars)
+        selection = train_run(run, checkpoint=resume, progress=bars, stopping=stop_on_signals)
     if as_json:
         print_json({"run": str(run.folder), **selection})
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import models
 import numpy as np
 import torch
 from graphs import SCHEMAS, random_nodes
@@ -21,8 +22,7 @@ WORDS = (0, 1, 1, 1, 2, 3)
 
 def make_model(relations: Sequence[Relation] = SCHEMAS["complete"], **options: object) -> CMFG:
     torch.manual_seed(7)
-    settings: dict[str, object] = {"width": 8, "heads": 2, "layers": 2, "cross_layers": 1} | options
-    model = CMFG(widths={"patch": 5, "token": 3}, relations=relations, **settings)  # type: ignore[arg-type]
+    model = models.make_model(relations, models.WIDTHS, **options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.startswith("log_scales"):

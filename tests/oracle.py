@@ -31,15 +31,17 @@ def below(weights: Weights, prefix: str) -> dict[str, Tensor]:
 
 
 def attended(
-    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], heard: Sequence[list[int]], joint: bool
+    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], neighbours: Sequence[list[int]], joint: bool
 ) -> Tensor:
-    """What one head of one target hears: query (C,) and one entry a relation; 0 where it hears nothing."""
+    """Message (C,) of one head of one target: query (C,) and one entry a relation; 0 without a neighbour."""
     total = torch.zeros_like(query[0])
-    scores = [[query[r] @ keys[r][v] / query[r].numel() ** 0.5 for v in sources] for r, sources in enumerate(heard)]
+    scores = [
+        [query[r] @ keys[r][v] / query[r].numel() ** 0.5 for v in sources] for r, sources in enumerate(neighbours)
+    ]
     norms = [sum((s.exp() for s in row), torch.zeros(())) for row in scores]
     if joint:
         norms = [sum(norms, torch.zeros(()))] * len(norms)
-    for r, sources in enumerate(heard):
+    for r, sources in enumerate(neighbours):
         for v, score in zip(sources, scores[r], strict=True):
             total = total + score.exp() / norms[r] * values[r][v]
     return total
@@ -59,7 +61,8 @@ def project(weights: Weights, kind: str, x: Tensor, relation: str, role: str, se
     """(H, N, C) of one layer's weights."""
     if settings.norm:
         x = normalise(x, weights[f"norm.{kind}.weight"], weights[f"norm.{kind}.bias"])
-    product = x @ weights[f"conv.mods.{relation}.{role}.weight"].T
+    one = f"conv.mods.{relation}.{role}.weight"
+    product = x @ weights[one if one in weights else f"shared.{role}.weight"].T
     return product.view(len(x), settings.heads, -1).transpose(0, 1)
 
 
@@ -88,13 +91,13 @@ def messages(
         if entering:
             rows = []
             for u in range(len(nodes)):
-                heard = [[v for v, w in edges[r.name] if w == u] for r in entering]
+                neighbours = [[v for v, w in edges[r.name] if w == u] for r in entering]
                 heads = [
                     attended(
                         torch.stack([q[h, u] for q in queries]),
                         [k[h] for k in keys],
                         [v[h] for v in values],
-                        heard,
+                        neighbours,
                         settings.joint,
                     )
                     for h in range(settings.heads)
@@ -141,11 +144,17 @@ def initial(weights: Weights, kind: str, nodes: Nodes) -> Tensor:
             weights[f"input_projection.root_{kind}"].T @ (nodes.values - weights[f"input_projection.mean_{kind}"]).T
         )
         x = (weights[f"input_projection.linear.{kind}.weight"] @ whitening).T
+    elif f"input_projection.{kind}.1.weight" not in weights:
+        x = nodes.values
+        if f"input_projection.{kind}.0.weight" in weights:
+            x = x @ weights[f"input_projection.{kind}.0.weight"].T
     else:
         x = normalise(
             nodes.values, weights[f"input_projection.{kind}.0.weight"], weights[f"input_projection.{kind}.0.bias"]
         )
         x = x @ weights[f"input_projection.{kind}.1.weight"].T + weights[f"input_projection.{kind}.1.bias"]
+    if f"position.{kind}.0.weight" not in weights:
+        return x
     rows, columns = nodes.grid[0].tolist()
     if kind == "patch":
         cells = [((r + 0.5) / rows, (c + 0.5) / columns) for r in range(rows) for c in range(columns)]
@@ -156,7 +165,7 @@ def initial(weights: Weights, kind: str, nodes: Nodes) -> Tensor:
         position @ weights[f"position.{kind}.0.weight"].T + weights[f"position.{kind}.0.bias"]
     )
     position = position @ weights[f"position.{kind}.2.weight"].T + weights[f"position.{kind}.2.bias"]
-    return x + weights[f"position_scale_{kind}"] * place
+    return x + weights[f"position_scale_{kind}"] * position
 
 
 @dataclass(frozen=True)
@@ -189,7 +198,8 @@ class JointGraph:
         self.edges = {r.name: single_edges(r, sets[r.source], sets[r.target]) for r in relations}
         self.of_layer = [below(weights, f"layers.{i}.") for i in range(stack.layers)]
         self.crossing = 0 if stack.interleaved else stack.layers - stack.cross_layers
-        scored_in = {r.name: self.crossing if r.cross else 0 for r in relations}
+        shared = "shared.value.weight" in self.of_layer[-1]
+        scored_in = {r.name: self.crossing if r.cross and not shared else 0 for r in relations}
         kept = {name: (self.of_layer[i], self.first) for name, i in scored_in.items() if i < stack.layers}
         self.attention = kept if stack.once else None
 
@@ -213,34 +223,33 @@ def pair(
     }
 
 
-def vote(weights: Weights, state: Tensor, message: Tensor) -> Tensor:
-    """The vote of one node, a scalar, from its normalised state (D,) and what it heard (D,)."""
-    a = weights["own.weight"] @ state + weights["own.bias"] + weights["heard.weight"] @ message
-    a = a + torch.stack([(row * state * message).sum() for row in weights["both.weight"]])
-    return (weights["vote.weight"][0] * a * (1 + torch.erf(a / 2**0.5)) / 2).sum()
+def node_score(weights: Weights, state: Tensor, message: Tensor) -> Tensor:
+    """The matching score of one node, a scalar, from its normalised state (D,) and its message (D,)."""
+    a = weights["state.weight"] @ state + weights["state.bias"] + weights["message.weight"] @ message
+    a = a + torch.stack([(row * state * message).sum() for row in weights["product.weight"]])
+    return (weights["score.weight"][0] * a * (1 + torch.erf(a / 2**0.5)) / 2).sum()
 
 
-def voted(
+def node_matching(
     weights: Weights, relations: Sequence[Relation], settings: Settings, stack: Stack, image: Nodes, caption: Nodes
 ) -> Tensor:
-    """The votes of one image and one caption in their joint graph: the means of both, summed."""
+    """The mean scores of the nodes of one image and of one caption in their joint graph, summed."""
     graph = JointGraph(weights, relations, settings, stack, image, caption)
-    # Without a cross-modal layer there is none at whose door the nodes could vote, and nothing that they heard.
-    door = stack.layers - 1 if graph.crossing < stack.layers else stack.layers
-    hidden = graph.run(door)
-    heard = {kind: torch.zeros_like(nodes) for kind, nodes in hidden.items()}
-    if door < stack.layers:
-        own, cross = graph.of_layer[door], [r for r in relations if r.cross]
-        heard = messages(own, cross, graph.edges, hidden, settings, graph.attention)
+    # Without a cross-modal layer no node gets a message, and the nodes are those that leave the last layer.
+    last = stack.layers - 1 if graph.crossing < stack.layers else stack.layers
+    hidden = graph.run(last)
+    message = {kind: torch.zeros_like(nodes) for kind, nodes in hidden.items()}
+    if last < stack.layers:
+        layer_weights, cross = graph.of_layer[last], [r for r in relations if r.cross]
+        message = messages(layer_weights, cross, graph.edges, hidden, settings, graph.attention)
         if settings.norm:
             hidden = {
-                kind: normalise(nodes, own[f"norm.{kind}.weight"], own[f"norm.{kind}.bias"])
+                kind: normalise(nodes, layer_weights[f"norm.{kind}.weight"], layer_weights[f"norm.{kind}.bias"])
                 for kind, nodes in hidden.items()
             }
     means = []
     for kind, nodes in hidden.items():
-        votes = [
-            vote(below(weights, f"matching_head.{kind}."), x, m) for x, m in zip(nodes, heard[kind], strict=True)
-        ]
-        means.append(sum(votes, torch.zeros(())) / len(votes))
+        head = below(weights, f"matching_head.{kind}.")
+        scores = [node_score(head, x, m) for x, m in zip(nodes, message[kind], strict=True)]
+        means.append(sum(scores, torch.zeros(())) / len(scores))
     return means[0] + means[1]

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from graphs import Grids, random_nodes
+from models import make_model
 from torch import Tensor
 
+from cmfg_dgl.config import TrainingConfig
 from cmfg_dgl.evaluation.evaluate import first_stage_rsum
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pair_dataset import NODE_TYPES, ItemSet, PairDataset
@@ -94,11 +96,11 @@ def tiny_model(seed: int = 0, **options: Any) -> CMFG:
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CMFG(widths=WIDTHS, relations=RELATIONS, **(settings | options))
+        return make_model(RELATIONS, WIDTHS, **(settings | options))
 
 
 def tiny_trainer(folder: Path, *, seed: int = 0, **options: Any) -> Trainer:
-    """A trainer of 40 pairs in batches of 8, so 5 steps an epoch; `options` go to `Trainer`.
+    """A trainer of 40 pairs in batches of 8, so 5 steps an epoch; `options` go to `Trainer` and `TrainingConfig`.
 
     A call stands for a new process: dropout begins where `seed` says, whatever was drawn before.
     """
@@ -110,20 +112,12 @@ def tiny_trainer(folder: Path, *, seed: int = 0, **options: Any) -> Trainer:
         return {"val_rsum": first_stage_rsum(GraphScorer(model), held_out)}
 
     settings: dict[str, Any] = {
-        "seed": seed,
         "epochs": 3,
         "batch_size": 8,
         "learning_rate": 3e-3,
-        "weight_decay": 0.05,
-        "warmup": 0.1,
-        "clip": 1.0,
         "label_smoothing": 0.1,
-        "joint_weight": 1.0,
-        "hard_negatives": 2,
-        "patience": 8,
         "checkpoint_steps": 2,
-        "validate": validate,
-        "pair_dataset": pair_dataset,
-        "texts": torch.arange(40),
     }
-    return Trainer(model, folder=folder, **(settings | options))
+    arguments: dict[str, Any] = {"validate": validate, "pair_dataset": pair_dataset, "texts": torch.arange(40)}
+    arguments |= {name: options.pop(name) for name in (*arguments, "progress") if name in options}
+    return Trainer(model, folder=folder, config=TrainingConfig(**(settings | options)), seed=seed, **arguments)

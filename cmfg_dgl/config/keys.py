@@ -192,6 +192,11 @@ class ModelConfig:
     edge_weights: str = option(
         "per_layer", "attention in every layer, or once on the initial nodes", choices=("per_layer", "once")
     )
+    weights: str = option(
+        "relation",
+        "W_Q, W_K and W of their own for each relation, or one of each for all relations (the paper's)",
+        choices=("relation", "shared"),
+    )
     residual: bool = option(True, "add a layer's input to its output")
     norm: str = option("layer", "normalise the input of each layer", choices=("layer", "none"))
     pooling: str = option("mean", "nodes to one vector", choices=("mean", "attention", "max"))
@@ -203,17 +208,22 @@ class ModelConfig:
     )
     init: str = option(
         "cca",
-        "input projection: whitening and a linear map, initialised in closed form by CCA on the training split, or "
-        "layer normalisation and a linear map with random weights",
-        choices=("cca", "random"),
+        "input projection: whitening and a linear map, initialised in closed form by CCA on the training split; "
+        "layer normalisation and a linear map with random weights; or none beyond a linear map without bias where "
+        "the width of the features is not that of the model",
+        choices=("cca", "random", "none"),
     )
+    positions: bool = option(True, "add a learned encoding of where a node lies to the input of the first layer")
     ridge: float = option(
         1.0,
         "init cca: added to the variance of each feature, in units of their mean; few training pairs need more",
         least=1e-6,
     )
     kernel: str = option(
-        "auto", "how a relation is computed; all give the same numbers", choices=("auto", "edge", "block")
+        "auto",
+        "how a relation is computed, all with the same numbers: edge by edge, as a padded block, or by DGL's own "
+        "message passing; auto takes the faster of the first two",
+        choices=("auto", "edge", "block", "dgl"),
     )
     block_density: float = option(
         0.2,
@@ -223,7 +233,7 @@ class ModelConfig:
     )
     dropout: float = option(0.2, "dropout of the input of each layer", least=0.0, most=0.95)
     feature_dropout: float = option(
-        0.5, "dropout of backbone features, whitened (init cca) or projected (random)", least=0.0, most=0.95
+        0.5, "dropout of backbone features, whitened (init cca) or projected (random, none)", least=0.0, most=0.95
     )
 
 
@@ -239,6 +249,12 @@ class TrainingConfig:
     clip: float = option(1.0, "largest gradient norm", least=0.0)
     temperature: float = option(0.07, "starting temperature of both softmax losses", least=1e-3, most=10.0)
     label_smoothing: float = option(0.0, "share of the target spread over the batch (InfoNCE)", least=0.0, most=0.9)
+    graphs: str = option(
+        "factorised",
+        "joint loss: from parts that are computed once an item, or from whole pair graphs; both give the same "
+        "numbers, and the first is faster",
+        choices=("factorised", "joint"),
+    )
     joint_weight: float = option(1.0, "weight of the joint matching loss beside InfoNCE", least=0.0)
     hard_negatives: int = option(2, "joint loss: hardest wrong partners of each image and of each caption", least=1)
     hard_negative_batches: int = option(

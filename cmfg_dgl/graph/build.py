@@ -44,12 +44,8 @@ def build_graph(nodes: Mapping[str, NodeSet], relations: Iterable[Relation]) -> 
         raise ValueError(f"no relation joins nodes of {', '.join(nodes)}; a graph needs one")
     graph = dgl.heterograph(
         {canonical: (e.source, e.target) for canonical, e in edges.items()},
-        num_nodes_dict={kind: int(nodes[kind].offsets[-1]) for kind in _kinds(edges)},
+        num_nodes_dict={node_type: int(nodes[node_type].offsets[-1]) for node_type in sorted(nodes)},
     )
-    graph.set_batch_num_nodes({kind: nodes[kind].counts for kind in _kinds(edges)})
+    graph.set_batch_num_nodes({node_type: node_set.counts for node_type, node_set in nodes.items()})
     graph.set_batch_num_edges({canonical: e.counts for canonical, e in edges.items()})
     return graph
-
-
-def _kinds(edges: Mapping[tuple[str, str, str], object]) -> list[str]:
-    return sorted({kind for source, _, target in edges for kind in (source, target)})

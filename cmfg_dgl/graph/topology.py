@@ -46,9 +46,9 @@ class NodeSet:
     grid
         int64, (B, 2): rows and columns of each graph's nodes.
     features
-        (N, width of the backbone): `knn` measures likeness on it. None where no topology needs it.
+        (N, width of the backbone): `knn` measures similarity on it. None where no topology needs it.
     projected
-        (N, D): `topk` measures likeness across modalities on it. None where no topology needs it.
+        (N, D): `topk` measures similarity across modalities on it. None where no topology needs it.
     """
 
     offsets: Tensor
@@ -196,8 +196,8 @@ class Directed:
             "above": ~horizontal & (down < 0),
             "below": ~horizontal & (down > 0),
         }[self.direction]
-        kept_target = edges.target[keep]
-        return Edges(edges.source[keep], kept_target, _per_graph(kept_target, target))
+        near_target = edges.target[keep]
+        return Edges(edges.source[keep], near_target, _per_graph(near_target, target))
 
 
 def _needed(features: Tensor | None, topology: str) -> Tensor:
@@ -252,6 +252,6 @@ def _nearest(a: Tensor, b: Tensor, source: NodeSet, target: NodeSet, k: int) -> 
     # Back to the order of the graphs.
     nothing = torch.zeros(0, dtype=torch.int64)
     order = torch.cat([*members, nothing])
-    lengths, place = counts[order], torch.argsort(order)
-    rows = ragged_positions((lengths.cumsum(0) - lengths)[place], counts)
+    lengths, position = counts[order], torch.argsort(order)
+    rows = ragged_positions((lengths.cumsum(0) - lengths)[position], counts)
     return Edges(torch.cat([*sources, nothing])[rows], torch.cat([*targets, nothing])[rows], counts)

@@ -35,7 +35,7 @@ class NodeBlock:
 
     @cached_property
     def rows(self) -> Tensor | None:
-        """int64, (N,): place of each node in the flattened block; None where all graphs are equally large."""
+        """int64, (N,): position of each node in the flattened block; None where all graphs are equally large."""
         if int(self.counts.min()) == self.width:
             return None
         return torch.nonzero(self._cells().flatten())[:, 0].to(self.device)
@@ -67,16 +67,16 @@ class NodeBlock:
 class EdgeLists(NamedTuple):
     """The edges of a relation, once grouped by their targets and once by their sources, and that for each head.
 
-    A node of head h has the number h N + its own, so that one product serves all heads.
+    Node u of head h has the number h N + u, so that one product serves all heads.
 
     Parameters
     ----------
     target_starts, sources
-        int32, (H N_t + 1,) and (H E,): target u hears `sources[target_starts[u]:target_starts[u + 1]]`.
+        int32, (H N_t + 1,) and (H E,): `sources[target_starts[u]:target_starts[u + 1]]` send to target u.
     source_starts, targets
         int32, (H N_s + 1,) and (H E,): the same edges from the sources' side.
     order
-        int32, (H E,): place of each edge of the second grouping in the first.
+        int32, (H E,): position of each edge of the second grouping in the first.
     """
 
     target_starts: Tensor
@@ -88,7 +88,7 @@ class EdgeLists(NamedTuple):
 
 @dataclass(frozen=True)
 class RelationView:
-    """One relation for both kernels; what only one of them reads is made when it reads it, and then kept.
+    """One relation for all kernels; what only one of them reads is made when it is first read.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ class RelationView:
 
     @cached_property
     def mask(self) -> Tensor | None:
-        """bool, (B, T, S) or (1, T, S): True where target t hears source s; None where all hear all.
+        """bool, (B, T, S) or (1, T, S): True where source s sends to target t; None where all send to all.
 
         A relation whose edge counts are those of a complete one is complete, for edges are not repeated; its
         edges are then never touched.
@@ -138,14 +138,20 @@ class RelationView:
             return others if source.present is None else others & source.present[:, None, :]
         return self._edge_mask(counts).to(target.device)
 
+    @property
+    def edge_ids(self) -> Tensor:
+        """int64, (E,): the numbers that the graph gives the edges, in the order of their targets."""
+        ids: Tensor = self.graph.adj_tensors("csc", etype=self.canonical)[2]
+        return ids.long()
+
     @cached_property
     def edges(self) -> EdgeLists:
-        """The edges on the host, from the compressed columns and rows that DGL keeps of them."""
+        """The edges on the host, from the compressed columns and rows that DGL stores of them."""
         target_starts, sources, by_target = self.graph.adj_tensors("csc", etype=self.canonical)
         source_starts, targets, by_source = self.graph.adj_tensors("csr", etype=self.canonical)
-        place = torch.empty_like(by_target)
-        place[by_target] = torch.arange(len(place))
-        E, heads = len(place), torch.arange(self.heads, dtype=torch.int32)[:, None]
+        position = torch.empty_like(by_target)
+        position[by_target] = torch.arange(len(position))
+        E, heads = len(position), torch.arange(self.heads, dtype=torch.int32)[:, None]
 
         def repeat(numbers: Tensor, step: int) -> Tensor:
             return (numbers.int() + step * heads).flatten()
@@ -158,7 +164,7 @@ class RelationView:
             repeat(sources, self.graph.num_nodes(self.canonical[0])),
             repeat_starts(source_starts),
             repeat(targets, self.graph.num_nodes(self.canonical[2])),
-            repeat(place[by_source], E),
+            repeat(position[by_source], E),
         )
 
     def _edge_mask(self, counts: Tensor) -> Tensor:

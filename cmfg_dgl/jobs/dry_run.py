@@ -17,7 +17,7 @@ from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.features.extract import prepare_image
 from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.training.experiment import build_model, select_device
-from cmfg_dgl.training.trainer import training_losses
+from cmfg_dgl.training.losses import training_losses
 
 __all__ = ["DryRun", "dry_run"]
 
@@ -52,15 +52,7 @@ def dry_run(config: Config) -> DryRun:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        losses = training_losses(
-            model,
-            pair_dataset,
-            pairs,
-            pairs,
-            joint_weight=config.training.joint_weight,
-            hard_negatives_each=config.training.hard_negatives,
-            label_smoothing=config.training.label_smoothing,
-        )
+        losses = training_losses(model, pair_dataset, pairs, pairs, config.training)
     losses.total.backward()
     parameters = sum(p.numel() for p in model.parameters())
     steps = config.training.epochs * max(1, len(split.captions) // config.training.batch_size)

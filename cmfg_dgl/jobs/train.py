@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
-
-from cmfg_dgl.data.dataset import Split
 from cmfg_dgl.errors import CheckpointError, ConfigError, DataError
 from cmfg_dgl.evaluation.attention import attention_summary
 from cmfg_dgl.evaluation.evaluate import (
@@ -23,24 +18,25 @@ from cmfg_dgl.evaluation.evaluate import (
     score,
 )
 from cmfg_dgl.evaluation.examples import retrieved_examples
-from cmfg_dgl.files import canonical_json, sha256_bytes, write_atomic
+from cmfg_dgl.files import canonical_json, sha256_bytes
 from cmfg_dgl.jobs.results import Progress, graph_scorer
-from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.reporting.board import write_board
 from cmfg_dgl.reporting.report import write_card, write_report
 from cmfg_dgl.retrieval.hubness import Correction, corrected
 from cmfg_dgl.retrieval.query_bank import QueryBank, bank_items, fit_correction, save_query_bank
-from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment, select_device
+from cmfg_dgl.training.fit import Stopping, fit, uninterrupted
 from cmfg_dgl.training.run_directory import Run
-from cmfg_dgl.training.trainer import Trainer, TrainerState, load_weights
+from cmfg_dgl.training.trainer import Trainer
 
 __all__ = ["find_checkpoint", "train_run"]
 
 _log = logging.getLogger(__name__)
 
 
-def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[str, Any]:
+def train_run(
+    run: Run, *, checkpoint: str | None, progress: Progress, stopping: Stopping = uninterrupted
+) -> dict[str, Any]:
     """Train to the end, choose alpha on validation, write the report; a finished run is left as it is.
 
     What cannot be used is left out of training and named in a log line each.
@@ -50,6 +46,8 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
     checkpoint
         Where to go on from: `auto` for the run's own last checkpoint, if it has one, else a file or the
         directory of another run; None starts from random weights.
+    stopping
+        Ends the training early, with the state saved; see `fit`.
 
     Returns
     -------
@@ -64,6 +62,8 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
         If too much is unusable, or the training split is not what the run began with.
     CheckpointError
         If the checkpoint cannot be used.
+    Interrupted
+        When `stopping` ended the training.
     """
     source = run.last if checkpoint == "auto" else find_checkpoint(checkpoint) if checkpoint else None
     if (run.folder / "selection.json").is_file():
@@ -80,22 +80,24 @@ def train_run(run: Run, *, checkpoint: str | None, progress: Progress) -> dict[s
     train, val = experiment.training_split("train"), experiment.training_split("val")
     model = experiment.model(run.config.run.seed)
     scorer, held_out = graph_scorer(model, run.config, progress), experiment.pair_dataset(val)
-    torch.manual_seed(run.config.run.seed)
 
     def validate() -> dict[str, float]:
         return {"val_rsum": first_stage_rsum(scorer, held_out), **attention_summary(model, held_out)}
 
-    trainer = _trainer(run, experiment, train, model, validate, progress)
+    trainer = Trainer(
+        model,
+        experiment.pair_dataset(train),
+        experiment.texts(train),
+        validate,
+        run.folder,
+        run.config.training,
+        seed=run.config.run.seed,
+        progress=lambda done, total, message: progress("training", done, total, message),
+    )
     _keep_manifest(run, experiment.dataset.manifest("train"))
-    if source and (source != run.last or source.is_file()):
-        trainer.resume(source)
-        if source.resolve() != run.last.resolve():
-            _take_over(source, run, trainer.state)
-    else:
-        model.init_from_cca(trainer.pair_dataset)
-    state = trainer.fit()
-    weights, best = load_checkpoint(trainer.best)
-    load_weights(model, weights, trainer.best)
+    source = None if source == run.last and not source.is_file() else source
+    best = cast(dict[str, Any], fit(trainer, checkpoint=source, stopping=stopping))
+    state = trainer.state
     correction = fit_correction(scorer, trainer.pair_dataset, run.config.retrieval)
     if correction is not None:
         _save_query_bank(run, experiment, train, correction)
@@ -143,39 +145,6 @@ def find_checkpoint(given: str) -> Path:
     return found
 
 
-def _trainer(
-    run: Run,
-    experiment: Experiment,
-    split: Split,
-    model: CMFG,
-    validate: Callable[[], dict[str, float]],
-    progress: Progress,
-) -> Trainer:
-    training = run.config.training
-    return Trainer(
-        model,
-        experiment.pair_dataset(split),
-        experiment.texts(split),
-        validate,
-        run.folder,
-        seed=run.config.run.seed,
-        epochs=training.epochs,
-        batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        warmup=training.warmup,
-        clip=training.clip,
-        label_smoothing=training.label_smoothing,
-        joint_weight=training.joint_weight,
-        hard_negatives=training.hard_negatives,
-        patience=training.patience,
-        checkpoint_steps=training.checkpoint_steps,
-        hard_negative_batches=training.hard_negative_batches,
-        shuffle_buffer=training.shuffle_buffer,
-        progress=lambda done, total, message: progress("training", done, total, message),
-    )
-
-
 def _save_query_bank(run: Run, experiment: Experiment, train: Split, correction: Correction) -> None:
     """Keep the query bank of a fitted correction, with the ids of its items and where they are from."""
     dataset, size = experiment.dataset, run.config.retrieval.query_bank
@@ -204,17 +173,6 @@ def _select(run: Run, scores: Scores) -> dict[str, Any]:
         "alphas": list(alphas),
         "rsums": curve,
     }
-
-
-def _take_over(source: Path, run: Run, state: TrainerState) -> None:
-    """Bring the best weights so far from beside the checkpoint of another run that is not finished."""
-    if state.finished:
-        raise ConfigError(f"{source}: of a finished run, so nothing is left to train; name another checkpoint")
-    best = source.with_name(run.best.name)
-    if best.is_file():
-        write_atomic(run.best, lambda temporary: shutil.copyfile(best, temporary))
-    elif state.best_epoch >= 0:
-        raise CheckpointError(f"{best}: missing beside {source.name}; copy it there from the run it belongs to")
 
 
 def _keep_manifest(run: Run, manifest: dict[str, Any]) -> None:

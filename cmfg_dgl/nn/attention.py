@@ -6,23 +6,45 @@ Shape letters: N nodes (N_s sources, N_t targets), E edges, B graphs, H heads, C
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import dgl
 import torch
 from torch import Tensor, nn
 
+from cmfg_dgl.config import ModelConfig
+from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.views import RelationView
-from cmfg_dgl.nn.kernels import BLOCK_DENSITY, NO_EDGE, block_attention, edge_attention, prefers_block
+from cmfg_dgl.nn.kernels import (
+    NO_EDGE,
+    EdgeWeights,
+    block_attention,
+    edge_attention,
+    edge_weights,
+    message_passing_attention,
+    prefers_block,
+)
 
-__all__ = ["Message", "Projected", "RelationAttention", "merge_messages"]
+__all__ = [
+    "ROLES",
+    "Message",
+    "Projected",
+    "RelationAttention",
+    "merge_messages",
+    "softmax_shares",
+    "weights_by_edge",
+]
+
+ROLES = ("query", "key", "value")
+"""What is made of the nodes for each relation: W_Q h_u, W_K h_v and W h_v."""
 
 Projected = dict[tuple[str, str], Tensor]
 """(relation name, "query" | "key" | "value") to a tensor (N, H, C) of one node type."""
 
 
 class Message(NamedTuple):
-    """What reaches the targets: `out` (N_t, H, C), and with a joint softmax its log-sum-exp (N_t, H)."""
+    """Aggregated messages of the targets: `out` (N_t, H, C), and with a joint softmax its log-sum-exp (N_t, H)."""
 
     out: Tensor
     lse: Tensor | None
@@ -47,41 +69,25 @@ class RelationAttention(nn.Module):
     Parameters
     ----------
     name
-        Relation name; the module reads its own entries of the projected nodes.
-    width, heads
-        D and H.
-    kernel
-        `edge` (edge by edge), `block` (padded dense attention) or `auto`; see `nn/kernels.py`.
-    joint
-        Hand on the log-sum-exp.
-    block_density
-        For `auto`, see `prefers_block`.
-    scores
-        Own W_Q and W_K; False where the attention of an earlier layer is kept (`edge_weights: once`).
+        Relation name; the module reads the entries of that name of the projected nodes.
+    config
+        `width` (D), `heads` (H), `kernel` (see `nn/kernels.py`), `block_density` (see `prefers_block`), and
+        `softmax`: under `joint` the message carries its log-sum-exp.
+    roles
+        Which of W_Q (`query`), W_K (`key`) and W (`value`) the relation has for itself. The others belong to
+        another layer (`edge_weights: once`) or to all relations (`weights: shared`).
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        width: int,
-        heads: int,
-        kernel: str,
-        joint: bool,
-        scores: bool = True,
-        block_density: float = BLOCK_DENSITY,
-    ) -> None:
+    def __init__(self, name: str, config: ModelConfig, *, roles: Sequence[str] = ROLES) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"RelationAttention: width {width} is no multiple of heads {heads}")
-        if kernel not in ("auto", "edge", "block"):
-            raise ValueError(f"RelationAttention: kernel {kernel!r} is none of auto, edge, block")
-        self.name, self.heads, self.kernel, self.joint = name, heads, kernel, joint
-        self.block_density, self.scores = block_density, scores
-        if scores:
-            self.query = nn.Linear(width, width, bias=False)
-            self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
+        if config.width % config.heads:
+            raise ValueError(f"RelationAttention: width {config.width} is no multiple of heads {config.heads}")
+        if config.kernel not in ("auto", "edge", "block", "dgl"):
+            raise ValueError(f"RelationAttention: kernel {config.kernel!r} is none of auto, edge, block, dgl")
+        self.name, self.roles = name, tuple(roles)
+        self.kernel, self.block_density, self.joint = config.kernel, config.block_density, config.softmax == "joint"
+        for role in self.roles:
+            self.add_module(role, nn.Linear(config.width, config.width, bias=False))
 
     def forward(self, graph: dgl.DGLGraph, ends: tuple[Projected, Projected], view: RelationView) -> Message:
         """Messages to every target.
@@ -101,6 +107,8 @@ class RelationAttention(nn.Module):
             # Zero times the inputs keeps the graph of gradients whole.
             out = query * 0 + (value.sum() + key.sum()) * 0
             return Message(out, out.new_full(out.shape[:2], NO_EDGE) if self.joint else None)
+        if self.kernel == "dgl":
+            return Message(*message_passing_attention(query, key, value, graph, self.joint))
         if self._dense(query.device, view):
             return Message(*block_attention(query, key, value, view, self.joint))
         out, lse = edge_attention(query, key, value, view)
@@ -127,3 +135,56 @@ def merge_messages(messages: list[Message]) -> Message | None:
     outs = torch.stack([message.out for message in messages])  # (relations, N_t, H, C)
     lses = torch.stack([message.lse for message in messages if message.lse is not None])  # (relations, N_t, H)
     return Message((lses.softmax(0)[..., None] * outs).sum(0), lses.logsumexp(0))
+
+
+def softmax_shares(lses: Sequence[Tensor]) -> list[Tensor]:
+    """What each of several relations into the same nodes gets of one softmax over all of them, (N_t, H) each.
+
+    Parameters
+    ----------
+    lses
+        Their log-sum-exps (N_t, H); a relation without an edge to a node has no share of it.
+    """
+    total = torch.stack(list(lses)).logsumexp(0)
+    # A node that no relation enters at all would be shared by the log-sum-exps of nothing.
+    return [torch.exp(lse - total).masked_fill(lse < NO_EDGE / 2, 0.0) for lse in lses]
+
+
+def weights_by_edge(
+    relations: Sequence[Relation],
+    projected: Mapping[str, Projected],
+    views: Mapping[str, RelationView],
+    *,
+    joint: bool,
+) -> dict[str, Tensor]:
+    """The weights with which a layer sums the values of each edge, detached, on the host.
+
+    Parameters
+    ----------
+    relations
+        All relations of the layer.
+    projected
+        Node type to its projected nodes.
+    views
+        Relation name to what the kernels read of it.
+    joint
+        Whether the weights of all relations that enter a node sum to 1, in place of those of each relation.
+
+    Returns
+    -------
+    dict
+        Relation name to (E, H), in the order of the graph's edges.
+    """
+    found: dict[str, EdgeWeights] = {}
+    for r in relations:
+        query, key = projected[r.target][r.name, "query"], projected[r.source][r.name, "key"]
+        found[r.name] = edge_weights(query.detach().cpu(), key.detach().cpu(), views[r.name])
+    weights = {name: part.weights for name, part in found.items()}
+    for target in sorted({r.target for r in relations}) if joint else ():
+        entering = [r.name for r in relations if r.target == target]
+        for name, share in zip(entering, softmax_shares([found[name].lse for name in entering]), strict=True):
+            weights[name] = weights[name] * share[found[name].target]
+    return {
+        name: torch.empty_like(values).index_copy(0, views[name].edge_ids, values)
+        for name, values in weights.items()
+    }

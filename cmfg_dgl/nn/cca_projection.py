@@ -78,9 +78,9 @@ class CCAProjection(nn.Module):
         with torch.no_grad():
             for node_type, directions in (("patch", u.T), ("token", v)):
                 weight = cast(nn.Linear, self.linear[node_type]).weight
-                kept = min(len(weight), len(correlations))
+                count = min(len(weight), len(correlations))
                 weight.zero_()
-                weight[:kept] = directions[:kept] * weights[:kept, None]
+                weight[:count] = directions[:count] * weights[:count, None]
         return white
 
     def whiten(self, node_type: str, features: Tensor) -> Tensor:
@@ -107,8 +107,8 @@ class CCAProjection(nn.Module):
             return (features - self.get_buffer(f"mean_{node_type}")) @ whole
         white = self.whiten(node_type, features)
         # Node by node the mean over an item would put together again what dropout hid.
-        kept = self.dropout(white.new_ones(len(counts), white.shape[1]))
-        nodes: Tensor = linear(white * kept.repeat_interleave(counts.to(white.device), 0))
+        mask = self.dropout(white.new_ones(len(counts), white.shape[1]))
+        nodes: Tensor = linear(white * mask.repeat_interleave(counts.to(white.device), 0))
         return nodes
 
     def embed(self, node_type: str, white: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ __all__ = ["drop_relation"]
 
 
 def drop_relation(model: CMFG, name: str) -> CMFG:
-    """A copy of the model that has never heard of a relation, all other weights as they are.
+    """A copy of the model that does not have a relation, all other weights as they are.
 
     It equals a model that was built without the relation and given the same weights. With `softmax: joint` what
     the relation had of a node's attention goes to the others.
@@ -31,7 +31,7 @@ def drop_relation(model: CMFG, name: str) -> CMFG:
     smaller.owners = [[r for r in owned if r.name != name] for owned in smaller.owners]
     for layer in cast(Iterable[CMFGLayer], smaller.layers):
         layer.relations = tuple(r for r in layer.relations if r.name != name)
-        # HeteroGraphConv keeps its modules twice.
+        # HeteroGraphConv holds its modules twice.
         for modules in (layer.conv.mods, layer.conv.mod_dict):
             if name in modules:
                 del modules[name]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.graph.views import RelationView
-from cmfg_dgl.nn.attention import Message
-from cmfg_dgl.nn.kernels import NO_EDGE, EdgeWeights, edge_weights
+from cmfg_dgl.nn.attention import Message, softmax_shares
+from cmfg_dgl.nn.kernels import EdgeWeights, edge_weights
 from cmfg_dgl.nn.layer import CMFGLayer
 from cmfg_dgl.nn.model import CMFG
 
@@ -35,10 +35,10 @@ class RelationWeights:
     weights
         (E, H): softmax within the relation; those of a target sum to 1 in each head.
     lse
-        (N_t, H): log-sum-exp of the scores of each target; `NO_EDGE` where it hears nothing.
+        (N_t, H): log-sum-exp of the scores of each target; `NO_EDGE` where it has no edge.
     share
         (N_t, H): what the relation gets of one softmax over all relations that enter the target in this layer,
-        0 to 1; the shares of a target that hears anything sum to 1.
+        0 to 1; the shares of a target that has an edge sum to 1.
     """
 
     relation: str
@@ -78,7 +78,7 @@ class _Aggregated(NamedTuple):
 
 @torch.no_grad()
 def joint_attention(model: CMFG, images: Nodes, captions: Nodes) -> JointAttention:
-    """Score pairs as `CMFG.match` does, and keep how their joint graphs attended.
+    """Score pairs as `CMFG.match` does, and return how their joint graphs attended.
 
     The queries and keys are those of the pass that gives the score. From them weights are computed edge by edge on
     the host, whichever kernel summed the values. Dropout is as the model's mode says: call `model.eval()` first.
@@ -132,14 +132,14 @@ def weight_gradients(model: CMFG, images: Nodes, captions: Nodes) -> dict[tuple[
 
 
 def _joint_pass(model: CMFG, images: Nodes, captions: Nodes) -> tuple[Tensor, list[_Aggregated]]:
-    """Cosines (B,) of the pairs, and what every relation of their joint graphs heard, first layer first."""
-    with _recording(model) as heard:
+    """Scores (B,) of the pairs, and what every relation of their joint graphs aggregated, first layer first."""
+    with _recording(model) as recorded:
         encoded = model.encode("image", images), model.encode("text", captions)
-        # `encode` also runs the layers behind the door without a partner; they are no part of a joint graph.
-        inner = [part for part in heard if part.layer <= model.first_cross]
-        heard.clear()
+        # `encode` also runs the cross-modal layers without a partner; that is no part of a joint graph.
+        inner = [part for part in recorded if part.layer <= model.first_cross]
+        recorded.clear()
         score = model.match(*encoded)
-    return score, sorted([*inner, *heard], key=lambda part: part.layer)
+    return score, sorted([*inner, *recorded], key=lambda part: part.layer)
 
 
 def _shares(relations: list[_Aggregated], weights: list[EdgeWeights]) -> list[Tensor]:
@@ -147,34 +147,30 @@ def _shares(relations: list[_Aggregated], weights: list[EdgeWeights]) -> list[Te
     together: dict[tuple[int, str], list[Tensor]] = {}
     for part, found in zip(relations, weights, strict=True):
         together.setdefault((part.layer, part.view.canonical[2]), []).append(found.lse)
-    total = {door: torch.stack(lses).logsumexp(0) for door, lses in together.items()}
-    return [
-        # Where nothing is heard at all the log-sum-exps of nothing would share it.
-        torch.exp(found.lse - total[part.layer, part.view.canonical[2]]).masked_fill(found.lse < NO_EDGE / 2, 0.0)
-        for part, found in zip(relations, weights, strict=True)
-    ]
+    shares = {key: iter(softmax_shares(lses)) for key, lses in together.items()}
+    return [next(shares[part.layer, part.view.canonical[2]]) for part in relations]
 
 
 @contextmanager
 def _recording(model: CMFG) -> Iterator[list[_Aggregated]]:
-    """What every relation hears that runs, in the order in which they run."""
-    heard: list[_Aggregated] = []
+    """What every relation that runs aggregates, in the order in which they run."""
+    recorded: list[_Aggregated] = []
 
-    def listen(layer: int, name: str) -> Any:
+    def record(layer: int, name: str) -> Any:
         def hook(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], message: Message) -> None:
             source, target = args[1]
             query, key, value = target[name, "query"], source[name, "key"], source[name, "value"]
-            heard.append(_Aggregated(name, layer, query, key, value, message.out, kwargs["view"]))
+            recorded.append(_Aggregated(name, layer, query, key, value, message.out, kwargs["view"]))
 
         return hook
 
     handles = [
-        attention.register_forward_hook(listen(index, name), with_kwargs=True)
+        attention.register_forward_hook(record(index, name), with_kwargs=True)
         for index, layer in enumerate(cast(Iterable[CMFGLayer], model.layers))
         for name, attention in layer.conv.mods.items()
     ]
     try:
-        yield heard
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""Attention over the edges of one relation, computed two ways with the same numbers: edge by edge, or as a block.
+"""Attention over the edges of one relation, three ways with the same numbers: by edges, as a block, or by DGL.
 
 Shape letters: N nodes (N_s sources, N_t targets), E edges, B graphs, H heads, C width of a head,
 S and T the largest source and target count of a graph in the batch.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, NamedTuple
 
+import dgl
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,12 +23,12 @@ __all__ = [
     "block_attention",
     "edge_attention",
     "edge_weights",
+    "message_passing_attention",
     "prefers_block",
 ]
 
 NO_EDGE = -1e30
 """The log-sum-exp of no edge at all: finite, so that gradients stay numbers."""
-
 
 BLOCK_DENSITY = 0.2
 """Share of edges from which on a large block is faster than its edges (`cmfg env --calibrate`)."""
@@ -37,7 +38,7 @@ ROW_EDGES, CALL_EDGES = 5, 5_000
 
 
 def prefers_block(view: RelationView, block_density: float) -> bool:
-    r"""Whether the block kernel is likely to be the faster one, forward and backward on a CPU.
+    r"""Whether the block kernel is likely to be faster than the edge kernel, forward and backward on a CPU.
 
     :math:`E + 5000 \ge d \, B T S + 5 B (T + S)` with d = `block_density`: a cell of the block costs d edges, a row
     of queries or keys five, and a call of the edge kernel 5,000 (docs/performance.md).
@@ -50,9 +51,9 @@ def prefers_block(view: RelationView, block_density: float) -> bool:
 def edge_attention(query: Tensor, key: Tensor, value: Tensor, view: RelationView) -> tuple[Tensor, Tensor]:
     """Attend edge by edge; time and memory grow with E. On the host alone, in float32 or float64.
 
-    The products run over the compressed rows and columns that DGL keeps of the relation: `sampled_addmm` for the
-    scores of edges, `embedding_bag` for weighted sums over them. DGL's u_dot_v, edge_softmax and u_mul_e_sum give
-    the same numbers more slowly (docs/performance.md).
+    The products run over the compressed rows and columns that DGL stores of the relation: `sampled_addmm` for the
+    scores of edges, `embedding_bag` for weighted sums over them. `message_passing_attention` gives the same numbers
+    more slowly (docs/performance.md).
 
     Parameters
     ----------
@@ -83,7 +84,7 @@ def block_attention(
     view
         The relation, on the device of the values.
     joint
-        Return the log-sum-exp too, for which the scores are kept in memory.
+        Return the log-sum-exp too, for which the scores have to stay in memory.
 
     Returns
     -------
@@ -103,6 +104,37 @@ def block_attention(
     return view.target.unpad(weights @ v), view.target.unpad(scores.logsumexp(3))
 
 
+def message_passing_attention(
+    query: Tensor, key: Tensor, value: Tensor, graph: dgl.DGLGraph, joint: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Attend by DGL's message passing: u_dot_v, edge_softmax and u_mul_e_sum. On the device of the graph.
+
+    Parameters
+    ----------
+    query, key, value
+        (N_t, H, C), (N_s, H, C), (N_s, H, C).
+    graph
+        The batched graph restricted to the relation, with at least one edge.
+    joint
+        Return the log-sum-exp too.
+
+    Returns
+    -------
+    tuple
+        Messages (N_t, H, C), and their log-sum-exp (N_t, H) where `joint`.
+    """
+    scores = dgl.ops.u_dot_v(graph, key, query / query.shape[2] ** 0.5)  # (E, H, 1)
+    out = dgl.ops.u_mul_e_sum(graph, value, dgl.ops.edge_softmax(graph, scores))
+    if not joint:
+        return out, None
+    top = dgl.ops.copy_e_max(graph, scores.detach())  # 0 without an edge
+    total = dgl.ops.copy_e_sum(graph, dgl.ops.e_sub_v(graph, scores, top).exp())
+    has_edge = (graph.in_degrees() > 0)[:, None]
+    # The 1 keeps the gradient of the logarithm finite where there is no edge.
+    lse = torch.log(torch.where(has_edge, total[..., 0], 1.0)) + top[..., 0]
+    return out, torch.where(has_edge, lse, NO_EDGE)
+
+
 class EdgeWeights(NamedTuple):
     """Attention of a relation, edge by edge, ordered by target.
 
@@ -113,7 +145,7 @@ class EdgeWeights(NamedTuple):
     weights
         (E, H): those of a target sum to 1 in each head.
     lse
-        (N_t, H): log-sum-exp of the scores; `NO_EDGE` where nothing is heard.
+        (N_t, H): log-sum-exp of the scores; `NO_EDGE` for a target without an edge.
     """
 
     source: Tensor
@@ -123,7 +155,7 @@ class EdgeWeights(NamedTuple):
 
 
 def edge_weights(query: Tensor, key: Tensor, view: RelationView) -> EdgeWeights:
-    """The weights with which both kernels sum the values, bit for bit those of the edge kernel. On the host alone.
+    """The weights with which all kernels sum the values, bit for bit those of the edge kernel. On the host alone.
 
     Parameters
     ----------
@@ -156,10 +188,10 @@ class _EdgeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, edges: EdgeLists) -> tuple[Tensor, Tensor]:
-        weights, lse, heard = _softmax(query, key, edges)
+        weights, lse, has_edge = _softmax(query, key, edges)
         out = _sums(edges.target_starts, edges.sources, weights, value)
         ctx.save_for_backward(query, key, value, out, weights)
-        ctx.edges, ctx.heard, ctx.scale = edges, heard, query.shape[1] ** -0.5
+        ctx.edges, ctx.has_edge, ctx.scale = edges, has_edge, query.shape[1] ** -0.5
         return out, lse
 
     @staticmethod
@@ -167,7 +199,7 @@ class _EdgeAttention(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, weights = ctx.saved_tensors
         edges, d_out = ctx.edges, d_out.contiguous()
-        shift = torch.where(ctx.heard, d_lse, 0) - (d_out * out).sum(1)
+        shift = torch.where(ctx.has_edge, d_lse, 0) - (d_out * out).sum(1)
         d_scores = _dots(edges, d_out, value, 1.0) + shift.repeat_interleave(edges.target_starts.diff())
         d_scores *= weights * ctx.scale
         back = edges.source_starts, edges.targets
@@ -185,15 +217,15 @@ def _flat(values: Tensor) -> Tensor:
 
 
 def _softmax(query: Tensor, key: Tensor, edges: EdgeLists) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention (H E,) in the order of the targets, log-sum-exps (H N_t,), and which targets hear anything."""
+    """Attention (H E,) in the order of the targets, log-sum-exps (H N_t,), and which targets have an edge."""
     scores = _dots(edges, query, key, query.shape[1] ** -0.5)
     degrees = edges.target_starts.diff()
     top = torch.segment_reduce(scores, "max", offsets=edges.target_starts)  # -inf without an edge
     raised = torch.exp(scores - top.repeat_interleave(degrees))
     total = torch.segment_reduce(raised, "sum", offsets=edges.target_starts)
     weights = raised / total.repeat_interleave(degrees)
-    heard = degrees > 0
-    return weights, torch.where(heard, torch.log(total) + top, NO_EDGE), heard
+    has_edge = degrees > 0
+    return weights, torch.where(has_edge, torch.log(total) + top, NO_EDGE), has_edge
 
 
 def _dots(edges: EdgeLists, target: Tensor, source: Tensor, scale: float) -> Tensor:
@@ -213,7 +245,7 @@ def _dots(edges: EdgeLists, target: Tensor, source: Tensor, scale: float) -> Ten
 
 def _sums(starts: Tensor, others: Tensor, weights: Tensor, nodes: Tensor) -> Tensor:
     """For each node the sum (H N, C) of the nodes at the other ends of its edges, weighted by (H E,)."""
-    # Detached, for what embedding_bag keeps for a backward pass of its own takes more time than the sum.
+    # Detached, for what embedding_bag saves for its backward pass takes more time than the sum.
     return F.embedding_bag(
         others, nodes.detach(), starts, mode="sum", per_sample_weights=weights, include_last_offset=True
     )

@@ -1,4 +1,4 @@
-"""Each node's vote on a pair: how well what it heard from the other modality fits what it is."""
+"""Node-level matching head: a score of each node of a pair, from its state and its message."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["NodeMatchingHead"]
 
 
 class NodeMatchingHead(nn.Module):
-    r"""One number a node, from its state and from what it heard of its partner.
+    r"""One number a node, from its state and from its aggregated cross-modal message.
 
     .. math::
         \phi(x_u, m_u) = w \cdot \mathrm{GELU}\big(A x_u + B m_u + C (x_u \odot m_u) + b\big)
 
-    with x_u the normalised state of node u at the door of the last layer and m_u the message of its cross-modal
-    relations there. The vote is taken before pooling, so that each word is compared with the patches it attends to:
+    with x_u the normalised state of node u at the input of the last layer and m_u the message of its cross-modal
+    relations there. Nodes are scored before pooling, so that each word is compared with the patches it attends to:
     pooled vectors only tell that both are there. (As the matching heads of UNITER, Chen et al. 2020, and ALBEF, Li
     et al. 2021, but a node at a time; evidence of each word averaged as in SCAN, Lee et al. 2018.)
 
@@ -29,15 +29,15 @@ class NodeMatchingHead(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.own = nn.Linear(width, hidden)
-        self.heard = nn.Linear(width, hidden, bias=False)
-        self.both = nn.Linear(width, hidden, bias=False)
-        self.vote = nn.Linear(hidden, 1, bias=False)
+        self.state = nn.Linear(width, hidden)
+        self.message = nn.Linear(width, hidden, bias=False)
+        self.product = nn.Linear(width, hidden, bias=False)
+        self.score = nn.Linear(hidden, 1, bias=False)
 
-    def forward(self, state: Tensor, heard: Tensor | None) -> Tensor:
-        """Votes (..., N, 1) of nodes `state` (N, D) that heard (..., N, D); None where no relation reaches them."""
-        evidence = self.own(state)
-        if heard is not None:
-            evidence = evidence + self.heard(heard) + self.both(state * heard)
-        votes: Tensor = self.vote(F.gelu(evidence))
-        return votes
+    def forward(self, state: Tensor, message: Tensor | None) -> Tensor:
+        """Scores (..., N, 1) of nodes `state` (N, D) with messages (..., N, D), None where no relation enters."""
+        evidence = self.state(state)
+        if message is not None:
+            evidence = evidence + self.message(message) + self.product(state * message)
+        scores: Tensor = self.score(F.gelu(evidence))
+        return scores

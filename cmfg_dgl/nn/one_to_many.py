@@ -1,7 +1,7 @@
 """One item against many: joint graphs of pairs that share an image or a caption, without copying what they share.
 
-Shape letters: K pairs, U nodes of the shared item (the hub), N nodes of all K partners (the leaves), H heads,
-C width of a head, T the largest node count of a leaf.
+Shape letters: K pairs, U nodes of the shared item (the query), N nodes of all K candidates, H heads, C width of a
+head, T the largest node count of a candidate.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["messages_to_candidates", "messages_to_query"]
 
 
 def messages_to_candidates(query: Tensor, key: Tensor, value: Tensor, joint: bool) -> Message:
-    """What every leaf node hears from the hub over a complete relation.
+    """The message of every candidate node from the query, over a complete relation.
 
-    The nodes of all leaves are one block of queries, for they hear the same hub; nothing is padded.
+    All candidates have the same sources, so that their nodes are one block of queries and nothing is padded.
 
     Parameters
     ----------
     query
-        (N, H, C), of the leaves.
+        (N, H, C), of the candidates.
     key, value
-        (U, H, C), of the hub.
+        (U, H, C), of the query item.
     joint
         Return the log-sum-exp too.
 
@@ -40,19 +40,19 @@ def messages_to_candidates(query: Tensor, key: Tensor, value: Tensor, joint: boo
     return Message(out, scores.logsumexp(2).T if joint else None)
 
 
-def messages_to_query(query: Tensor, key: Tensor, value: Tensor, leaves: NodeBlock, joint: bool) -> Message:
-    """What every hub node hears from each leaf, over a complete relation.
+def messages_to_query(query: Tensor, key: Tensor, value: Tensor, candidates: NodeBlock, joint: bool) -> Message:
+    """The message of every node of the query from each candidate, over a complete relation.
 
-    The scores of all pairs are one product; the softmax runs over the nodes of one leaf.
+    The scores of all pairs are one product; the softmax runs over the nodes of one candidate.
 
     Parameters
     ----------
     query
-        (U, H, C), of the hub.
+        (U, H, C), of the query item.
     key, value
-        (N, H, C), of the leaves.
-    leaves
-        Which leaf owns which rows.
+        (N, H, C), of the candidates.
+    candidates
+        Which rows are the nodes of which candidate.
     joint
         Return the log-sum-exp too.
 
@@ -61,12 +61,12 @@ def messages_to_query(query: Tensor, key: Tensor, value: Tensor, leaves: NodeBlo
     Message
         (K, U, H, C), and where `joint` (K, U, H).
     """
-    key, value = leaves.fill(key), leaves.fill(value)  # (K T, H, C)
-    scores = _scores(query, key).unflatten(2, (-1, leaves.width))  # (H, U, K, T)
-    if leaves.present is not None:
-        scores = scores.masked_fill(~leaves.present, NO_EDGE)
+    key, value = candidates.fill(key), candidates.fill(value)  # (K T, H, C)
+    scores = _scores(query, key).unflatten(2, (-1, candidates.width))  # (H, U, K, T)
+    if candidates.present is not None:
+        scores = scores.masked_fill(~candidates.present, NO_EDGE)
     weights = scores.softmax(3).permute(2, 0, 1, 3)  # (K, H, U, T)
-    out = weights @ value.unflatten(0, (-1, leaves.width)).transpose(1, 2)  # (K, H, U, C)
+    out = weights @ value.unflatten(0, (-1, candidates.width)).transpose(1, 2)  # (K, H, U, C)
     return Message(out.transpose(1, 2), scores.logsumexp(3).permute(2, 1, 0) if joint else None)
 
 

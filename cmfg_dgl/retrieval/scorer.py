@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
-from cmfg_dgl.nn.model import CMFG, Encoded
+from cmfg_dgl.nn.encoded import Encoded
+from cmfg_dgl.nn.model import CMFG
 
 __all__ = ["GraphScorer", "Scorer", "candidates", "fuse", "fused"]
 

@@ -40,8 +40,11 @@ def select_device(config: Config) -> torch.device:
         ) from None
     if device.type == "cpu" and config.run.precision == "bf16":
         _warn_of_slow_products()
-    if device.type != "cpu" and config.model.kernel == "edge":
-        raise ConfigError(f"model.kernel edge runs on the CPU only, and run.device is {device}; use block or auto")
+    if device.type != "cpu" and config.model.kernel in ("edge", "dgl"):
+        kernel = config.model.kernel
+        raise ConfigError(
+            f"model.kernel {kernel} runs on the CPU only, and run.device is {device}; use block or auto"
+        )
     return device
 
 
@@ -196,30 +199,13 @@ def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
 
     Its random weights depend on `seed` alone; torch's random state is left as it was.
     """
-    model = config.model
     device = select_device(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CMFG(
-            widths=widths,
-            relations=make_relations(config.graph.relations),
-            width=model.width,
-            heads=model.heads,
-            layers=model.layers,
-            cross_layers=model.cross_layers,
-            stacking=model.stacking,
-            softmax=model.softmax,
-            edge_weights=model.edge_weights,
-            residual=model.residual,
-            norm=model.norm,
-            pooling=model.pooling,
-            matching_head=model.matching_head,
-            init=model.init,
-            ridge=model.ridge,
-            kernel=model.kernel,
-            block_density=model.block_density,
-            dropout=model.dropout,
-            feature_dropout=model.feature_dropout,
+            config.model,
+            make_relations(config.graph.relations),
+            widths,
             temperature=config.training.temperature,
             bf16=config.run.precision == "bf16",
             positional=("token",) if config.features.vision == PRECOMPUTED else ("patch", "token"),

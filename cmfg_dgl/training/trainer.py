@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,25 +16,19 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
+from cmfg_dgl.config import TrainingConfig
 from cmfg_dgl.errors import CheckpointError, CmfgError, Interrupted
 from cmfg_dgl.features.pair_dataset import PairDataset, read_ahead
 from cmfg_dgl.files import write_atomic
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.training.checkpoint import load_checkpoint, save_checkpoint
-from cmfg_dgl.training.negatives import hard_negatives, same_pairs
-from cmfg_dgl.training.objectives import info_nce, matching_loss
+from cmfg_dgl.training.losses import training_losses
 from cmfg_dgl.training.order import buffered_order, hard_negative_order
 
-__all__ = ["Losses", "Progress", "Trainer", "TrainerState", "load_weights", "make_optimizer", "training_losses"]
+__all__ = ["Progress", "Stop", "Trainer", "TrainerState", "load_weights", "make_optimizer", "never"]
 
-
-@dataclass(frozen=True)
-class Losses:
-    """The losses of one batch; `joint` is None where the joint stage is not trained."""
-
-    total: Tensor
-    first: Tensor
-    joint: Tensor | None
+Stop = Callable[[], bool]
+"""Asked after each step whether to end the training there."""
 
 
 class Progress(Protocol):
@@ -46,50 +39,9 @@ class Progress(Protocol):
         ...
 
 
-def training_losses(
-    model: CMFG,
-    pair_dataset: PairDataset,
-    texts: Tensor,
-    batch: Tensor,
-    *,
-    joint_weight: float,
-    hard_negatives_each: int,
-    label_smoothing: float,
-) -> Losses:
-    """InfoNCE on the independent embeddings plus `joint_weight` times the joint matching loss.
-
-    Parameters
-    ----------
-    collection
-        The training split.
-    texts
-        int64, (M,): number of each caption's text.
-    batch
-        int64, (B,): captions of this step, each with its image.
-    hard_negatives_each
-        Wrong captions for each image and wrong images for each caption, hardest of the batch.
-    """
-    owners = pair_dataset.caption_image[batch]
-    images, captions = (
-        model.encode(side.modality, model.to_device(side.read(items)), joint=joint_weight > 0)
-        for side, items in ((pair_dataset.images, owners), (pair_dataset.captions, batch))
-    )
-    logits = images.embedding @ captions.embedding.T * model.scale("first")
-    same = same_pairs(owners, texts[batch]).to(logits.device)
-    first = info_nce(logits, same, label_smoothing)
-    if not joint_weight:
-        return Losses(first, first, None)
-    wrong_captions, caption_valid = hard_negatives(logits, same, hard_negatives_each)
-    wrong_images, image_valid = hard_negatives(logits.T, same.T, hard_negatives_each)
-    B, K = wrong_captions.shape
-    own = torch.arange(B)
-    image = torch.cat([own, own.repeat_interleave(K), wrong_images.flatten().cpu()])
-    caption = torch.cat([own, wrong_captions.flatten().cpu(), own.repeat_interleave(K)])
-    scores = model.match(images.select(image), captions.select(caption)) * model.scale("joint")
-    right, of_image, of_caption = scores.split([B, B * K, B * K])
-    joint = matching_loss(right, of_image.view(B, K), caption_valid)
-    joint = (joint + matching_loss(right, of_caption.view(B, K), image_valid)) / 2
-    return Losses(first + joint_weight * joint, first, joint)
+def never() -> bool:
+    """A `Stop` that lets the training go to its end."""
+    return False
 
 
 @dataclass
@@ -107,27 +59,22 @@ class TrainerState:
 
 
 class Trainer:
-    """Trains a model on the pairs of a collection and keeps the weights with the best validation rsum.
+    """Trains a model on the pairs of a data set and saves the weights with the best validation rsum.
 
     Parameters
     ----------
     model
         Trained in place.
-    collection, texts
+    pair_dataset, texts
         The training split, see `training_losses`.
     validate
         Returns the validation metrics of the model as it stands; `val_rsum` decides.
     folder
         The run directory: `checkpoints/last.safetensors`, `checkpoints/best.safetensors`, `metrics.jsonl`, `tb/`.
+    config
+        The section `training` of a configuration.
     seed
         Orders the batches: epoch e is a permutation that depends on seed and e alone.
-    hard_negative_batches
-        Pairs of a group of `hard_negative_order`; 1 leaves the order as it is.
-    shuffle_buffer
-        Pairs of the buffer of `buffered_order`; None, or images that lie in memory, permute all pairs alike.
-    epochs, batch_size, learning_rate, weight_decay, warmup, clip, label_smoothing, joint_weight,
-    hard_negatives, patience, checkpoint_steps
-        As in `TrainingConfig`.
     progress
         Called after every step.
     """
@@ -139,46 +86,24 @@ class Trainer:
         texts: Tensor,
         validate: Callable[[], dict[str, float]],
         folder: Path,
+        config: TrainingConfig,
         *,
         seed: int,
-        epochs: int,
-        batch_size: int,
-        learning_rate: float,
-        weight_decay: float,
-        warmup: float,
-        clip: float,
-        label_smoothing: float,
-        joint_weight: float,
-        hard_negatives: int,
-        patience: int,
-        checkpoint_steps: int,
-        hard_negative_batches: int = 1,
-        shuffle_buffer: int | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.model, self.pair_dataset, self.texts, self.validate, self.folder = (
-            model,
-            pair_dataset,
-            texts,
-            validate,
-            folder,
-        )
-        self.seed, self.epochs, self.batch_size, self.clip = seed, epochs, batch_size, clip
-        self.label_smoothing, self.joint_weight, self.hard_negatives = (
-            label_smoothing,
-            joint_weight,
-            hard_negatives,
-        )
-        self.patience, self.checkpoint_steps, self.progress = patience, checkpoint_steps, progress
-        self.hard_negative_batches, self.shuffle_buffer = hard_negative_batches, shuffle_buffer
+        self.model, self.pair_dataset, self.texts, self.validate = model, pair_dataset, texts, validate
+        self.folder, self.config, self.seed, self.progress = folder, config, seed, progress
         # The last, smaller batch is dropped, for its negatives are too few; a tiny data set is one batch.
-        self.steps_per_epoch = max(1, len(texts) // batch_size)
-        self.steps = epochs * self.steps_per_epoch
+        self.steps_per_epoch = max(1, len(texts) // config.batch_size)
+        self.steps = config.epochs * self.steps_per_epoch
         self.optimizer, self.schedule = make_optimizer(
-            list(model.parameters()), learning_rate, weight_decay, warm=round(warmup * self.steps), steps=self.steps
+            list(model.parameters()),
+            config.learning_rate,
+            config.weight_decay,
+            warm=round(config.warmup * self.steps),
+            steps=self.steps,
         )
         self.state = TrainerState()
-        self._stop = False
 
     @property
     def last(self) -> Path:
@@ -213,65 +138,56 @@ class Trainer:
         torch.set_rng_state(tensors["random.torch"])
         self.state = TrainerState(**state)
 
-    def fit(self) -> TrainerState:
-        """Train to the end, to early stopping or to the first SIGINT or SIGTERM.
+    def fit(self, stop: Stop = never) -> TrainerState:
+        """Train to the end, to early stopping, or until `stop` says so after a step.
 
         Raises
         ------
         Interrupted
-            After a signal, with the state saved.
+            When `stop` said so, with the state saved.
         CmfgError
             If a loss or a gradient is not finite; the message says where.
         """
-        with self._signals(), SummaryWriter(str(self.folder / "tb"), purge_step=self.state.step) as board:
+        with SummaryWriter(str(self.folder / "tb"), purge_step=self.state.step) as board:
             while not self.state.finished:
-                self._epoch(board)
+                self._epoch(board, stop)
         return self.state
 
-    def _epoch(self, board: SummaryWriter) -> None:
-        state = self.state
+    def _epoch(self, board: SummaryWriter, stop: Stop) -> None:
+        state, config = self.state, self.config
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + state.epoch)
-        batches = self._order(generator).split(self.batch_size)[state.step_in_epoch : self.steps_per_epoch]
+        batches = self._order(generator).split(config.batch_size)[state.step_in_epoch : self.steps_per_epoch]
         self.model.train()
         with closing(read_ahead(self.pair_dataset, batches)) as ahead:
             for pairs, batch in zip(ahead, batches, strict=True):
                 self._step(pairs, self.texts[batch], board)
-                due = state.step % self.checkpoint_steps == 0 and state.step_in_epoch < self.steps_per_epoch
-                self._save_if(due)
+                due = state.step % config.checkpoint_steps == 0 and state.step_in_epoch < self.steps_per_epoch
+                self._save_if(due, stop)
         self._finish_epoch(board)
-        self._save_if(True)
+        self._save_if(True, stop)
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """All pairs of an epoch; those behind the last whole batch are left out."""
         shard, image = self.pair_dataset.images.shard, self.pair_dataset.caption_image
-        if self.shuffle_buffer is None or shard is None:
+        buffer, group = self.config.shuffle_buffer, self.config.hard_negative_batches
+        if buffer is None or shard is None:
             order = torch.randperm(len(self.texts), generator=generator)
         else:
-            order = buffered_order(shard[image], self.shuffle_buffer, generator)
-        if self.hard_negative_batches == 1:
+            order = buffered_order(shard[image], buffer, generator)
+        if group == 1:
             return order
-        return hard_negative_order(
-            order, self.pair_dataset.captions.means, image, self.hard_negative_batches, within=self.shuffle_buffer
-        )
+        return hard_negative_order(order, self.pair_dataset.captions.means, image, group, within=buffer)
 
     def _step(self, pairs: PairDataset, texts: Tensor, board: SummaryWriter) -> None:
         state = self.state
-        losses = training_losses(
-            self.model,
-            pairs,
-            texts,
-            torch.arange(len(texts)),
-            joint_weight=self.joint_weight,
-            hard_negatives_each=self.hard_negatives,
-            label_smoothing=self.label_smoothing,
-        )
+        losses = training_losses(self.model, pairs, texts, torch.arange(len(texts)), self.config)
         values = {"loss": losses.total.item(), "loss_first": losses.first.item()}
         if losses.joint is not None:
             values["loss_joint"] = losses.joint.item()
         self._require_finite(values)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip).item()
         self._require_finite({"gradient norm": norm})
         rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
@@ -311,12 +227,12 @@ class Trainer:
             state.best, state.best_epoch = metrics["val_rsum"], state.epoch
             save_checkpoint(self.best, self.model.state_dict(), {"epoch": state.epoch + 1, **metrics})
         state.epoch, state.step_in_epoch, state.sums = state.epoch + 1, 0, {}
-        state.finished = state.epoch >= self.epochs or state.epoch - state.best_epoch > self.patience
+        state.finished = state.epoch >= self.config.epochs or state.epoch - state.best_epoch > self.config.patience
         lines = "".join(json.dumps(item) + "\n" for item in state.history)
         write_atomic(self.folder / "metrics.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
 
     def save(self) -> None:
-        """Write `last.safetensors`: weights, optimiser, schedule, place in the epoch, random state."""
+        """Write `last.safetensors`: weights, optimiser, schedule, position in the epoch, random state."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for index, entries in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in entries.items()}
@@ -324,26 +240,13 @@ class Trainer:
         rates = [group["lr"] for group in self.optimizer.param_groups]
         save_checkpoint(self.last, tensors, {**vars(self.state), "learning_rates": rates})
 
-    def _save_if(self, due: bool) -> None:
-        """Save when it is due, or when a signal asks to stop, which ends the run here."""
-        if due or self._stop:
+    def _save_if(self, due: bool, stop: Stop) -> None:
+        """Save when it is due, or when the training is to stop, which ends it here."""
+        stopped = stop()
+        if due or stopped:
             self.save()
-        if self._stop:
+        if stopped:
             raise Interrupted(f"stopped at step {self.state.step} of {self.steps}; go on with --resume auto")
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the step in hand first, so that the state is saved whole."""
-
-        def stop(number: int, frame: object) -> None:
-            self._stop = True
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def make_optimizer(
@@ -376,9 +279,9 @@ def _warm_cosine(step: int, warm: int, steps: int) -> float:
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """Put weights into a model; CheckpointError where names or shapes do not fit."""
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     read = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    differing = sorted(name for name in own.keys() | read.keys() if own.get(name) != read.get(name))
+    differing = sorted(name for name in needed.keys() | read.keys() if needed.get(name) != read.get(name))
     if differing:
         raise CheckpointError(
             f"{path}: weights of another model ({differing[0]} and {len(differing) - 1} more differ); "

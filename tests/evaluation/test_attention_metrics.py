@@ -25,6 +25,7 @@ import torch
 from graphs import CAPTIONS, IMAGES, SCHEMAS, random_nodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import WIDTHS, make_model
 from scipy import special, stats
 from scipy.spatial import distance
 from torch import Tensor
@@ -225,9 +226,7 @@ LEFT, RIGHT = torch.tensor([0, 1, 1, 3, 2]), torch.tensor([3, 1, 0, 2, 1])
 
 def untrained(schema: str) -> CMFG:
     torch.manual_seed(5)
-    return CMFG(
-        widths={"patch": 5, "token": 3}, relations=SCHEMAS[schema], width=8, heads=2, layers=3, cross_layers=2
-    ).double()
+    return make_model(SCHEMAS[schema], WIDTHS, layers=3, cross_layers=2).double()
 
 
 def pair_dataset() -> PairDataset:

@@ -193,7 +193,7 @@ def test_features_that_do_not_vary_are_told(kind):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_places_are_in_units_of_how_far_nodes_lie_apart(monkeypatch, training):
-    monkeypatch.setattr("cmfg_dgl.nn.model.POSITION_SCALE_ITEMS", 30)
+    monkeypatch.setattr("cmfg_dgl.nn.base.POSITION_SCALE_ITEMS", 30)
     pair_dataset = planted([1] * 80, seed=5)
     model = tiny_model(init="cca", feature_dropout=0.5).train(training)
     model.init_from_cca(pair_dataset)

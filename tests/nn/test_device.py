@@ -12,20 +12,20 @@ from contextlib import nullcontext
 import pytest
 import torch
 from graphs import SCHEMAS, random_nodes
+from models import WIDTHS, make_model
 from planted import planted, tiny_model
 from pretend import PRETEND, PretendDevice, PretendTensor, to_pretend
 
+from cmfg_dgl.config import TrainingConfig
 from cmfg_dgl.features.pair_dataset import NODE_TYPES
 from cmfg_dgl.nn.joint_attention import joint_attention, weight_gradients
-from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.retrieval.scorer import GraphScorer
-from cmfg_dgl.training.trainer import training_losses
+from cmfg_dgl.training.losses import training_losses
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: CUDA itself is untested")
 DEVICES = pytest.mark.parametrize(
     "device", [pytest.param(PRETEND, id="pretend"), pytest.param(torch.device("cuda"), id="cuda", marks=NO_GPU)]
 )
-WIDTHS = {"patch": 5, "token": 3}
 IMAGES, CAPTIONS = [(12, 12), (3, 2), (1, 1)], [(1, 4), (1, 1), (1, 30)]
 
 
@@ -44,9 +44,7 @@ def back(tensor):
 def run(schema, device, **options):
     """Embeddings, scores of three pairs, and the gradients of all weights."""
     torch.manual_seed(5)
-    model = CMFG(
-        widths=WIDTHS, relations=SCHEMAS[schema], width=8, heads=2, **({"layers": 3, "cross_layers": 2} | options)
-    ).double()
+    model = make_model(SCHEMAS[schema], WIDTHS, **({"layers": 3, "cross_layers": 2} | options)).double()
     with entered(device):
         model = moved(model, device)
         items = {
@@ -91,9 +89,8 @@ def test_training_losses_and_both_stages_equal_those_of_the_host(device):
 
     def losses(model):
         made = training_losses(
-            model, pair_dataset, torch.arange(12), torch.arange(12),
-            joint_weight=1.0, hard_negatives_each=2, label_smoothing=0.1,
-        )  # fmt: skip
+            model, pair_dataset, torch.arange(12), torch.arange(12), TrainingConfig(label_smoothing=0.1)
+        )
         return [back(made.total.detach()), back(made.joint.detach())]
 
     host, away = tiny_model(dropout=0.0, feature_dropout=0.0), tiny_model(dropout=0.0, feature_dropout=0.0)
@@ -117,7 +114,7 @@ def test_training_losses_and_both_stages_equal_those_of_the_host(device):
 def test_attention_is_computed_on_the_host_from_what_the_device_has(device):
     def found(device):
         torch.manual_seed(5)
-        model = CMFG(widths=WIDTHS, relations=SCHEMAS["sparse"], width=8, heads=2, layers=3, cross_layers=2)
+        model = make_model(SCHEMAS["sparse"], WIDTHS, layers=3, cross_layers=2)
         with entered(device):
             model = moved(model.double().eval(), device)
             images, captions = (

@@ -13,11 +13,10 @@ from itertools import product
 import pytest
 import torch
 from graphs import CAPTIONS, IMAGES, SCHEMAS, random_nodes
+from models import WIDTHS, make_model
 
 from cmfg_dgl.nn.drop import drop_relation
-from cmfg_dgl.nn.model import CMFG
 
-WIDTHS = {"patch": 5, "token": 3}
 CHOICES = [
     {"stacking": stacking, "edge_weights": weights, "softmax": softmax}
     for stacking, weights, softmax in product(
@@ -28,7 +27,7 @@ CHOICES = [
 
 def make(relations, **options):
     torch.manual_seed(3)
-    return CMFG(widths=WIDTHS, relations=relations, width=8, heads=2, layers=2, cross_layers=1, **options).eval()
+    return make_model(relations, WIDTHS, **options).eval()
 
 
 def outcomes(model):

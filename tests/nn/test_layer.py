@@ -10,6 +10,7 @@
 import pytest
 import torch
 from graphs import CAPTIONS, IMAGES, SCHEMAS, batch_edges, random_node_set
+from models import model_config
 from oracle import Settings, layer
 
 from cmfg_dgl.graph.build import build_graph
@@ -24,13 +25,16 @@ NODES = {"patch": random_node_set(IMAGES, 5), "token": random_node_set(CAPTIONS,
 
 def make_layer(relations, **options):
     torch.manual_seed(3)
-    settings = {"width": WIDTH, "heads": 2, "kernel": "auto", "joint": False, "residual": True, "norm": True}
-    settings |= {"dropout": 0.0, "scored": [r.name for r in relations]} | options
-    made = CMFGLayer(relations, **settings).double()
+    scored, bf16 = options.pop("scored", [r.name for r in relations]), options.pop("bf16", False)
+    made = CMFGLayer(relations, model_config(width=WIDTH, **options), scored=scored, bf16=bf16).double()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.7)
     return made
+
+
+def scope(joint):
+    return "joint" if joint else "relation"
 
 
 def hidden_nodes(seed=7):
@@ -79,13 +83,15 @@ def assert_same(got, expected):
         torch.testing.assert_close(got[kind], expected[kind], atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("kernel", ["edge", "block", "auto"])
+@pytest.mark.parametrize("kernel", ["edge", "block", "dgl", "auto"])
 @pytest.mark.parametrize(("residual", "norm"), [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize("joint", [False, True], ids=["relation", "joint"])
 @pytest.mark.parametrize("schema", ["complete", "sparse"])
 def test_layer_equals_a_dense_masked_loop(schema, joint, residual, norm, kernel):
     relations = SCHEMAS[schema]
-    made = make_layer(relations, joint=joint, residual=residual, norm=norm, kernel=kernel)
+    made = make_layer(
+        relations, softmax=scope(joint), residual=residual, norm="layer" if norm else "none", kernel=kernel
+    )
     settings = Settings(heads=2, joint=joint, residual=residual, norm=norm)
     hidden = hidden_nodes()
     assert_same(run(made, relations, hidden), looped(made, relations, hidden, settings))
@@ -94,7 +100,7 @@ def test_layer_equals_a_dense_masked_loop(schema, joint, residual, norm, kernel)
 @pytest.mark.parametrize("schema", ["directed", "images only hear", "no context", "alone"])
 @pytest.mark.parametrize("heads", [1, 4])
 def test_other_schemas_and_heads_equal_the_loop(schema, heads):
-    made = make_layer(SCHEMAS[schema], joint=True, heads=heads)
+    made = make_layer(SCHEMAS[schema], softmax="joint", heads=heads)
     hidden = hidden_nodes()
     expected = looped(made, SCHEMAS[schema], hidden, Settings(heads=heads, joint=True))
     assert_same(run(made, SCHEMAS[schema], hidden), expected)
@@ -103,7 +109,10 @@ def test_other_schemas_and_heads_equal_the_loop(schema, heads):
 @pytest.mark.parametrize("joint", [False, True], ids=["relation", "joint"])
 def test_kept_attention_equals_the_loop(joint):
     relations = SCHEMAS["complete"]
-    first, made = make_layer(relations, joint=joint), make_layer(relations, joint=joint, scored=[])
+    first, made = (
+        make_layer(relations, softmax=scope(joint)),
+        make_layer(relations, softmax=scope(joint), scored=[]),
+    )
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.add_(0.5)
@@ -133,7 +142,7 @@ def test_project_gives_what_the_relations_need_and_no_more():
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_a_relation_left_out_of_the_graph_is_left_out_of_the_layer(residual):
-    made = make_layer(SCHEMAS["complete"], joint=True, residual=residual)
+    made = make_layer(SCHEMAS["complete"], softmax="joint", residual=residual)
     hidden = hidden_nodes()
     kept = [r for r in SCHEMAS["complete"] if r.target == "patch"]
     got = run(made, kept, hidden)

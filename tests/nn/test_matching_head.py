@@ -1,12 +1,12 @@
-"""Pins of the votes of nodes.
+"""Pins of the node-level matching head.
 
-- A vote is the formula, node by node, and its gradients are those of finite differences.
-- The score of a pair equals an oracle that runs single pair graphs and lets each node vote on what the cross-modal
-  relations of the last layer alone brought it: both stackings, both edge-weight modes, both softmax scopes, no to
+- The score of a node is the formula, node by node, and its gradients are those of finite differences.
+- The score of a pair equals an oracle that runs single pair graphs and scores each node with the message of the
+  cross-modal relations of the last layer alone: both stackings, both edge-weight modes, both softmax scopes, no to
   several cross layers, every kernel and schema.
-- One item against many equals pair by pair, whichever modality is shared, also where one of them hears nothing.
+- One item against many equals pair by pair, whichever modality is shared, also where no relation enters one.
 - Without a cross-modal relation or layer a score is that of the image plus that of the caption.
-- Parts of votes that no node can use get no gradient; all others do.
+- Parts of the head that no node can use get no gradient; all others do.
 - Embeddings are those of a model whose pooled vectors are compared.
 """
 
@@ -16,42 +16,42 @@ import pytest
 import torch
 from graphs import SCHEMAS
 from models import PAIRS, SAME, assert_one_against_many_equals_pairs, items, random_model, scores, single
-from oracle import Settings, Stack, vote, voted
+from oracle import Settings, Stack, node_matching, node_score
 
 from cmfg_dgl.features.pair_dataset import NODE_TYPES
 from cmfg_dgl.nn.matching_head import NodeMatchingHead
 
 
-def a_vote(width=4, hidden=6):
+def a_head(width=4, hidden=6):
     torch.manual_seed(3)
     return NodeMatchingHead(width, hidden).double()
 
 
-@pytest.mark.parametrize("heard", [True, False], ids=["heard", "nothing heard"])
-def test_a_vote_is_the_formula(heard):
-    module, state = a_vote(), torch.randn(5, 4, dtype=torch.float64)
-    message = torch.randn(3, 5, 4, dtype=torch.float64) if heard else None
+@pytest.mark.parametrize("given", [True, False], ids=["message", "no message"])
+def test_a_score_is_the_formula(given):
+    module, state = a_head(), torch.randn(5, 4, dtype=torch.float64)
+    message = torch.randn(3, 5, 4, dtype=torch.float64) if given else None
     got = module(state, message)
-    assert got.shape == ((3, 5, 1) if heard else (5, 1))
+    assert got.shape == ((3, 5, 1) if given else (5, 1))
     messages = torch.zeros(1, 5, 4, dtype=torch.float64) if message is None else message
     expected = torch.stack(
         [
-            torch.stack([vote(module.state_dict(), x, m) for x, m in zip(state, one, strict=True)])
+            torch.stack([node_score(module.state_dict(), x, m) for x, m in zip(state, one, strict=True)])
             for one in messages
         ]
     )
     torch.testing.assert_close(got.view_as(expected), expected, atol=1e-12, rtol=1e-12)
 
 
-def test_gradients_of_a_vote_are_those_of_finite_differences():
-    module = a_vote(3, 4)
+def test_gradients_of_a_score_are_those_of_finite_differences():
+    module = a_head(3, 4)
     state, heard = (torch.randn(*shape, 3, dtype=torch.float64, requires_grad=True) for shape in ((2,), (2, 2)))
     names, weights = zip(*module.named_parameters(), strict=True)
 
-    def votes(state, heard, *values):
+    def scored(state, heard, *values):
         return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (state, heard))
 
-    assert torch.autograd.gradcheck(votes, (state, heard, *weights))
+    assert torch.autograd.gradcheck(scored, (state, heard, *weights))
 
 
 DEPTHS = [(1, 1), (2, 1), (3, 2), (2, 0)]
@@ -59,7 +59,7 @@ CHOICES = list(product(["factorised", "interleaved"], ["per_layer", "once"], ["r
 
 
 @pytest.mark.parametrize("index", range(len(CHOICES)), ids=lambda i: "-".join(map(str, CHOICES[i])))
-def test_votes_equal_single_pair_graphs(index):
+def test_scores_equal_single_pair_graphs(index):
     stacking, weights, softmax, (layers, cross_layers) = CHOICES[index]
     # The other choices turn at lengths without a common divisor with those of CHOICES.
     residual, norm = index % 7 in (0, 1, 4, 6), index % 5 in (0, 2, 4)
@@ -76,7 +76,7 @@ def test_votes_equal_single_pair_graphs(index):
     settings = Settings(heads=2, joint=softmax == "joint", residual=residual, norm=norm)
     stack = Stack(layers, cross_layers, stacking == "interleaved", weights == "once", "mean")
     for (i, c), score in zip(PAIRS, got, strict=True):
-        expected = voted(
+        expected = node_matching(
             model.state_dict(), SCHEMAS[schema], settings, stack, single(images, i), single(captions, c)
         )
         torch.testing.assert_close(score, expected, atol=1e-10, rtol=1e-10)
@@ -115,22 +115,22 @@ def test_without_a_relation_across_a_score_is_a_sum(schema, options):
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
-def test_no_part_of_a_vote_is_silent_that_a_node_can_use(schema):
+def test_no_part_of_the_head_is_silent_that_a_node_can_use(schema):
     model = random_model(schema, matching_head="node", layers=3, cross_layers=2)
     scores(model, *items()).sum().backward()
     heard = {r.target for r in SCHEMAS[schema] if r.cross}
-    silent = {f"{kind}.{part}.weight" for kind in {"patch", "token"} - heard for part in ("heard", "both")}
+    silent = {f"{kind}.{part}.weight" for kind in {"patch", "token"} - heard for part in ("message", "product")}
     assert {name for name, p in model.matching_head.named_parameters() if p.grad is None} == silent
 
 
-def test_embeddings_know_nothing_of_votes():
-    voting, pooled = random_model(matching_head="node"), random_model()
-    pooled.load_state_dict({k: v for k, v in voting.state_dict().items() if not k.startswith("matching_head.")})
+def test_embeddings_know_nothing_of_the_head():
+    judged, pooled = random_model(matching_head="node"), random_model()
+    pooled.load_state_dict({k: v for k, v in judged.state_dict().items() if not k.startswith("matching_head.")})
     for kind, nodes in zip(NODE_TYPES, items(), strict=True):
-        assert torch.equal(voting.embed(kind, nodes), pooled.embed(kind, nodes))
-        torch.testing.assert_close(voting.encode(kind, nodes).embedding, pooled.embed(kind, nodes))
+        assert torch.equal(judged.embed(kind, nodes), pooled.embed(kind, nodes))
+        torch.testing.assert_close(judged.encode(kind, nodes).embedding, pooled.embed(kind, nodes))
 
 
 def test_an_unknown_score_is_named():
-    with pytest.raises(ValueError, match="matching_head 'ballot'"):
-        random_model(matching_head="ballot")
+    with pytest.raises(ValueError, match="matching_head 'votes'"):
+        random_model(matching_head="votes")

@@ -22,7 +22,7 @@ from oracle import Settings, Stack, pair
 
 from cmfg_dgl.features.nodes import Nodes, concatenate
 from cmfg_dgl.features.pair_dataset import NODE_TYPES
-from cmfg_dgl.nn.model import MAX_SCALE
+from cmfg_dgl.nn.base import MAX_SCALE
 
 PAPER = {"residual": False, "norm": "none", "stacking": "interleaved", "softmax": "joint", "edge_weights": "once"}
 
@@ -51,7 +51,7 @@ def test_model_equals_single_pair_graphs(index):
     # The other choices turn at lengths without a common divisor with those of CHOICES.
     pooling = ("mean", "attention", "max")[index % 3]
     residual, norm = index % 7 in (0, 1, 4, 6), index % 7 in (0, 2, 4)
-    kernel = ("auto", "edge", "block")[index // 3 % 3]
+    kernel = ("auto", "edge", "block", "dgl")[index // 3 % 4]
     schema = list(SCHEMAS)[(0, 1, 0, 2, 1, 3, 0, 4, 1, 5, 2)[index % 11]]
     init = "cca" if index % 13 < 6 else "random"
     model = random_model(
@@ -74,7 +74,7 @@ def test_every_schema_equals_single_pair_graphs(schema, weights, uniform):
     assert_equals_oracle(model, schema, Settings(heads=2, joint=True), stack, images, captions)
 
 
-@pytest.mark.parametrize("kernel", ["edge", "block"])
+@pytest.mark.parametrize("kernel", ["edge", "block", "dgl"])
 @pytest.mark.parametrize("softmax", ["relation", "joint"])
 @pytest.mark.parametrize("matching_head", ["pooled", "node"])
 def test_gradients_through_shared_items_equal_those_of_single_pairs(matching_head, softmax, kernel):
@@ -172,7 +172,7 @@ def test_select_takes_whole_items(uniform):
     assert torch.equal(chosen.nodes.features, encoded.nodes.features[rows])
     assert torch.equal(chosen.nodes.projected, encoded.nodes.projected[rows])
     assert torch.equal(chosen.embedding, encoded.embedding[order])
-    for name in ("projected", "kept"):
+    for name in ("projected", "attended"):
         before, after = getattr(encoded, name), getattr(chosen, name)
         assert before.keys() == after.keys()
         assert before

@@ -5,8 +5,8 @@
 - A run that crashes in the middle of an epoch, in validation, or right after an epoch, and goes on from its last
   checkpoint in a new process, ends with the files of one that was never disturbed, byte for byte: weights,
   optimiser, random state, history, best weights. Dropout is on.
-- SIGINT and SIGTERM end with exit code 130 and a saved state that goes on to the same bytes, also when they come
-  during the last validation. Afterwards the old signal handlers are back.
+- Asked to stop, it ends after the step in hand with a saved state that goes on to the same bytes, also during the
+  last validation. It sets no signal handler, and trains in a thread to the same bytes.
 - A loss that is not finite stops the run with epoch and step; the last checkpoint stays good.
 - The batches of an epoch are a permutation that depends on seed and epoch alone; another seed gives another run.
 - Training stops `patience` epochs after the best one, and the best weights are those of the best epoch.
@@ -20,12 +20,9 @@
 
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -33,14 +30,15 @@ import torch
 from planted import planted, tiny_model, tiny_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cmfg_dgl.config import TrainingConfig
 from cmfg_dgl.errors import CheckpointError, CmfgError, Interrupted
 from cmfg_dgl.evaluation.evaluate import first_stage, first_stage_rsum, score, two_stage
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
+from cmfg_dgl.training.losses import training_losses
 from cmfg_dgl.training.order import hard_negative_order
-from cmfg_dgl.training.trainer import training_losses
 
 WRITTEN = ("checkpoints/last.safetensors", "checkpoints/best.safetensors", "metrics.jsonl")
 """The files that two equal runs have in common, byte for byte."""
@@ -95,15 +93,15 @@ def scalars(folder):
 # The objective of a batch
 
 
+@pytest.mark.parametrize("graphs", ["factorised", "joint"])
 @pytest.mark.parametrize("hard", [1, 3, 9])
-def test_losses_of_a_batch_pair_by_pair(hard):
+def test_losses_of_a_batch_pair_by_pair(hard, graphs):
     model = tiny_model().eval()
     pair_dataset = planted([2, 1, 2, 1, 1], seed=3)
     texts = torch.tensor([0, 1, 2, 3, 0, 4, 5])  # two captions of unlike images may share their text
     batch = torch.tensor([6, 0, 3, 2, 4, 1])
-    losses = training_losses(
-        model, pair_dataset, texts, batch, joint_weight=0.5, hard_negatives_each=hard, label_smoothing=0.0
-    )
+    config = TrainingConfig(joint_weight=0.5, hard_negatives=hard, graphs=graphs)
+    losses = training_losses(model, pair_dataset, texts, batch, config)
 
     def joint(i, c):
         image = model.encode("image", pair_dataset.images.read(owners[i : i + 1]))
@@ -129,13 +127,7 @@ def test_losses_of_a_batch_pair_by_pair(hard):
 
 def test_no_joint_loss_without_its_weight():
     losses = training_losses(
-        tiny_model(),
-        planted([1] * 6),
-        torch.arange(6),
-        torch.arange(6),
-        joint_weight=0.0,
-        hard_negatives_each=2,
-        label_smoothing=0.0,
+        tiny_model(), planted([1] * 6), torch.arange(6), torch.arange(6), TrainingConfig(joint_weight=0.0)
     )
     assert losses.joint is None and torch.equal(losses.total, losses.first)
 
@@ -224,65 +216,51 @@ def test_a_checkpoint_of_another_model_is_refused(undisturbed, tmp_path):
         tiny_trainer(tmp_path).resume(undisturbed / WRITTEN[1])  # best weights have no optimiser
 
 
-# Signals
-
-STOPPED = """
-    import pathlib, sys
-    from planted import tiny_trainer
-    from cmfg_dgl.errors import CmfgError
-
-    def progress(done, total, message):
-        if done == 8:
-            print("ready", flush=True)
-            sys.stdin.readline()  # the signal comes before the line
-
-    try:
-        tiny_trainer(pathlib.Path(sys.argv[1]), progress=progress, checkpoint_steps=100).fit()
-    except CmfgError as error:
-        print(error, flush=True)
-        sys.exit(error.exit_code)
-"""
+# Stopping
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_ends_with_130(undisturbed, tmp_path, number):
-    child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(STOPPED), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert child.stdout.readline() == "ready\n"
-        child.send_signal(number)
-        told, _ = child.communicate("\n", timeout=60)
-    finally:
-        child.kill()
-    assert child.returncode == 130
-    assert told == f"stopped at step 8 of {STEPS}; go on with --resume auto\n"
-    assert last_state(tmp_path)["step"] == 8
+@pytest.mark.parametrize("step", [1, 8, STEPS])
+def test_asked_to_stop_it_saves_and_says_where(undisturbed, tmp_path, step):
+    trainer = tiny_trainer(tmp_path, checkpoint_steps=100)
+    with pytest.raises(Interrupted, match=f"^stopped at step {step} of {STEPS}; go on with --resume auto$"):
+        trainer.fit(lambda: trainer.state.step == step)
+    assert last_state(tmp_path)["step"] == step
     resumed(tmp_path).fit()
     assert_equal_runs(undisturbed, tmp_path)
 
 
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_a_signal_in_validation(undisturbed, tmp_path, epoch):
-    before = signal.getsignal(signal.SIGTERM)
+def test_asked_to_stop_in_validation(undisturbed, tmp_path, epoch):
+    asked = threading.Event()
     trainer = tiny_trainer(tmp_path)
     honest = trainer.validate
 
     def validate():
         if trainer.state.epoch == epoch - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            asked.set()
         return honest()
 
     trainer.validate = validate
     with pytest.raises(Interrupted, match=f"step {5 * epoch} of {STEPS}"):
-        trainer.fit()
-    assert signal.getsignal(signal.SIGTERM) is before
+        trainer.fit(asked.is_set)
     assert last_state(tmp_path)["step_in_epoch"] == 0
     resumed(tmp_path).fit()
+    assert_equal_runs(undisturbed, tmp_path)
+
+
+def test_a_thread_trains_and_no_signal_handler_changes(undisturbed, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    found = []
+
+    def train():
+        trainer = tiny_trainer(tmp_path, progress=lambda *_: found.append(signal.getsignal(signal.SIGINT)))
+        trainer.fit()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert set(found) == {before[0]} and len(found) == STEPS
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert_equal_runs(undisturbed, tmp_path)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from cmfg_dgl.experiments.baselines.fit import fit_by_gradient
 from cmfg_dgl.experiments.baselines.method import Method, TrainingSet, Validate
 from cmfg_dgl.features.pair_dataset import PairDataset
+from cmfg_dgl.nn.base import MAX_SCALE
 from cmfg_dgl.nn.cca_projection import CCAProjection
-from cmfg_dgl.nn.model import MAX_SCALE
 from cmfg_dgl.training.negatives import same_pairs
 
 __all__ = ["DualEncoder"]

@@ -17,7 +17,7 @@ from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import NodeSet
-from cmfg_dgl.nn.model import MAX_SCALE
+from cmfg_dgl.nn.base import MAX_SCALE
 from cmfg_dgl.nn.pooling import Pooling
 from cmfg_dgl.training.negatives import hard_negatives
 from cmfg_dgl.training.objectives import info_nce, matching_loss

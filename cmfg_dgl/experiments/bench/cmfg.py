@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from cmfg_dgl.config import Config, change_config
-from cmfg_dgl.errors import Interrupted
 from cmfg_dgl.evaluation.attention import attention_of_pairs
 from cmfg_dgl.experiments.baselines.method import Method, OutOfTime, TrainingSet, Validate
 from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.retrieval.scorer import GraphScorer
-from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import build_model
-from cmfg_dgl.training.trainer import Trainer, load_weights
+from cmfg_dgl.training.fit import fit
+from cmfg_dgl.training.trainer import Trainer
 
 __all__ = ["CMFGMethod"]
 
@@ -54,32 +53,17 @@ class CMFGMethod(Method):
 
     def fit(self, training: TrainingSet, validate: Validate) -> None:
         """Train as `cmfg train` does, with the epoch chosen by `validate`."""
-        settings = self.config.training
-        names = (
-            *("epochs", "batch_size", "learning_rate", "weight_decay", "warmup", "clip", "label_smoothing"),
-            *("joint_weight", "hard_negatives", "hard_negative_batches", "patience", "checkpoint_steps"),
-            "shuffle_buffer",
-        )
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self.model.init_from_cca(training.pair_dataset)
+        with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(
                 self.model,
                 training.pair_dataset,
                 training.texts,
                 lambda: {"val_rsum": validate()},
                 Path(folder),
+                self.config.training,
                 seed=self.seed,
-                **{name: getattr(settings, name) for name in names},
             )
-            try:
-                trainer.fit()
-            except OutOfTime:
-                pass
-            except Interrupted:
-                raise KeyboardInterrupt from None
-            if trainer.best.is_file():
-                load_weights(self.model, load_checkpoint(trainer.best)[0], trainer.best)
+            fit(trainer, ends=(OutOfTime,))
 
     def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """Independent graphs, see `GraphScorer`."""

@@ -1,0 +1,73 @@
+"""The losses of one batch: InfoNCE on independent embeddings, and the joint matching loss on hard negatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cmfg_dgl.config import TrainingConfig
+from cmfg_dgl.features.pair_dataset import PairDataset
+from cmfg_dgl.nn.model import CMFG
+from cmfg_dgl.training.negatives import hard_negatives, same_pairs
+from cmfg_dgl.training.objectives import info_nce, matching_loss
+
+__all__ = ["Losses", "training_losses"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of one batch; `joint` is None where the joint stage is not trained."""
+
+    total: Tensor
+    first: Tensor
+    joint: Tensor | None
+
+
+def training_losses(
+    model: CMFG, pair_dataset: PairDataset, texts: Tensor, batch: Tensor, config: TrainingConfig
+) -> Losses:
+    """InfoNCE on the independent embeddings plus `joint_weight` times the joint matching loss.
+
+    Parameters
+    ----------
+    pair_dataset
+        The training split.
+    texts
+        int64, (M,): number of each caption's text.
+    batch
+        int64, (B,): captions of this step, each with its image.
+    config
+        `joint_weight`, `label_smoothing`, `hard_negatives` (wrong captions for each image and wrong images for each
+        caption), and `graphs`: whether joint scores come from `match` or from `forward`.
+    """
+    owners = pair_dataset.caption_image[batch]
+    whole_graphs = config.graphs == "joint"
+    nodes = [
+        model.to_device(side.read(items))
+        for side, items in ((pair_dataset.images, owners), (pair_dataset.captions, batch))
+    ]
+    images, captions = (
+        model.encode(modality, of, joint=config.joint_weight > 0 and not whole_graphs)
+        for modality, of in zip(("image", "text"), nodes, strict=True)
+    )
+    logits = images.embedding @ captions.embedding.T * model.scale("first")
+    same = same_pairs(owners, texts[batch]).to(logits.device)
+    first = info_nce(logits, same, config.label_smoothing)
+    if not config.joint_weight:
+        return Losses(first, first, None)
+    wrong_captions, caption_valid = hard_negatives(logits, same, config.hard_negatives)
+    wrong_images, image_valid = hard_negatives(logits.T, same.T, config.hard_negatives)
+    B, K = wrong_captions.shape
+    matching = torch.arange(B)
+    image = torch.cat([matching, matching.repeat_interleave(K), wrong_images.flatten().cpu()])
+    caption = torch.cat([matching, wrong_captions.flatten().cpu(), matching.repeat_interleave(K)])
+    if whole_graphs:
+        scores = model(model.pair_graphs(nodes[0].select(image), nodes[1].select(caption)))
+    else:
+        scores = model.match(images.select(image), captions.select(caption))
+    right, of_image, of_caption = (scores * model.scale("joint")).split([B, B * K, B * K])
+    joint = matching_loss(right, of_image.view(B, K), caption_valid)
+    joint = (joint + matching_loss(right, of_caption.view(B, K), image_valid)) / 2
+    return Losses(first + config.joint_weight * joint, first, joint)
