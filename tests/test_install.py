@@ -6,9 +6,9 @@
 - The wheel holds every module, recipe and template, and nothing else.
 - What the package imports is what setup.py declares; what an extra brings is imported only where it is asked for.
 - `python -m cmfg_dgl` is `cmfg`: output, messages and exit codes.
-- `make env` takes Python 3.11 or 3.10 from the path; where there are only others, uv gets 3.11, and nothing of uv is
-  left. Where that fails, or a wrong Python is given, one line says what to do, and nothing is made. With everything
-  in place `make env` does nothing.
+- `make env` takes Python 3.11 or 3.10 from the path; where there are only others, uv gets 3.11, and nothing of uv
+  is left. Where that fails, or a wrong Python is given, one line says what to do, and nothing is made. With all in
+  place `make env` does nothing.
 """
 
 from __future__ import annotations

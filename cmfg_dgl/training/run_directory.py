@@ -22,6 +22,7 @@ CONTENTS = (
     "selection.json",
     "training.json",
     "audit.json",
+    "ogb-edges.safetensors",
     "report.html",
     "README.md",
 )
@@ -39,7 +40,8 @@ class Run:
     on), `metrics.jsonl`, `selection.json` (what validation chose), `tb/`, `checkpoints/`, `report.html`,
     `README.md`, `audit.json`, `inspect/`, for each evaluated split `evaluation-`, `curves-` and
     `examples-SPLIT.json`, for each whose pairs were inspected `faithfulness-SPLIT.json`, and for each on which
-    re-ranking was measured `rerank-SPLIT.json`, `.svg` and `.png`, and `embeddings-SPLIT.safetensors`.
+    re-ranking was measured `rerank-SPLIT.json`, `.svg` and `.png`, and `embeddings-SPLIT.safetensors`; and
+    `ogb-edges.safetensors`, if a split was evaluated as link prediction.
     """
 
     folder: Path
