@@ -19,6 +19,7 @@ from cmfg_dgl.config.keys import (
 )
 from cmfg_dgl.config.read import (
     change_config,
+    config_from_mapping,
     describe_keys,
     load_bench,
     load_config,
@@ -42,6 +43,7 @@ __all__ = [
     "ScenesConfig",
     "TrainingConfig",
     "change_config",
+    "config_from_mapping",
     "describe_keys",
     "load_bench",
     "load_config",

@@ -26,6 +26,7 @@ def check_config(config: Config, where: str) -> None:
     _check_model(config, where)
     _check_relations(config.graph, where)
     _check_fractions(config.data.fractions, where)
+    _check_folder("run.output_dir", config.run.output_dir, where)
     if PRECOMPUTED in (config.data.name, config.features.vision):
         _check_regions(config, where)
 
@@ -33,12 +34,18 @@ def check_config(config: Config, where: str) -> None:
 def check_bench(config: BenchConfig, where: str) -> None:
     """Refuse a comparison with nothing to compare; errors as for `check_config`."""
     _check_values(config, where)
+    _check_folder("output_dir", config.output_dir, where)
     for name in ("recipes", "methods", "seeds"):
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):
             raise ConfigError(f"{where}: {name} is {values}; give at least one, and none twice")
     if min(config.seeds) < 0:
         raise ConfigError(f"{where}: seeds is {config.seeds}; the least is 0")
+
+
+def _check_folder(key: str, value: str, where: str) -> None:
+    if not value:
+        raise ConfigError(f"{where}: {key} is empty; give a folder")
 
 
 def _check_values(config: Config | BenchConfig, where: str) -> None:

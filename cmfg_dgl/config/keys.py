@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
+    "PACKAGED_ENCODERS",
     "PRECOMPUTED",
     "BenchConfig",
     "Config",
@@ -25,6 +26,10 @@ __all__ = [
 
 PRECOMPUTED = "precomputed"
 """Name of the data set whose images are region features, and of what stands for its image encoder."""
+
+
+PACKAGED_ENCODERS = ("hybrid", "pyramid", PRECOMPUTED, "minilm")
+"""Values of `features.vision` and `features.text` that are no paths and no names on a hub."""
 
 
 def option(

@@ -15,10 +15,12 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from cmfg_dgl.config.check import check_bench, check_config
 from cmfg_dgl.config.keys import BenchConfig, Config, GraphConfig, RelationConfig, RetrievalConfig
+from cmfg_dgl.config.text import NOT_TEXT, resolve_paths, text_value
 from cmfg_dgl.errors import ConfigError
 
 __all__ = [
     "change_config",
+    "config_from_mapping",
     "describe_keys",
     "load_bench",
     "load_config",
@@ -87,7 +89,7 @@ def load_config(source: str | None, overrides: Sequence[str] = ()) -> Config:
     source
         Path of a YAML file, or the name of a shipped recipe (`openmoji`); None for the defaults alone.
     overrides
-        Strings `key.path=value`; the value is read as YAML.
+        Strings `key.path=value`. The value of a text key is taken as it is typed, any other is read as YAML.
 
     Raises
     ------
@@ -104,6 +106,20 @@ def load_bench(source: str | None, overrides: Sequence[str] = ()) -> BenchConfig
     config = cast(BenchConfig, _load(BenchConfig, source, recipes("bench"), overrides))
     where = _told(source, overrides)
     check_bench(config, where)
+    return config
+
+
+def config_from_mapping(values: Mapping[str, Any], where: str) -> Config:
+    """A configuration of nested values, section to key to value, every key checked.
+
+    Raises
+    ------
+    ConfigError
+        With one line that begins with `where`.
+    """
+    merged = merge(OmegaConf.structured(Config), dict(values), where)
+    config = cast(Config, OmegaConf.to_object(merged))
+    check_config(config, where)
     return config
 
 
@@ -133,9 +149,10 @@ def _load(schema: type, source: str | None, shipped: dict[str, Path], overrides:
         if not sign or not all(key.split(".")):
             raise ConfigError(f"{override!r}: an override is written key.path=value")
         where = f"override {override!r}"
-        merged = merge(merged, _nested(key, parse_yaml(text, where)), where)
+        value = text_value(schema, key, text)
+        merged = merge(merged, _nested(key, parse_yaml(text, where) if value is NOT_TEXT else value), where)
     try:
-        return OmegaConf.to_object(merged)
+        return resolve_paths(OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{_told(source, overrides)}: {error.full_key}: {_one_line(error)}") from None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.nn.model import CMFG, Encoded
 
-__all__ = ["GraphScorer", "Scorer", "candidates", "fuse"]
+__all__ = ["GraphScorer", "Scorer", "candidates", "fuse", "fused"]
 
 IMAGES_AT_A_TIME = 64
 CAPTIONS_AT_A_TIME = 256
@@ -147,19 +147,27 @@ def candidates(queries: Tensor, gallery: Tensor, k: int, *, query_batch: int = 2
     return torch.cat([(part @ gallery.T).topk(k, dim=1).indices for part in queries.split(query_batch)])
 
 
+def fused(first: Tensor, joint: Tensor, alpha: float) -> Tensor:
+    """Fused scores alpha * joint + (1 - alpha) * first of candidates, float64."""
+    return alpha * joint.double() + (1 - alpha) * first.double()
+
+
 def fuse(first: Tensor, chosen: Tensor, joint: Tensor, alpha: float) -> Tensor:
     """Final scores of a chunk of queries: the candidates re-ranked, all others below them in their old order.
+
+    A candidate whose first-stage score ties with an item that was cut off is not re-ranked: it keeps its tie, so that
+    the order of equal scores decides nothing. With alpha 0 the order is the first stage's for every k.
 
     Parameters
     ----------
     first
         First-stage scores (Q, G).
     chosen
-        Candidates, int64 (Q, k).
+        Candidates, int64 (Q, k): the k best of the first stage.
     joint
         Their joint scores (Q, k).
     alpha
-        A candidate scores alpha * joint + (1 - alpha) * first.
+        Weight of the joint score in `fused`.
 
     Returns
     -------
@@ -167,6 +175,9 @@ def fuse(first: Tensor, chosen: Tensor, joint: Tensor, alpha: float) -> Tensor:
         float64 (Q, G).
     """
     first = first.double()
-    fused = alpha * joint.double() + (1 - alpha) * first.gather(1, chosen)
+    own = first.gather(1, chosen)
+    cut = first.scatter(1, chosen, -torch.inf).amax(1, keepdim=True)
     below = first - first.amax(1, keepdim=True) - 1
-    return below.scatter(1, chosen, fused - fused.amin(1, keepdim=True))
+    above = fused(own, joint, alpha)
+    above = above - above.amin(1, keepdim=True)
+    return below.scatter(1, chosen, torch.where(own > cut, above, below.gather(1, chosen)))

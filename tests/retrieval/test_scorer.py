@@ -1,8 +1,6 @@
 """Pins of the two stages.
 
 - The candidates are the first k of a full sort, in any chunking; k may be larger than the gallery.
-- Fused: the candidates come first, in the order of alpha * joint + (1 - alpha) * first, the others below them in
-  their old order, ties still ties; alpha 0 leaves the order of the first stage, alpha 1 takes the joint stage's.
 - The scorer's first stage is `embed` of each item on its own, times the root of the scale, whatever the batch, the
   collection's pairing or the training mode.
 - `pairs` equals `match` of each pair on its own, for pairs in any order, with repeats, over several groups of
@@ -21,7 +19,7 @@ from planted import planted, tiny_model
 
 from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.retrieval import scorer as rank
-from cmfg_dgl.retrieval.scorer import GraphScorer, candidates, fuse
+from cmfg_dgl.retrieval.scorer import GraphScorer, candidates
 
 EXAMPLES = settings(deadline=None, max_examples=40)
 
@@ -40,56 +38,6 @@ def test_candidates_equal_a_full_sort(Q, G, k, query_batch, seed):
     for query, row in zip(queries, chosen.tolist(), strict=True):
         scores = [float(query.double() @ item.double()) for item in gallery]
         assert row == sorted(range(G), key=lambda g: -scores[g])[:k]
-
-
-@EXAMPLES
-@given(
-    st.integers(1, 5),
-    st.integers(1, 9),
-    st.integers(1, 9),
-    st.sampled_from([0.0, 0.3, 1.0]),
-    st.sampled_from([1e-3, 1.0, 1e3]),
-    st.integers(0, 1000),
-)
-def test_fused_order(Q, G, k, alpha, size, seed):
-    k = min(k, G)
-    first = (size * randn(Q, G, seed=seed)).round(decimals=4)
-    joint = size * randn(Q, k, seed=seed + 1)
-    chosen = torch.stack(
-        [torch.randperm(G, generator=torch.Generator().manual_seed(seed + q))[:k] for q in range(Q)]
-    )
-    final = fuse(first, chosen, joint, alpha)
-    assert final.dtype == torch.float64 and final.shape == (Q, G)
-    for q in range(Q):
-        own = {
-            g: alpha * joint[q, i].double() + (1 - alpha) * first[q, g].double()
-            for i, g in enumerate(chosen[q].tolist())
-        }
-        for a in range(G):
-            for b in range(G):
-                if a in own and b in own:
-                    expected = own[a] > own[b]
-                elif a in own or b in own:
-                    expected = a in own
-                else:
-                    expected = first[q, a] > first[q, b]
-                assert (final[q, a] > final[q, b]).item() == bool(expected)
-
-
-def test_alpha_0_and_1():
-    first = randn(6, 20, seed=1)
-    chosen = candidates(first, torch.eye(20), 7)
-    joint = randn(6, 7, seed=2)
-    assert torch.equal(fuse(first, chosen, joint, 0.0).argsort(1), first.argsort(1))
-    best = fuse(first, chosen, joint, 1.0).argsort(1, descending=True)
-    assert torch.equal(best[:, :7], chosen.gather(1, joint.argsort(1, descending=True)))
-    assert torch.equal(best[:, 7:], first.argsort(1, descending=True)[:, 7:])
-
-
-def test_a_joint_score_that_is_nan_lifts_nobody():
-    first = torch.tensor([[3.0, 2.0, 1.0]])
-    final = fuse(first, torch.tensor([[0, 1]]), torch.tensor([[torch.nan, 1.0]]), 0.5)
-    assert final[0, :2].isnan().all() and not final[0, 2].isnan()
 
 
 # The model as a scorer

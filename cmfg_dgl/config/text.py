@@ -1,0 +1,81 @@
+"""Text keys: overrides are taken as they are typed, and paths are expanded and made absolute once."""
+
+from __future__ import annotations
+
+import os
+import re
+import types
+import typing
+from dataclasses import is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cmfg_dgl.config.keys import PACKAGED_ENCODERS, BenchConfig, Config
+
+__all__ = ["NOT_TEXT", "absolute", "resolve_paths", "text_value"]
+
+NOT_TEXT = object()
+
+Settings = TypeVar("Settings", Config, BenchConfig)
+
+
+def text_value(schema: type, key: str, text: str) -> Any:
+    """The value of an override of a text key: its characters as typed; `NOT_TEXT` for a key of another type.
+
+    A key that may be left unset takes an empty text and `null` as unset.
+    """
+    kind: Any = schema
+    for part in key.split("."):
+        if is_dataclass(kind):
+            kind = typing.get_type_hints(kind).get(part)
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        else:
+            return NOT_TEXT
+    if kind is str:
+        return _literal(text)
+    optional = typing.get_origin(kind) in (types.UnionType, typing.Union) and set(typing.get_args(kind))
+    if optional == {str, type(None)}:
+        return None if text in ("", "null") else _literal(text)
+    return NOT_TEXT
+
+
+def _literal(text: str) -> str:
+    """A text that OmegaConf gives back as it is, which takes `${...}` for an interpolation."""
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
+
+
+def resolve_paths(config: Settings) -> Settings:
+    """The configuration with `~` expanded and relative paths made absolute, as seen from the present folder.
+
+    A name that may be a path or a name on a hub is a path where it exists.
+    """
+    if isinstance(config, BenchConfig):
+        return replace(config, output_dir=absolute(config.output_dir))
+    data, features, run = config.data, config.features, config.run
+    return replace(
+        config,
+        data=replace(data, root=None if data.root is None else _existing(data.root)),
+        features=replace(
+            features,
+            dir=None if features.dir is None else absolute(features.dir),
+            vision=features.vision if features.vision in PACKAGED_ENCODERS else _existing(features.vision),
+            text=features.text if features.text in PACKAGED_ENCODERS else _existing(features.text),
+        ),
+        run=replace(run, output_dir=absolute(run.output_dir)),
+    )
+
+
+def absolute(path: str) -> str:
+    """A path with `~` expanded, made absolute; symbolic links stay as they are."""
+    # Path.expanduser raises where there is no home.
+    return os.path.abspath(os.path.expanduser(path)) if path else path  # noqa: PTH100, PTH111
+
+
+def _existing(name: str) -> str:
+    """`name` as an absolute path where there is such a file or folder, else as it is, with `~` expanded."""
+    expanded = os.path.expanduser(name)  # noqa: PTH111
+    try:
+        return absolute(name) if name and Path(expanded).exists() else expanded
+    except (OSError, ValueError):  # a text that no file system takes as a path
+        return name
