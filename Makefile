@@ -1,5 +1,4 @@
 # `make demo` trains, evaluates and audits on OpenMoji; `make test` tests; both make the environment first.
-PYTHON ?= $(or $(shell for p in python3.11 python3.10 python3; do $$p -c 'import sys' >/dev/null 2>&1 && { echo $$p; break; }; done),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -9,8 +8,7 @@ STAMP := $(VENV)/.installed
 env: $(STAMP)
 
 $(STAMP): setup.py pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 10), (3, 11)) or sys.exit("cmfg-dgl needs Python 3.10 or 3.11, and $(PYTHON) is %d.%d: run make PYTHON=/path/to/python3.11" % v)'
-	$(PYTHON) -m venv $(VENV)
+	@python=$$($(SHELL) .ci/find-python $(PYTHON)) && echo "$$python -m venv $(VENV)" && "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt setuptools packaging
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
 	@touch $@

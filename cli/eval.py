@@ -19,6 +19,11 @@ __all__ = ["command"]
     type=click.IntRange(min=2),
     help="Also give the means over this many parts of the split, each searched by itself: COCO 1K is 5 of test.",
 )
+@click.option(
+    "--ogb",
+    is_flag=True,
+    help="Also score the split as link prediction with the Evaluators of the Open Graph Benchmark.",
+)
 @force_option("Evaluate again, and replace what is there.")
 @json_option
 @verbosity_options
@@ -29,6 +34,7 @@ def command(
     overrides: tuple[str, ...],
     split: str,
     folds: int | None,
+    ogb: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -38,6 +44,7 @@ def command(
     cmfg eval runs/openmoji --split test
     cmfg eval runs/openmoji retrieval.k=64 --force --json
     cmfg eval runs/coco --folds 5
+    cmfg eval runs/openmoji --ogb
     """
     from cmfg_dgl.jobs.evaluate import evaluate_run
     from cmfg_dgl.training.run_directory import open_run
@@ -45,7 +52,7 @@ def command(
     opened = open_run(run, overrides)
     prepare_process(opened.config.run.threads)
     with Bars(verbosity.quiet) as bars:
-        record = evaluate_run(opened, split, folds=folds, force=force, progress=bars)
+        record = evaluate_run(opened, split, folds=folds, ogb=ogb, force=force, progress=bars)
     if as_json:
         print_json(record)
     else:

@@ -145,6 +145,8 @@ def print_retrieval(record: Mapping[str, Any]) -> None:
         print_table(
             "hard negatives: % of false captions of the same words that score lower", ["stage", *kinds], rows
         )
+    if "ogb" in record:
+        _print_link_prediction(record)
     two, bound = record["two_stage"], record["two_stage"]["recall_at_k_bound"]
     click.echo(
         f"rsum of chance: {record['first_stage']['chance_rsum']:.1f}; second stage: top {two['k']} re-ranked, "
@@ -170,6 +172,28 @@ def _print_recalls(title: str, record: Mapping[str, Any]) -> None:
         for direction, way in DIRECTIONS.items()
     ]
     head = ["stage", "direction", "R@1", "R@5", "R@10", "medR", "mAP@all", "MRR", "rsum"]
+    print_table(title, head, rows)
+
+
+def _print_link_prediction(record: Mapping[str, Any]) -> None:
+    """Print what the Evaluators of the Open Graph Benchmark say, beside the MRR of the ranking metrics."""
+    ogb = record["ogb"]
+    evaluators = ogb["first_stage"]["i2t"]
+    head = ["stage", "direction", "MRR", *(f"{name} {key}" for name, keys in evaluators.items() for key in keys)]
+    rows = [
+        [
+            label,
+            way,
+            f"{record[stage][direction]['MRR']:.3f}",
+            *(f"{value:.3f}" for values in ogb[stage][direction].values() for value in values.values()),
+        ]
+        for stage, label in STAGES.items()
+        for direction, way in DIRECTIONS.items()
+    ]
+    title = (
+        f"link prediction by OGB {ogb['version']}: {ogb['edges']} edges, {ogb['negatives']} negatives; "
+        "MRR without a name is this program's"
+    )
     print_table(title, head, rows)
 
 

@@ -4,21 +4,33 @@
   command, the recipes, and each package from where it belongs. (The dependencies are those of the environment
   that runs the tests; to download them again would take too long.)
 - The wheel holds every module, recipe and template, and nothing else.
-- `make env` tells a wrong Python in one line and touches nothing; with everything in place it does nothing.
+- What the package imports is what setup.py declares; what an extra brings is imported only where it is asked for.
+- `python -m cmfg_dgl` is `cmfg`: output, messages and exit codes.
+- `make env` takes Python 3.11 or 3.10 from the path; where there are only others, uv gets 3.11, and nothing of uv
+  is left. Where that fails, or a wrong Python is given, one line says what to do, and nothing is made. With all in
+  place `make env` does nothing.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PARTS = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "cmfg_dgl", "cli", "configs")
@@ -149,6 +161,80 @@ def test_an_editable_install_works_from_anywhere(copy: Path, tmp_path: Path) -> 
     check_from_afar(python, tmp_path, expected, tmp_path / "far")
 
 
+def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
+    """Top-level names of imported modules, and whether by a statement; else by `importlib.import_module`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import():
+                yield from ((alias.name.partition(".")[0], True) for alias in node.names)
+            case ast.ImportFrom(module=str(module), level=0):
+                yield module.partition(".")[0], True
+            case ast.Call(func=ast.Attribute(attr="import_module"), args=[ast.Constant(value=str(module)), *_]):
+                yield module.partition(".")[0], False
+
+
+def setup_arguments() -> dict[str, Any]:
+    """What setup.py tells setuptools."""
+    with patch("setuptools.setup") as setup:
+        runpy.run_path(str(CHECKOUT / "setup.py"))
+    arguments: dict[str, Any] = setup.call_args.kwargs
+    return arguments
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {canonicalize_name(Requirement(line).name) for line in requirements}
+
+
+def test_what_is_imported_is_declared() -> None:
+    arguments = setup_arguments()
+    always = names(arguments["install_requires"])
+    at_request = always | names(arguments["extras_require"]["hub"])
+    providers = metadata.packages_distributions()
+    undeclared, seen = set(), set()
+    for folder in ("cmfg_dgl", "cli"):
+        for path in (CHECKOUT / folder).rglob("*.py"):
+            for module, by_statement in imports(ast.parse(path.read_text(encoding="utf-8"))):
+                if module in sys.stdlib_module_names or module == "cmfg_dgl":
+                    continue
+                seen.add(module)
+                owners = {canonicalize_name(name) for name in providers.get(module, [module])}
+                if not owners & (always if by_statement else at_request):
+                    undeclared.add(f"{path.relative_to(CHECKOUT)} imports {module}")
+    assert not undeclared
+    assert {"torch", "dgl", "yaml", "PIL", "datasets"} <= seen
+
+
+def test_versions_are_bounded_in_setup_and_exact_in_the_constraints() -> None:
+    arguments = setup_arguments()
+    lines = (CHECKOUT / "constraints.txt").read_text().splitlines()
+    exact = {
+        canonicalize_name(pinned.name): pinned
+        for pinned in (Requirement(line) for line in lines if line and not line.startswith("#"))
+    }
+    for line in [*arguments["install_requires"], *arguments["extras_require"]["dev"]]:
+        wanted = Requirement(line)
+        if wanted.name == "types-PyYAML":
+            continue
+        assert {part.operator for part in wanted.specifier} <= {">=", "<"}, line
+        assert any(part.operator == ">=" for part in wanted.specifier), line
+        (pin,) = exact[canonicalize_name(wanted.name)].specifier
+        assert pin.operator == "=="
+        assert wanted.specifier.contains(pin.version), line
+
+
+@pytest.mark.parametrize(
+    ("call", "code"), [(["--version"], 0), (["config", "ls"], 0), ([], 2), (["tran"], 2), (["eval", "gone"], 4)]
+)
+def test_the_module_is_the_command(call: list[str], code: int, tmp_path: Path) -> None:
+    ways = (["-m", "cmfg_dgl"], ["-c", "from cmfg_dgl.cli.main import main; main()"])
+    module, command = (
+        subprocess.run([sys.executable, *way, *call], cwd=tmp_path, capture_output=True, text=True) for way in ways
+    )
+    assert module.returncode == command.returncode == code
+    assert (module.stdout, module.stderr) == (command.stdout, command.stderr)
+    assert "__main__" not in module.stdout + module.stderr
+
+
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Call make in the checkout, as if no make were around it."""
     program = shutil.which("make")
@@ -161,26 +247,114 @@ def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize(("version", "short"), [((3, 12, 1), "3.12"), ((3, 9, 18), "3.9")])
-def test_a_wrong_python_is_told_in_one_line(tmp_path: Path, version: tuple[int, ...], short: str) -> None:
-    stub = tmp_path / "python"
-    pretend = f"import sys; sys.version_info = {version}; exec(sys.argv.pop(1))"
-    stub.write_text(f'#!/bin/sh\nshift\nexec "{sys.executable}" -c "{pretend}" "$@"\n')
-    stub.chmod(0o755)
-    done = make("env", f"PYTHON={stub}", f"VENV={tmp_path / 'venv'}")
+REMEDY = "install it (apt install python3.11, or pyenv install 3.11) and run make PYTHON=/path/to/python3.11"
+TOOLS = ("mktemp", "rm", "mkdir", "cp", "touch")
+
+
+def write_program(path: Path, text: str) -> Path:
+    """Write a shell script that can be run."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def pretend_python(path: Path, version: str, venv: str = "exit 1") -> Path:
+    """A Python that tells `version`; `-m venv FOLDER` runs `venv`, anything else is noted beside it."""
+    told = f'case "$1 $2" in "-c "*) echo {version};; "-m venv") {venv};; *) echo "$@" >> "$0.calls";; esac'
+    return write_program(path, told)
+
+
+@pytest.fixture
+def path_folder(tmp_path: Path) -> Path:
+    """All that is on the path: what a shell script needs."""
+    folder = tmp_path / "path"
+    folder.mkdir()
+    for tool in TOOLS:
+        (folder / tool).symlink_to(str(shutil.which(tool)))
+    return folder
+
+
+@pytest.fixture
+def uvs_python(tmp_path: Path) -> Path:
+    """A Python 3.11 away from the path, which makes an environment of itself."""
+    return pretend_python(tmp_path / "uvs", "3.11", 'mkdir -p "$3/bin" && cp "$0" "$3/bin/python"')
+
+
+def make_env(path_folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (path_folder.parent / "tmp").mkdir(exist_ok=True)
+    venv = f"VENV={path_folder.parent / 'venv'}"
+    return make("env", venv, *arguments, PATH=str(path_folder), TMPDIR=str(path_folder.parent / "tmp"))
+
+
+@pytest.mark.parametrize("version", ["3.12", "3.9"])
+def test_a_wrong_python_is_told_in_one_line(path_folder: Path, version: str) -> None:
+    pretend_python(path_folder / "python3.11", "3.11")
+    given = pretend_python(path_folder.parent / "given", version)
+    done = make_env(path_folder, f"PYTHON={given}")
     assert done.returncode != 0
     assert done.stdout == ""
     told, *rest = done.stderr.splitlines()
-    assert told.startswith(f"cmfg-dgl needs Python 3.10 or 3.11, and {stub} is {short}: ")
+    assert told == f"cmfg-dgl needs Python 3.10 or 3.11, but {given} is {version}: {REMEDY}"
     assert all(line.startswith("make: ") for line in rest)
-    assert not (tmp_path / "venv").exists()
+    assert not (path_folder.parent / "venv").exists()
 
 
-def test_no_python_is_told(tmp_path: Path) -> None:
-    done = make("env", f"VENV={tmp_path / 'venv'}", PATH=str(tmp_path))
+def test_no_python_is_told(path_folder: Path) -> None:
+    done = make_env(path_folder)
     assert done.returncode != 0
-    assert "python3: " in done.stderr.splitlines()[0]
-    assert not (tmp_path / "venv").exists()
+    told = f"cmfg-dgl needs Python 3.10 or 3.11, but there is no Python here: {REMEDY}"
+    assert done.stderr.splitlines()[0] == told
+    assert not (path_folder.parent / "venv").exists()
+
+
+@pytest.mark.parametrize(("there", "chosen"), [(("3.10", "3.11"), "3.11"), (("3.10", "3.12"), "3.10")])
+def test_a_python_of_the_path_is_taken(path_folder: Path, there: tuple[str, ...], chosen: str) -> None:
+    for version in there:
+        pretend_python(path_folder / f"python{version}", version, 'mkdir -p "$3/bin" && cp "$0" "$3/bin/python"')
+    pretend_python(path_folder / "python3", "3.12")
+    write_program(path_folder / "python3.9", "exit 127")
+    write_program(path_folder / "uv", "exit 1")
+    done = make_env(path_folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == f"python{chosen} -m venv {path_folder.parent / 'venv'}"
+    assert (path_folder.parent / "venv" / ".installed").is_file()
+
+
+UV = """case "$1 $2" in
+"python find") if [ -e {0}.installed ]; then echo {1}; else exit 2; fi;;
+"python install") {2};;
+*) exit 2;;
+esac"""
+
+
+@pytest.mark.parametrize("on_path", [False, True])
+@pytest.mark.parametrize("reachable", [False, True])
+def test_uv_gets_3_11_where_python_is_too_new(
+    path_folder: Path, uvs_python: Path, on_path: bool, reachable: bool
+) -> None:
+    root = path_folder.parent
+    install = f'[ "$3" = 3.11 ] && touch {root}/uv.installed' if reachable else "exit 1"
+    uv = write_program(root / "uv", UV.format(root / "uv", uvs_python, install))
+    if on_path:
+        uv.rename(path_folder / "uv")
+        pretend_python(path_folder / "python3", "3.12")
+    else:
+        pip = write_program(root / "pip", f'[ "$*" = "-m pip install -q uv" ] && cp {uv} "${{0%/*}}/uv"')
+        pretend_python(path_folder / "python3", "3.12", f'mkdir -p "$3/bin" && cp {pip} "$3/bin/python"')
+    done = make_env(path_folder)
+    announced, *rest = done.stderr.splitlines()
+    assert announced == "python3 is 3.12; uv gets 3.11"
+    assert list((root / "tmp").iterdir()) == []
+    if reachable:
+        assert (done.returncode, rest) == (0, [])
+        assert done.stdout.splitlines()[0] == f"{uvs_python} -m venv {root / 'venv'}"
+        assert (root / "venv" / ".installed").is_file()
+    else:
+        assert done.returncode != 0
+        told = "cmfg-dgl needs Python 3.10 or 3.11, but python3 is 3.12 and uv could not install 3.11"
+        assert rest[0] == f"{told}: {REMEDY}"
+        assert all(line.startswith("make: ") for line in rest[1:])
+        assert not (root / "venv").exists()
 
 
 def test_an_environment_that_is_there_is_not_made_again(tmp_path: Path) -> None:

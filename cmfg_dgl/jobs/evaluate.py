@@ -17,6 +17,7 @@ from cmfg_dgl.evaluation.evaluate import (
 )
 from cmfg_dgl.evaluation.examples import retrieved_examples
 from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
+from cmfg_dgl.evaluation.ogb import ogb_record, write_edges
 from cmfg_dgl.evaluation.ranking import DEFINITIONS, Ranking, cmc, precision_recall
 from cmfg_dgl.jobs.results import Progress, known_result, result_identity, run_scorer, trained_model
 from cmfg_dgl.reporting.report import write_card, write_report
@@ -29,7 +30,7 @@ __all__ = ["evaluate_run"]
 
 
 def evaluate_run(
-    run: Run, split: str, *, force: bool, progress: Progress, folds: int | None = None
+    run: Run, split: str, *, force: bool, progress: Progress, folds: int | None = None, ogb: bool = False
 ) -> dict[str, Any]:
     """Evaluate both stages on a split; a result that is there already is given again.
 
@@ -40,6 +41,9 @@ def evaluate_run(
     ----------
     folds
         Also evaluate this many parts of the split by themselves, and give the means: COCO 1K is 5 of its test.
+    ogb
+        Also score the split as link prediction by OGB's Evaluators, and write the edges of all splits as
+        `ogb-edges.safetensors`. A result that is there already gets this added.
 
     Returns
     -------
@@ -57,12 +61,20 @@ def evaluate_run(
     made_from["metrics"] = DEFINITIONS
     if folds is not None:
         parts, made_from["folds"] = view.folds(folds), folds
-    if (run.folder / name).is_file() and not force:
-        return known_result(run, name, made_from)
+    known = known_result(run, name, made_from) if (run.folder / name).is_file() and not force else None
+    if known is not None and (not ogb or "ogb" in known):
+        return known
     pair_dataset = experiment.pair_dataset(view)
     scorer = run_scorer(run, trained_model(run, experiment, weights), progress)
     start = time.perf_counter()
     scores = score(scorer, pair_dataset, k=config.retrieval.k, query_batch=config.retrieval.query_batch)
+    link_prediction = {}
+    if ogb:
+        link_prediction["ogb"] = ogb_record(scores, alpha)
+        write_edges(run.folder / "ogb-edges.safetensors", dataset)
+    if known is not None:
+        run.write(name, known | link_prediction)
+        return known | link_prediction
     first, first_rankings = first_stage(scores)
     second, second_rankings = two_stage(scores, alpha)
     record = {
@@ -82,6 +94,7 @@ def evaluate_run(
     if (negatives := experiment.hard_negatives(view)) is not None:
         margins = hard_negative_margins(scorer, pair_dataset, negatives, joint=True)
         record["hard_negatives"] = {"first_stage": margins.record(None), "two_stage": margins.record(alpha)}
+    record |= link_prediction
     record |= {"seconds": time.perf_counter() - start, "made_from": made_from}
     run.write(f"curves-{split}.json", _curves({"first stage": first_rankings, "two stages": second_rankings}))
     run.write(f"examples-{split}.json", retrieved_examples(dataset, view, scores, alpha))

@@ -5,6 +5,8 @@
   pass on, chance is what chance gives.
 - A result that is there is given again and not computed again; made with other settings it is refused without
   --force, and nothing changes.
+- `--ogb` adds link prediction to a result and changes nothing else of it, the same in one go and later, writes the
+  edges of the data set, and prints OGB's MRR beside this program's; asked again, it computes nothing.
 - No run, an unfinished run, and a damaged or missing checkpoint are exit 4, also when a result is stored.
 """
 
@@ -17,6 +19,7 @@ from typing import Any
 
 import pytest
 from commands import cmfg, contents, flip_byte, start
+from safetensors import safe_open
 
 from cmfg_dgl.jobs import evaluate as evaluate_job
 from cmfg_dgl.retrieval.scorer import GraphScorer
@@ -167,6 +170,42 @@ def test_a_result_of_other_settings_is_refused(evaluated: Path, override: str, k
     assert "--force" in result.err
     assert key in result.err.partition("made with another ")[2].partition(";")[0].split(", ")
     assert contents(evaluated) == before
+
+
+def test_ogb_is_added_to_a_result(evaluated: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = json.loads((evaluated / "evaluation-test.json").read_text())
+    shutil.copy(evaluated / "evaluation-test.json", run)
+    later = cmfg("eval", run, "--ogb", "--json")
+    assert later.code == 0, later.err
+    assert later.json == json.loads((run / "evaluation-test.json").read_text())
+    assert {key: value for key, value in later.json.items() if key != "ogb"} == plain
+    ogb = later.json["ogb"]
+    N, M = plain["n_images"], plain["n_captions"]
+    assert (ogb["edges"], ogb["negatives"]) == (M, N * M - M)
+    for stage in ("first_stage", "two_stage"):
+        # A caption has one image, and no two scores are equal here.
+        assert ogb[stage]["t2i"]["ogbl-citation2"]["mrr"] == pytest.approx(plain[stage]["t2i"]["MRR"], rel=1e-5)
+
+    told = cmfg("eval", run)
+    for value in ("link prediction", "ogbl-citation2 mrr", "ogbl-ppa hits@100", f"{plain['n_captions']} edges"):
+        assert value in told.out
+    assert f"{ogb['two_stage']['i2t']['ogbl-citation2']['mrr']:.3f}" in told.out
+    at_once = cmfg("eval", run, "--ogb", "--force", "--json").json
+    assert {**at_once, "seconds": 0, "pairs_per_second": 0} == {**later.json, "seconds": 0, "pairs_per_second": 0}
+
+    with safe_open(run / "ogb-edges.safetensors", "np") as file:
+        edges = {name: file.get_tensor(f"{name}.edge") for name in ("train", "valid", "test")}
+        ids = json.loads(file.metadata()["ids"])
+    assert len(edges["test"]) == M
+    assert sum(map(len, edges.values())) == len(ids["text"]) == 2 * len(ids["image"])
+
+    monkeypatch.setattr(evaluate_job, "score", None)
+    before = contents(run)
+    assert cmfg("eval", run, "--ogb", "--json").json == at_once
+    refused = cmfg("eval", run, "retrieval.k=4", "--ogb")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--force" in refused.err
+    assert contents(run) == before
 
 
 def test_force_replaces_a_result(evaluated: Path, run: Path) -> None:
