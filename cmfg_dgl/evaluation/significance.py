@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 __all__ = ["Difference", "holm", "mean_interval", "paired_bootstrap", "sign_flip"]
 
@@ -19,7 +20,10 @@ CELLS = 1 << 22
 """Numbers that a table of resamples may hold at a time (32 MB)."""
 
 MOST_SEEDS = 20
-"""2^20 signs take 8 MB and a few hundredths of a second; each more doubles both."""
+"""2^20 sign assignments take some seconds; each more seed doubles them."""
+
+AT_A_TIME = 1 << 14
+"""Sign assignments that are summed at a time."""
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
@@ -181,14 +185,25 @@ def sign_flip(differences: Sequence[float]) -> float:
     ValueError
         If there are none or more than 20, or one is not finite.
     """
-    if not 1 <= len(differences) <= MOST_SEEDS or not np.isfinite(differences).all():
-        raise ValueError(f"sign_flip: {len(differences)} differences; give 1 to {MOST_SEEDS} finite ones")
-    sums: Floats = np.zeros(1)
-    for difference in differences:
-        sums = np.concatenate([sums + difference, sums - difference])
-    # The slack is for sums that are equal but for the order in which they were added.
-    slack = 1e-12 * float(np.abs(differences).sum())
-    return float(np.mean(np.abs(sums) >= abs(sums[0]) - slack))
+    S = len(differences)
+    if not 1 <= S <= MOST_SEEDS or not np.isfinite(differences).all():
+        raise ValueError(f"sign_flip: {S} differences; give 1 to {MOST_SEEDS} finite ones")
+    if S == 1:  # which scipy refuses: both signs are as far from 0
+        return 1.0
+
+    def total(values: Floats, axis: int) -> Floats:
+        # Rounded, for sums that are equal but for the order in which they were added count as equal.
+        return np.asarray(values.sum(axis=axis)).round(9)
+
+    test = stats.permutation_test(
+        (np.asarray(differences, np.float64),),
+        total,
+        permutation_type="samples",
+        n_resamples=2**S,
+        batch=AT_A_TIME,
+        vectorized=True,
+    )
+    return min(1.0, float(test.pvalue))
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
@@ -213,9 +228,8 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     values = np.array([p[i] for i in made], np.float64)
     if not np.all((values >= 0) & (values <= 1)):
         raise ValueError("holm: a p value is not from 0 to 1")
-    order = np.argsort(values, kind="stable")
-    adjusted = np.maximum.accumulate(np.minimum(1, values[order] * np.arange(len(made), 0, -1)))
     result: list[float | None] = [None] * len(p)
-    for place, value in zip(order, adjusted, strict=True):
-        result[made[place]] = float(value)
+    if made:
+        for i, value in zip(made, multipletests(values, method="holm")[1], strict=True):
+            result[i] = float(value)
     return result

@@ -7,13 +7,16 @@ Invariants:
 - no difference gives p = 1, a large one the smallest p there is; swapping the methods mirrors the result;
   renaming images, the size of batches and images without queries change nothing; captions of one image count as
   one witness;
-- the sign-flip test equals scipy.stats.permutation_test and never falls below 2 / 2^S;
+- the sign-flip test equals an enumeration of all signs in exact fractions, equal sums among them, and never
+  falls below 2 / 2^S;
 - Holm's values equal their definition as the smallest level at which the step-down procedure rejects.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -182,12 +185,18 @@ def test_wrong_values_are_refused(values: list[float], level: float) -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(FINITE, min_size=2, max_size=9))
-def test_sign_flip_equals_scipy(differences: list[float]) -> None:
-    reference = stats.permutation_test(
-        (differences,), np.sum, permutation_type="samples", n_resamples=np.inf, vectorized=True
-    )
-    assert sign_flip(differences) == pytest.approx(min(1, reference.pvalue))
+@given(st.lists(st.integers(-300, 300), min_size=1, max_size=8), st.sampled_from([1, 7, 30, 507]))
+def test_sign_flip_equals_an_exact_enumeration(counts: list[int], queries: int) -> None:
+    # As differences of rsums are: shares of some queries in %, added up, so that equal sums differ in their last bit.
+    exact = [Fraction(100 * count, queries) for count in counts]
+    sums = [
+        abs(sum(s * d for s, d in zip(signs, exact, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(exact))
+    ]
+    expected = sum(value >= sums[0] for value in sums) / len(sums)
+    # Each as the difference of two rsums that are sums themselves.
+    differences = [sum(float(d / 3) for _ in range(3)) + 400.1 - 400.1 for d in exact]
+    assert sign_flip(differences) == expected
 
 
 @pytest.mark.parametrize("S", [1, 2, 5, 6, 20])
