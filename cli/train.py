@@ -44,8 +44,7 @@ def command(
     if force and resume:
         raise click.UsageError("--force starts over and --resume goes on; give one of them")
     from cmfg_dgl.jobs.dry_run import dry_run as try_one_batch
-    from cmfg_dgl.jobs.train import find_checkpoint, train_run
-    from cmfg_dgl.training.run_directory import create_run
+    from cmfg_dgl.jobs.train import train_run
 
     prepare_process(settings.run.threads)
     if dry_run:
@@ -64,11 +63,10 @@ def command(
             ]
             print_table("dry run: nothing was written", ["", "value"], rows)
         return
-    if resume not in (None, "auto"):
-        find_checkpoint(resume)
-    run = create_run(settings, resume=resume is not None, force=force)
     with Bars(verbosity.quiet) as bars:
-        selection = train_run(run, checkpoint=resume, progress=bars, stopping=stop_on_signals)
+        run, selection = train_run(
+            settings, checkpoint=resume, force=force, progress=bars, stopping=stop_on_signals
+        )
     if as_json:
         print_json({"run": str(run.folder), **selection})
         return

@@ -15,11 +15,11 @@ from huggingface_hub import HfApi, snapshot_download
 from cmfg_dgl import __version__
 from cmfg_dgl.config import Config, config_from_mapping
 from cmfg_dgl.errors import CheckpointError, ConfigError
-from cmfg_dgl.features.encoders.load import encoders
+from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json
 from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.reporting.matcher_card import matcher_card
-from cmfg_dgl.retrieval.query_bank import load_query_bank, save_query_bank
+from cmfg_dgl.retrieval.query_bank import QueryBank, load_query_bank, save_query_bank
 from cmfg_dgl.training.checkpoint import save_checkpoint
 from cmfg_dgl.training.experiment import restore_model
 from cmfg_dgl.training.run_directory import Run, open_run
@@ -43,7 +43,8 @@ def load_matcher(source: str | Path, device: str) -> Matcher:
         return load_run(open_run(str(folder), [f"run.device={device}"]))
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise CheckpointError(
-            f"{source}: no trained model here (neither {RECORD} nor config.yaml); train one with cmfg train -o {source}"
+            f"{source}: no trained model here (neither {RECORD} nor config.yaml); train one with cmfg train -o "
+            f"{source}"
         )
     return _load_exported(_download(str(source)), device)
 
@@ -58,17 +59,27 @@ def load_run(run: Run) -> Matcher:
     """
     selection = run.read("selection.json")
     config = run.config
-    vision, text = encoders(config)
+    vision, text = load_encoders(config)
     given = config.retrieval.alpha
     return Matcher(
         config=config,
         model=restore_model(config, {"patch": vision.width, "token": text.width}, run.best),
         vision=vision,
         text=text,
-        query_bank=run.load_query_bank() if config.retrieval.correction != "none" else None,
+        query_bank=None if config.retrieval.correction == "none" else _query_bank(run),
         alpha=selection["alpha"] if given is None else given,
         provenance={**run.read("training.json"), "selection": selection},
     )
+
+
+def _query_bank(run: Run) -> QueryBank:
+    bank, asked = load_query_bank(run.query_bank), run.config.retrieval.query_bank
+    if bank.size != asked:
+        raise ConfigError(
+            f"retrieval.query_bank {asked}: the run was trained with {bank.size}; leave it out, or train another "
+            "run"
+        )
+    return bank
 
 
 def save_matcher(matcher: Matcher, folder: Path, *, force: bool) -> Path:
@@ -91,7 +102,8 @@ def push_matcher(matcher: Matcher, repo_id: str, *, private: bool, token: str | 
     api.create_repo(repo_id, private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_matcher(matcher, Path(temporary) / "model", force=False)
-        commit = api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message="Upload a cmfg-dgl model")
+        message = "Upload a cmfg-dgl model"
+        commit = api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message=message)
     return str(commit.commit_url)
 
 
@@ -141,7 +153,7 @@ def _load_exported(folder: Path, device: str) -> Matcher:
     record = _read_record(folder)
     values = {**record["config"], "run": {**record["config"]["run"], "device": device, "output_dir": str(folder)}}
     config = config_from_mapping(values, str(folder / RECORD))
-    vision, text = encoders(config)
+    vision, text = load_encoders(config)
     for key, encoder in (("vision", vision), ("text", text)):
         _check_encoder(folder, f"features.{key}", record["encoders"][key], encoder.describe())
     return Matcher(
@@ -197,5 +209,6 @@ def _download(name: str) -> Path:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()).split(". ")[0]
         raise CheckpointError(
-            f"{name}: no such folder, and no model on the hub ({reason}); give a run directory or an exported folder"
+            f"{name}: no such folder, and no model on the hub ({reason}); give a run directory or an exported "
+            "folder"
         ) from None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import dgl
 import numpy as np
@@ -39,7 +39,8 @@ Picture: TypeAlias = str | Path | Image.Image | NDArray[Any]
 Progress: TypeAlias = Callable[[int, int], object]
 
 
-class Hit(NamedTuple):
+@dataclass(frozen=True)
+class Hit:
     """One candidate that a query found.
 
     Parameters
@@ -98,8 +99,8 @@ class Matcher:
         Parameters
         ----------
         source
-            A run directory of `cmfg train`, a folder that `save` or `cmfg export` wrote, or the name of a repository
-            on the Hugging Face hub (OWNER/NAME) that holds such a folder.
+            A run directory of `cmfg train`, a folder that `save` or `cmfg export` wrote, or the name of a
+            repository on the Hugging Face hub (OWNER/NAME) that holds such a folder.
         device
             Torch device of the model and the encoders.
 
@@ -118,7 +119,8 @@ class Matcher:
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write a folder that `load` reads on any machine with the same encoders, without the training data.
 
-        It holds the weights, the query bank, the configuration, names and digests of the encoders, and a model card.
+        It holds the weights, the query bank, the configuration, names and digests of the encoders, and a model
+        card.
 
         Parameters
         ----------
@@ -197,7 +199,7 @@ class Matcher:
             If a picture or a text cannot be used.
         """
         if len(images) != len(texts):
-            raise ValueError(f"score_pairs: {len(images)} images and {len(texts)} texts; give a text for each image")
+            raise ValueError(f"score_pairs: {len(images)} images and {len(texts)} texts; give a text an image")
         pairs = self._pair_dataset(images, texts)
         return self.scorer.pairs(pairs, torch.arange(len(images)), torch.arange(len(texts)))
 
@@ -212,8 +214,8 @@ class Matcher:
         Parameters
         ----------
         queries, candidates
-            Pictures and texts, or texts and pictures. A string that names an existing picture file is a picture; any
-            other string is a text.
+            Pictures and texts, or texts and pictures. A string that names an existing picture file is a picture;
+            any other string is a text.
         k
             Hits of each query; fewer where there are fewer candidates.
         rerank
@@ -236,8 +238,8 @@ class Matcher:
         modality, other = _modality("queries", queries), _modality("candidates", candidates)
         if modality == other:
             raise ValueError(
-                f"rank: queries and candidates are both {modality}s; give pictures and texts (a string is a picture "
-                "where it names an existing picture file)"
+                f"rank: queries and candidates are both {modality}s; give pictures and texts (a string is a "
+                "picture where it names an existing picture file)"
             )
         images, texts = (queries, candidates) if modality == "image" else (candidates, queries)
         pairs = self._pair_dataset(images, texts)
@@ -326,17 +328,21 @@ class Matcher:
     @cached_property
     def scorer(self) -> Scorer:
         """Both stages as a `Scorer`, the first with the hubness correction."""
-        return corrected(self._graph_scorer, self.correction)
+        return self.make_scorer()
 
-    @cached_property
-    def _graph_scorer(self) -> GraphScorer:
-        return GraphScorer(self.model, pair_batch=self.config.retrieval.pair_batch)
+    def make_scorer(self, progress: Callable[[str, int, int], object] | None = None) -> Scorer:
+        """The same as `scorer`, with progress of the second stage: called with (what, done, total)."""
+        return corrected(self.graph_scorer(progress), self.correction)
 
-    def _embed(
-        self, modality: str, items: Sequence[Picture], batch_size: int, progress: Progress | None
-    ) -> Tensor:
+    def graph_scorer(self, progress: Callable[[str, int, int], object] | None = None) -> GraphScorer:
+        """Both stages as a `Scorer`, without the hubness correction."""
+        told = None if progress is None else lambda done, total: progress("re-ranking", done, total)
+        return GraphScorer(self.model, pair_batch=self.config.retrieval.pair_batch, progress=told)
+
+    def _embed(self, modality: str, items: Sequence[Picture], batch_size: int, progress: Progress | None) -> Tensor:
+        scorer = self.graph_scorer()
         parts = [
-            self._graph_scorer.embed_items(_item_set(modality, nodes))
+            scorer.embed_items(_item_set(modality, nodes))
             for nodes in self._encode(modality, items, batch_size, progress)
         ]
         embeddings = torch.cat(parts) if parts else torch.zeros(0, self.config.model.width)
@@ -365,10 +371,11 @@ class Matcher:
 
     def _pair_dataset(self, images: Sequence[Picture], texts: Sequence[str | Picture]) -> PairDataset:
         """Images and texts in memory; they are no pairs, so no text has an image of its own."""
-        nodes = {m: concatenate(list(self._encode(m, items))) for m, items in (("image", images), ("text", texts))}
-        return PairDataset(
-            *(_item_set(modality, nodes[modality]) for modality in ("image", "text")), torch.full((len(texts),), -1)
+        left, right = (
+            _item_set(modality, concatenate(list(self._encode(modality, items))))
+            for modality, items in (("image", images), ("text", texts))
         )
+        return PairDataset(left, right, torch.full((len(texts),), -1))
 
 
 def _item_set(modality: str, nodes: Nodes) -> ItemSet:
@@ -378,9 +385,7 @@ def _item_set(modality: str, nodes: Nodes) -> ItemSet:
 def _hits(chosen: Tensor, first: Tensor, joint: Tensor | None, final: Tensor) -> list[Hit]:
     """Hits of one query by falling final score; all (K,), `chosen` by falling first-stage score."""
     order = final.argsort(descending=True, stable=True).tolist()
-    return [
-        Hit(int(chosen[i]), float(final[i]), i + 1, None if joint is None else float(joint[i])) for i in order
-    ]
+    return [Hit(int(chosen[i]), float(final[i]), i + 1, None if joint is None else float(joint[i])) for i in order]
 
 
 def _modality(argument: str, items: Sequence[Picture]) -> str:
@@ -389,7 +394,8 @@ def _modality(argument: str, items: Sequence[Picture]) -> str:
         raise ValueError(f"rank: {argument} is one item; give a list")
     found = {"image" if _is_picture(item) else "text" for item in items}
     if len(found) != 1:
-        raise ValueError(f"rank: {argument} {'mix pictures and texts' if found else 'are empty'}; give one modality")
+        fault = "mix pictures and texts" if found else "are empty"
+        raise ValueError(f"rank: {argument} {fault}; give one modality")
     return found.pop()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from cmfg_dgl.config.check import check_bench, check_config
 from cmfg_dgl.config.keys import BenchConfig, Config, GraphConfig, RelationConfig, RetrievalConfig
-from cmfg_dgl.config.text import NOT_TEXT, resolve_paths, text_value
+from cmfg_dgl.config.text import NOT_TEXT, absolute, resolve_paths, text_value
 from cmfg_dgl.errors import ConfigError
 
 __all__ = [
@@ -102,7 +102,7 @@ def load_config(source: str | None, overrides: Sequence[str] = ()) -> Config:
     ConfigError
         With one line that names the file or override, the key and the remedy.
     """
-    config = cast(Config, _load(Config, source, recipes(), overrides))
+    config = resolve_paths(cast(Config, _load(Config, source, recipes(), overrides)))
     check_config(config, _told(source, overrides))
     return config
 
@@ -110,6 +110,7 @@ def load_config(source: str | None, overrides: Sequence[str] = ()) -> Config:
 def load_bench(source: str | None, overrides: Sequence[str] = ()) -> BenchConfig:
     """Read what to compare; arguments and errors as for `load_config`, recipes from `configs/bench/`."""
     config = cast(BenchConfig, _load(BenchConfig, source, recipes("bench"), overrides))
+    config = replace(config, output_dir=absolute(config.output_dir))
     where = _told(source, overrides)
     check_bench(config, where)
     return config
@@ -158,7 +159,7 @@ def _load(schema: type, source: str | None, shipped: dict[str, Path], overrides:
         value = text_value(schema, key, text)
         merged = merge(merged, _nested(key, parse_yaml(text, where) if value is NOT_TEXT else value), where)
     try:
-        return resolve_paths(OmegaConf.to_object(merged))
+        return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{_told(source, overrides)}: {error.full_key}: {_one_line(error)}") from None
 

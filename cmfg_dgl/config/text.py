@@ -8,15 +8,13 @@ import types
 import typing
 from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from cmfg_dgl.config.keys import PACKAGED_ENCODERS, BenchConfig, Config
+from cmfg_dgl.config.keys import PACKAGED_ENCODERS, Config
 
 __all__ = ["NOT_TEXT", "absolute", "resolve_paths", "text_value"]
 
 NOT_TEXT = object()
-
-Settings = TypeVar("Settings", Config, BenchConfig)
 
 
 def text_value(schema: type, key: str, text: str) -> Any:
@@ -45,13 +43,11 @@ def _literal(text: str) -> str:
     return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
 
 
-def resolve_paths(config: Settings) -> Settings:
+def resolve_paths(config: Config) -> Config:
     """The configuration with `~` expanded and relative paths made absolute, as seen from the present folder.
 
     A name that may be a path or a name on a hub is a path where it exists.
     """
-    if isinstance(config, BenchConfig):
-        return replace(config, output_dir=absolute(config.output_dir))
     data, features, run = config.data, config.features, config.run
     return replace(
         config,

@@ -10,7 +10,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from cmfg_dgl.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_BYTES", "MAX_PIXELS", "decode", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_BYTES", "MAX_PIXELS", "decode", "read_image", "to_rgb"]
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 64 << 20
@@ -54,7 +54,7 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, max_bytes: i
                 f"{name}: {image.width} x {image.height} pixels, more than data.max_pixels={max_pixels:,}"
             )
         ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        return to_rgb(image)
     except DataError:
         raise
     except Exception as error:  # a decoder may raise anything on damaged bytes
@@ -97,7 +97,8 @@ def _open(data: bytes) -> ImageFile.ImageFile | None:
     return None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, transparency on white; 16 bits and floats are scaled, not cut off."""
     # Pillow clips these modes at 255 instead of scaling them.
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")

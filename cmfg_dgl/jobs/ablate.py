@@ -151,7 +151,7 @@ class _Runner:
         if kept is not None and (not base or weights.is_file()):
             return kept
         if variant.mode == "drop":
-            model = cut_down(data, config, seed, weights, variant.dropped)
+            model = cut_down(data, config, weights, variant.dropped)
         else:
             model = trained(data, config, seed)
         record = {"change": variant.change, "mode": variant.mode, "seed": seed, "made_from": digest}

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from cmfg_dgl.data.splits import shared_items
-from cmfg_dgl.evaluation.audit import audit
-from cmfg_dgl.jobs.results import Progress, graph_scorer, known_result, result_identity, run_scorer, trained_model
+import torch
+
+from cmfg_dgl.evaluation.audit import BankEvidence, audit
+from cmfg_dgl.evaluation.overlap import training_overlap
+from cmfg_dgl.export import load_run
+from cmfg_dgl.jobs.results import Progress, known_result, result_identity
+from cmfg_dgl.lock import folder_lock
+from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.reporting.report import write_card, write_report
-from cmfg_dgl.training.checkpoint import load_checkpoint
+from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.experiment import Experiment, select_device
 from cmfg_dgl.training.run_directory import Run
 
 __all__ = ["audit_run"]
+
+CHECKS = 14
 
 
 def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
@@ -23,32 +30,51 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
     dict
         What `audit.json` holds.
     """
-    select_device(run.config)
-    weights, _ = load_checkpoint(run.best)
-    experiment = Experiment.prepare(run.config, progress)
-    view = experiment.evaluation_split("test")
-    made_from, dataset = result_identity(run, experiment, "test"), experiment.dataset
-    if (run.folder / "audit.json").is_file() and not force:
-        return known_result(run, "audit.json", made_from)
-    names: list[str] = []
+    with folder_lock(run.folder, "cmfg audit"):
+        select_device(run.config)
+        matcher, experiment = load_run(run), Experiment.prepare(run.config, progress)
+        view = experiment.evaluation_split("test")
+        made_from = result_identity(run, experiment, "test") | {"checks": CHECKS}
+        if (run.folder / "audit.json").is_file() and not force:
+            return known_result(run, "audit.json", made_from)
+        manifest, names = run.read("manifest-train.json"), list[str]()
 
-    def report(name: str) -> None:
-        names.append(name)
-        progress("audit", len(names) - 1, 8, name)
+        def report(name: str) -> None:
+            names.append(name)
+            progress("audit", len(names) - 1, CHECKS, name)
 
-    result = audit(
-        run_scorer(run, trained_model(run, experiment, weights), None),
-        graph_scorer(experiment.model(run.config.run.seed + 1), run.config, None),
-        experiment.pair_dataset(view),
-        shared_with_training=shared_items(
-            run.read("manifest-train.json"), dataset.manifest("test"), texts=not dataset.published
-        ),
-        compared=dataset.compared,
-        progress=report,
+        progress("audit", 0, CHECKS, "comparing test with training")
+        result = audit(
+            matcher.scorer,
+            GraphScorer(experiment.model(run.config.run.seed + 1), pair_batch=run.config.retrieval.pair_batch),
+            experiment.pair_dataset(view),
+            overlap=training_overlap(experiment.dataset, manifest),
+            bank=None if matcher.query_bank is None else lambda: _bank_evidence(matcher, experiment, manifest),
+            progress=report,
+        )
+        progress("audit", CHECKS, CHECKS)
+        record = {**result.record(), "protocol": made_from["protocol"], "made_from": made_from}
+        run.write("audit.json", record)
+        write_card(run.folder)
+        write_report(run.folder)
+        return record
+
+
+def _bank_evidence(matcher: Matcher, experiment: Experiment, manifest: dict[str, Any]) -> BankEvidence:
+    """The query bank of a run beside its training split: ids that are not in it, and its items embedded again."""
+    bank, dataset = matcher.query_bank, experiment.dataset
+    assert bank is not None
+    trained = {item["image"] for item in manifest["items"]}
+    images = {image.id: i for i, image in enumerate(dataset.images) if image.id in trained}
+    captions = {c.id: n for n, c in enumerate(dataset.captions) if dataset.images[c.image].id in trained}
+    foreign = [name for name in bank.image_ids if name not in images]
+    foreign += [name for name in bank.text_ids if name not in captions]
+    if foreign:
+        return BankEvidence(tuple(foreign), (bank.images, bank.texts), (bank.images, bank.texts))
+    ends = (
+        experiment.items("image", torch.tensor([images[name] for name in bank.image_ids])),
+        experiment.items("text", torch.tensor([captions[name] for name in bank.text_ids])),
     )
-    progress("audit", 8, 8)
-    record = {**result.record(), "protocol": made_from["protocol"], "made_from": made_from}
-    run.write("audit.json", record)
-    write_card(run.folder)
-    write_report(run.folder)
-    return record
+    scorer = matcher.graph_scorer()
+    expected = scorer.embed_items(ends[0]), scorer.embed_items(ends[1])
+    return BankEvidence((), (bank.images, bank.texts), expected)

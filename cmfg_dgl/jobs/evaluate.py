@@ -1,11 +1,13 @@
-"""Evaluate a trained run on a split: both stages, both directions, by pair and by label."""
+"""Evaluate a trained model on a split: both stages, both directions, by pair and by label."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
-from cmfg_dgl.data.dataset import Split
+from cmfg_dgl.data.dataset import Dataset, Split
+from cmfg_dgl.data.splits import shared_items
 from cmfg_dgl.evaluation.evaluate import (
     Scores,
     first_stage,
@@ -19,89 +21,144 @@ from cmfg_dgl.evaluation.examples import retrieved_examples
 from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
 from cmfg_dgl.evaluation.ogb import ogb_record, write_edges
 from cmfg_dgl.evaluation.ranking import DEFINITIONS, Ranking, cmc, precision_recall
-from cmfg_dgl.jobs.results import Progress, known_result, result_identity, run_scorer, trained_model
+from cmfg_dgl.export import load_run
+from cmfg_dgl.jobs.results import Progress, known_result, result_identity, silent
+from cmfg_dgl.lock import folder_lock
+from cmfg_dgl.matcher import Matcher
+from cmfg_dgl.ownership import claim
 from cmfg_dgl.reporting.report import write_card, write_report
 from cmfg_dgl.retrieval.scorer import Scorer
-from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment, select_device
 from cmfg_dgl.training.run_directory import Run
 
-__all__ = ["evaluate_run"]
+__all__ = ["evaluate", "evaluate_run"]
 
 
-def evaluate_run(
-    run: Run, split: str, *, force: bool, progress: Progress, folds: int | None = None, ogb: bool = False
+def evaluate(
+    matcher: Matcher,
+    dataset: Dataset,
+    split: str = "test",
+    *,
+    folds: int | None = None,
+    ogb: bool = False,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Evaluate both stages on a split; a result that is there already is given again.
+    """Measure both stages of a trained model on a split of a data set, in both directions.
 
     Where images have labels, label relevance is measured too, on the database that the data set has for its test
-    split, or within the split.
+    split, or within the split. Features are extracted into the feature store where they are not there.
 
     Parameters
     ----------
     folds
         Also evaluate this many parts of the split by themselves, and give the means: COCO 1K is 5 of its test.
     ogb
-        Also score the split as link prediction by OGB's Evaluators, and write the edges of all splits as
-        `ogb-edges.safetensors`. A result that is there already gets this added.
+        Also score the split as link prediction by OGB's Evaluators.
+
+    Returns
+    -------
+    dict
+        The metrics of `first_stage` and `two_stage`, each with `i2t` and `t2i`, `rsum` and `chance_rsum`; data set,
+        split and protocol id; and `label`, `hard_negatives`, `folds` and `ogb` where they were measured.
+
+    Raises
+    ------
+    DataError
+        If there is no such split, or something of it cannot be used.
+    """
+    experiment = Experiment.of(matcher.config, dataset, progress)
+    return _measure(matcher, experiment, split, folds, ogb, progress).record
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The record of an evaluation, and what its figures and examples are made of."""
+
+    record: dict[str, Any]
+    scores: Scores
+    rankings: dict[str, dict[str, Ranking]]
+
+
+def evaluate_run(
+    run: Run, split: str, *, force: bool, progress: Progress, folds: int | None = None, ogb: bool = False
+) -> dict[str, Any]:
+    """Evaluate a trained model on a split as `evaluate` does; a result that is there already is given again.
+
+    Parameters
+    ----------
+    force
+        Measure again, and replace what is there.
+    folds, ogb
+        As for `evaluate`; `ogb` also writes the edges of all splits as `ogb-edges.safetensors`.
 
     Returns
     -------
     dict
         What `evaluation-SPLIT.json` holds.
     """
+    with folder_lock(run.folder, "cmfg eval"):
+        return _evaluate_run(run, split, force, progress, folds, ogb)
+
+
+def _evaluate_run(
+    run: Run, split: str, force: bool, progress: Progress, folds: int | None, ogb: bool
+) -> dict[str, Any]:
     config, name = run.config, f"evaluation-{split}.json"
     select_device(config)
-    selection, weights = run.read("selection.json"), load_checkpoint(run.best)[0]
-    experiment = Experiment.prepare(config, progress)
-    view = experiment.evaluation_split(split)
-    dataset = experiment.dataset
-    alpha = selection["alpha"] if config.retrieval.alpha is None else config.retrieval.alpha
-    made_from = {**result_identity(run, experiment, split), "k": config.retrieval.k, "alpha": alpha}
-    made_from["metrics"] = DEFINITIONS
-    if folds is not None:
-        parts, made_from["folds"] = view.folds(folds), folds
-    known = known_result(run, name, made_from) if (run.folder / name).is_file() and not force else None
-    if known is not None and (not ogb or "ogb" in known):
-        return known
-    pair_dataset = experiment.pair_dataset(view)
-    scorer = run_scorer(run, trained_model(run, experiment, weights), progress)
-    start = time.perf_counter()
-    scores = score(scorer, pair_dataset, k=config.retrieval.k, query_batch=config.retrieval.query_batch)
-    link_prediction = {}
+    matcher, experiment = load_run(run), Experiment.prepare(config, progress)
+    view, dataset = experiment.evaluation_split(split), experiment.dataset
+    made_from = {**result_identity(run, experiment, split), "k": config.retrieval.k, "alpha": matcher.alpha}
+    made_from |= {"metrics": DEFINITIONS} | ({} if folds is None else {"folds": folds})
+    if (run.folder / name).is_file() and not force:
+        known = known_result(run, name, made_from)
+        if not ogb or "ogb" in known:
+            return known
+    measured = _measure(matcher, experiment, split, folds, ogb, progress)
+    seen = shared_items(run.read("manifest-train.json"), dataset.manifest(split), texts=False)
+    record = {**measured.record, "images_seen_in_training": len(seen), "made_from": made_from}
     if ogb:
-        link_prediction["ogb"] = ogb_record(scores, alpha)
+        claim(run.folder, ["ogb-edges.safetensors"])
         write_edges(run.folder / "ogb-edges.safetensors", dataset)
-    if known is not None:
-        run.write(name, known | link_prediction)
-        return known | link_prediction
+    run.write(f"curves-{split}.json", _curves(measured.rankings))
+    run.write(f"examples-{split}.json", retrieved_examples(dataset, view, measured.scores, matcher.alpha))
+    run.write(name, record)
+    write_card(run.folder)
+    write_report(run.folder)
+    return record
+
+
+def _measure(
+    matcher: Matcher, experiment: Experiment, split: str, folds: int | None, ogb: bool, progress: Progress
+) -> _Measured:
+    dataset, retrieval, alpha = experiment.dataset, matcher.config.retrieval, matcher.alpha
+    view = experiment.evaluation_split(split)
+    parts = None if folds is None else view.folds(folds)
+    pair_dataset, scorer = experiment.pair_dataset(view), matcher.make_scorer(progress)
+    start = time.perf_counter()
+    scores = score(scorer, pair_dataset, k=retrieval.k, query_batch=retrieval.query_batch)
     first, first_rankings = first_stage(scores)
     second, second_rankings = two_stage(scores, alpha)
     record = {
         "dataset": dataset.name,
         "split": split,
-        "protocol": made_from["protocol"],
+        "protocol": dataset.protocol(split),
         "n_images": len(view.images),
         "n_captions": len(view.captions),
         "first_stage": first,
         "two_stage": second,
         "pairs_per_second": scores.pairs / scores.seconds,
     }
-    if folds is not None:
+    if parts is not None:
         record["folds"] = _fold_record(experiment, scorer, parts, alpha)
     if (label := _label_record(experiment, scorer, split, scores, alpha)) is not None:
         record["label"] = label
     if (negatives := experiment.hard_negatives(view)) is not None:
         margins = hard_negative_margins(scorer, pair_dataset, negatives, joint=True)
         record["hard_negatives"] = {"first_stage": margins.record(None), "two_stage": margins.record(alpha)}
-    record |= link_prediction
-    record |= {"seconds": time.perf_counter() - start, "made_from": made_from}
-    run.write(f"curves-{split}.json", _curves({"first stage": first_rankings, "two stages": second_rankings}))
-    run.write(f"examples-{split}.json", retrieved_examples(dataset, view, scores, alpha))
-    run.write(name, record)
-    write_card(run.folder)
-    write_report(run.folder)
-    return record
+    if ogb:
+        record["ogb"] = ogb_record(scores, alpha)
+    record["seconds"] = time.perf_counter() - start
+    return _Measured(record, scores, {"first stage": first_rankings, "two stages": second_rankings})
 
 
 def _fold_record(experiment: Experiment, scorer: Scorer, parts: list[Split], alpha: float) -> dict[str, Any]:

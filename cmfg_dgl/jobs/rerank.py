@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,16 @@ from cmfg_dgl.evaluation.ranking import DEFINITIONS
 from cmfg_dgl.evaluation.rerank import curve, query_seconds
 from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.bench.methods import make_method
+from cmfg_dgl.export import load_run
 from cmfg_dgl.features.pair_dataset import PairDataset
-from cmfg_dgl.files import sha256_file, write_atomic
-from cmfg_dgl.jobs.results import Progress, graph_scorer, known_result, result_identity, run_scorer, trained_model
+from cmfg_dgl.files import sha256_file
+from cmfg_dgl.jobs.results import Progress, known_result, result_identity
+from cmfg_dgl.lock import folder_lock
+from cmfg_dgl.matcher import Matcher
+from cmfg_dgl.ownership import claim
 from cmfg_dgl.reporting.figures import png_bytes, svg_text
 from cmfg_dgl.reporting.rerank_figure import rerank_figure
 from cmfg_dgl.retrieval.embeddings import Embedded, read_embeddings, spread, write_embeddings
-from cmfg_dgl.retrieval.scorer import GraphScorer
-from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment, select_device
 from cmfg_dgl.training.run_directory import Run
 
@@ -70,11 +71,11 @@ def rerank_run(
     for name in first_stages:
         _check_name(name)
     select_device(run.config)
-    run.read("selection.json")
-    job = _Job.prepare(run, tuple(dict.fromkeys(("val", split))), progress)
-    record = job.measure("val", ks, first_stages, force)
-    if split != "val":
-        record = job.measure(split, ks, first_stages, force, chosen=record)
+    with folder_lock(run.folder, "cmfg rerank"):
+        job = _Job.prepare(run, tuple(dict.fromkeys(("val", split))), progress)
+        record = job.measure("val", ks, first_stages, force)
+        if split != "val":
+            record = job.measure(split, ks, first_stages, force, chosen=record)
     return record
 
 
@@ -99,21 +100,18 @@ class _Job:
     """A trained run and the splits on which its second stage is measured."""
 
     run: Run
+    matcher: Matcher
     experiment: Experiment
-    scorer: GraphScorer
     progress: Progress
     collections: Mapping[str, PairDataset]
     own: Callable[[str], Sides]
 
     @classmethod
     def prepare(cls, run: Run, splits: Sequence[str], progress: Progress) -> _Job:
-        weights, _ = load_checkpoint(run.best)
-        experiment = Experiment.prepare(run.config, progress)
+        matcher, experiment = load_run(run), Experiment.prepare(run.config, progress)
         collections = {name: experiment.pair_dataset(experiment.evaluation_split(name)) for name in splits}
-        model = trained_model(run, experiment, weights)
-        scorer, first = graph_scorer(model, run.config, progress), run_scorer(run, model, None)
-        own = functools.cache(lambda split: first.embeddings(collections[split]))
-        return cls(run, experiment, scorer, progress, collections, own)
+        own = functools.cache(lambda split: matcher.scorer.embeddings(collections[split]))
+        return cls(run, matcher, experiment, progress, collections, own)
 
     def measure(
         self, split: str, ks: Sequence[int], names: Sequence[str], force: bool, chosen: Record | None = None
@@ -140,6 +138,7 @@ class _Job:
 
     def _empty(self, split: str) -> Record:
         """A record without any first stage; the run's own embeddings are written, a pattern for other files."""
+        claim(self.run.folder, [f"embeddings-{split}.safetensors"])
         write_embeddings(
             self.run.folder / f"embeddings-{split}.safetensors",
             {
@@ -204,9 +203,9 @@ class _Job:
         scale = self._scale(stage)
         images, captions = (rows * scale**0.5 for rows in stage.embed(split))
         pair_dataset, batch = self.collections[split], self.run.config.retrieval.query_batch
-        scores = score(Embedded(images, captions, self.scorer), pair_dataset, k=max(ks), query_batch=batch)
-        quiet = graph_scorer(self.scorer.model, self.run.config, None)
-        curves, seconds = [], query_seconds(quiet, pair_dataset, scores, ks)
+        second = self.matcher.graph_scorer(self.progress)
+        scores = score(Embedded(images, captions, second), pair_dataset, k=max(ks), query_batch=batch)
+        curves, seconds = [], query_seconds(self.matcher.graph_scorer(), pair_dataset, scores, ks)
         for number, k in enumerate(ks):
             alpha = None if chosen is None else chosen[number]["two_stage"]["alpha"]
             curves.append(curve(scores, k, alpha) | {"query_seconds": seconds[number]})
@@ -221,4 +220,4 @@ class _Job:
     def _draw(self, record: Record, split: str) -> None:
         figure = rerank_figure(record)
         for suffix, content in {"svg": svg_text(figure).encode(), "png": png_bytes(figure)}.items():
-            write_atomic(self.run.folder / f"rerank-{split}.{suffix}", partial(Path.write_bytes, data=content))
+            self.run.write_file(f"rerank-{split}.{suffix}", content)

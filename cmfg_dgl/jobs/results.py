@@ -1,25 +1,16 @@
-"""What a result on a split was made from, and the trained model as a scorer."""
+"""What a result on a split was made from, and how far a job is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Protocol
 
-import torch
-
-from cmfg_dgl.config import Config
 from cmfg_dgl.errors import CheckpointError, ConfigError
 from cmfg_dgl.files import sha256_file
-from cmfg_dgl.nn.model import CMFG
-from cmfg_dgl.retrieval.hubness import corrected, make_correction
-from cmfg_dgl.retrieval.query_bank import load_query_bank
-from cmfg_dgl.retrieval.scorer import GraphScorer, Scorer
 from cmfg_dgl.training.experiment import Experiment
 from cmfg_dgl.training.run_directory import Run
-from cmfg_dgl.training.trainer import load_weights
 
-__all__ = ["Progress", "graph_scorer", "known_result", "result_identity", "run_scorer", "trained_model"]
+__all__ = ["Progress", "known_result", "result_identity", "silent"]
 
 
 class Progress(Protocol):
@@ -30,43 +21,8 @@ class Progress(Protocol):
         ...
 
 
-def graph_scorer(model: CMFG, config: Config, progress: Callable[[str, int, int], None] | None) -> GraphScorer:
-    """A model as a scorer of both stages, which tells how far the second is."""
-    return GraphScorer(
-        model,
-        pair_batch=config.retrieval.pair_batch,
-        progress=None if progress is None else lambda done, total: progress("re-ranking", done, total),
-    )
-
-
-def run_scorer(run: Run, model: CMFG, progress: Callable[[str, int, int], None] | None) -> Scorer:
-    """The trained model of a run as a scorer of both stages, with the hubness correction of the run.
-
-    Raises
-    ------
-    CheckpointError
-        If the run's query bank is missing or damaged.
-    ConfigError
-        If the configuration asks for a query bank of another size than the run was trained with.
-    """
-    retrieval = run.config.retrieval
-    correction = make_correction(retrieval)
-    if correction is not None:
-        bank = load_query_bank(run.query_bank)
-        if bank.size != retrieval.query_bank:
-            raise ConfigError(
-                f"retrieval.query_bank {retrieval.query_bank}: the run was trained with {bank.size}; leave "
-                "it out, or train another run"
-            )
-        correction.fit(bank.images, bank.texts)
-    return corrected(graph_scorer(model, run.config, progress), correction)
-
-
-def trained_model(run: Run, experiment: Experiment, weights: dict[str, torch.Tensor]) -> CMFG:
-    """The model with the weights that validation chose."""
-    model = experiment.model(run.config.run.seed)
-    load_weights(model, weights, run.best)
-    return model
+def silent(what: str, done: int, total: int, message: str = "") -> None:
+    """A `Progress` that says nothing."""
 
 
 def result_identity(run: Run, experiment: Experiment, split: str) -> dict[str, Any]:

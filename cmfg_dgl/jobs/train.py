@@ -1,12 +1,16 @@
-"""Train a run directory to the end: the model, what validation chooses, the report."""
+"""Train a model into a run directory: the weights, what validation chooses, the report."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from cmfg_dgl.config import Config, change_config, load_config
+from cmfg_dgl.config.text import absolute, resolve_paths
+from cmfg_dgl.data.dataset import Split
 from cmfg_dgl.errors import CheckpointError, ConfigError, DataError
 from cmfg_dgl.evaluation.attention import attention_summary
 from cmfg_dgl.evaluation.evaluate import (
@@ -18,46 +22,112 @@ from cmfg_dgl.evaluation.evaluate import (
     score,
 )
 from cmfg_dgl.evaluation.examples import retrieved_examples
+from cmfg_dgl.export import load_run
 from cmfg_dgl.files import canonical_json, sha256_bytes
-from cmfg_dgl.jobs.results import Progress, graph_scorer
+from cmfg_dgl.jobs.results import Progress, silent
+from cmfg_dgl.lock import folder_lock
+from cmfg_dgl.matcher import Matcher
+from cmfg_dgl.ownership import claim
 from cmfg_dgl.reporting.board import write_board
 from cmfg_dgl.reporting.report import write_card, write_report
 from cmfg_dgl.retrieval.hubness import Correction, corrected
 from cmfg_dgl.retrieval.query_bank import QueryBank, bank_items, fit_correction, save_query_bank
 from cmfg_dgl.training.experiment import Experiment, select_device
 from cmfg_dgl.training.fit import Stopping, fit, uninterrupted
-from cmfg_dgl.training.run_directory import Run
+from cmfg_dgl.retrieval.scorer import GraphScorer
+from cmfg_dgl.training.run_directory import Run, begin_run, check_run
 from cmfg_dgl.training.trainer import Trainer
 
-__all__ = ["find_checkpoint", "train_run"]
+__all__ = ["find_checkpoint", "train", "train_run"]
 
 _log = logging.getLogger(__name__)
 
 
+def train(
+    recipe: str | Path | Config,
+    *,
+    output_dir: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+    **overrides: Any,
+) -> Matcher:
+    """Train a model, or go on with a training that was stopped, and give it with its encoders.
+
+    A finished run of the same configuration in the folder is read, not repeated.
+
+    Parameters
+    ----------
+    recipe
+        Name of a shipped recipe, path of a YAML file, or a configuration.
+    output_dir
+        The run directory; default `run.output_dir`.
+    force
+        Replace a run that is there.
+    progress
+        Called with (what, done, total, message).
+    **overrides
+        Sections with their keys, as in `data={"root": "pictures"}`, or keys by their path, as in
+        `**{"training.epochs": 5}`.
+
+    Raises
+    ------
+    ConfigError
+        If a key or a value cannot be used, or something else is in the folder.
+    DataError
+        If the data set cannot be used.
+    """
+    config = recipe if isinstance(recipe, Config) else load_config(str(recipe))
+    values = dict(_flat(overrides))
+    if output_dir is not None:
+        values["run.output_dir"] = str(output_dir)
+    run, _ = train_run(
+        resolve_paths(change_config(config, values, "train")), checkpoint="auto", force=force, progress=progress
+    )
+    return load_run(run)
+
+
+def _flat(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Sections with keys as key paths; a relation and the fractions stay one value."""
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and not prefix:
+            yield from _flat(value, f"{key}.")
+        else:
+            yield prefix + key, dict(value) if isinstance(value, Mapping) else value
+
+
 def train_run(
-    run: Run, *, checkpoint: str | None, progress: Progress, stopping: Stopping = uninterrupted
-) -> dict[str, Any]:
+    config: Config,
+    *,
+    checkpoint: str | None,
+    force: bool,
+    progress: Progress,
+    stopping: Stopping = uninterrupted,
+) -> tuple[Run, dict[str, Any]]:
     """Train to the end, choose alpha on validation, write the report; a finished run is left as it is.
 
-    What cannot be used is left out of training and named in a log line each.
+    Nothing is written before data and features are ready. What cannot be used is left out of training and named in a
+    log line each.
 
     Parameters
     ----------
     checkpoint
-        Where to go on from: `auto` for the run's own last checkpoint, if it has one, else a file or the
-        directory of another run; None starts from random weights.
+        Where to go on from: `auto` for the run's own last checkpoint, if it has one, else a file or the directory of
+        another run; None starts from random weights.
+    force
+        Replace a run that is there.
     stopping
         Ends the training early, with the state saved; see `fit`.
 
     Returns
     -------
-    dict
-        What `selection.json` holds.
+    run, selection
+        The run directory, and what its `selection.json` holds.
 
     Raises
     ------
     ConfigError
-        If the run is finished and `checkpoint` is another run's, or that one is.
+        If the folder holds something else, another process writes there, or the run is finished and `checkpoint` is
+        another run's.
     DataError
         If too much is unusable, or the training split is not what the run began with.
     CheckpointError
@@ -65,43 +135,59 @@ def train_run(
     Interrupted
         When `stopping` ended the training.
     """
-    source = run.last if checkpoint == "auto" else find_checkpoint(checkpoint) if checkpoint else None
-    if (run.folder / "selection.json").is_file():
-        if source and source.resolve() != run.last.resolve():
-            raise ConfigError(f"{run.folder}: holds a finished run; choose another -o to go on from {source}")
-        finished: dict[str, Any] = run.read("selection.json")
-        return finished
-    start = time.perf_counter()
-    select_device(run.config)
-    experiment = Experiment.prepare(run.config, progress)
+    folder = Path(config.run.output_dir)
+    with folder_lock(folder, "cmfg train"):
+        run = check_run(config, resume=checkpoint is not None, force=force)
+        source = run.last if checkpoint == "auto" else find_checkpoint(checkpoint) if checkpoint else None
+        if (folder / "selection.json").is_file() and not force:
+            if source and source.resolve() != run.last.resolve():
+                raise ConfigError(f"{folder}: holds a finished run; choose another -o to go on from {source}")
+            finished: dict[str, Any] = run.read("selection.json")
+            return run, finished
+        select_device(config)
+        experiment = Experiment.prepare(config, progress)
+        # All that may be wrong with the data is said before anything is written.
+        splits = {name: experiment.training_split(name) for name in ("train", "val")}
+        begin_run(run, force=force)
+        return run, _train(run, experiment, splits, source, progress, stopping)
+
+
+def _train(
+    run: Run,
+    experiment: Experiment,
+    splits: Mapping[str, Split],
+    source: Path | None,
+    progress: Progress,
+    stopping: Stopping,
+) -> dict[str, Any]:
+    start, config, dataset = time.perf_counter(), run.config, experiment.dataset
     left_out = _left_out(experiment)
     for reason in left_out.values():
         _log.warning("left out: %s", reason)
-    train, val = experiment.training_split("train"), experiment.training_split("val")
-    model = experiment.model(run.config.run.seed)
-    scorer, held_out = graph_scorer(model, run.config, progress), experiment.pair_dataset(val)
+    train, val = splits["train"], splits["val"]
+    model, held_out = experiment.model(config.run.seed), experiment.pair_dataset(val)
+    scorer = GraphScorer(model, pair_batch=config.retrieval.pair_batch)
 
     def validate() -> dict[str, float]:
         return {"val_rsum": first_stage_rsum(scorer, held_out), **attention_summary(model, held_out)}
 
+    _keep_manifest(run, dataset.manifest("train"))
+    claim(run.folder, ["metrics.jsonl"])
     trainer = Trainer(
         model,
         experiment.pair_dataset(train),
         experiment.texts(train),
         validate,
         run.folder,
-        run.config.training,
-        seed=run.config.run.seed,
+        config.training,
+        seed=config.run.seed,
         progress=lambda done, total, message: progress("training", done, total, message),
     )
-    _keep_manifest(run, experiment.dataset.manifest("train"))
     source = None if source == run.last and not source.is_file() else source
     best = cast(dict[str, Any], fit(trainer, checkpoint=source, stopping=stopping))
-    state = trainer.state
-    correction = fit_correction(scorer, trainer.pair_dataset, run.config.retrieval)
+    correction = fit_correction(scorer, trainer.pair_dataset, config.retrieval)
     if correction is not None:
         _save_query_bank(run, experiment, train, correction)
-    dataset = experiment.dataset
     run.write(
         "training.json",
         {
@@ -116,11 +202,11 @@ def train_run(
             "published": dataset.published,
             "quarantined": left_out,
             "truncated_captions": experiment.captions.truncated,
-            "epochs": state.epoch,
+            "epochs": trainer.state.epoch,
             "seconds": time.perf_counter() - start,
         },
     )
-    scores = score(corrected(scorer, correction), held_out, k=run.config.retrieval.k)
+    scores = score(corrected(scorer, correction), held_out, k=config.retrieval.k)
     selection = {
         "split": "val",
         "protocol": dataset.protocol("val"),
@@ -128,7 +214,7 @@ def train_run(
         **_select(run, scores),
     }
     examples = retrieved_examples(dataset, val, scores, selection["alpha"])
-    write_board(run.folder / "tb", dataset, val, scorer.embeddings(held_out), examples, step=state.step)
+    write_board(run.folder / "tb", dataset, val, scorer.embeddings(held_out), examples, step=trainer.state.step)
     # Written last: it says that the run is finished.
     run.write("selection.json", selection)
     write_card(run.folder)
@@ -138,7 +224,7 @@ def train_run(
 
 def find_checkpoint(given: str) -> Path:
     """A checkpoint file, or the last one of a run directory; CheckpointError where there is none."""
-    path = Path(given)
+    path = Path(absolute(given))
     found = path / "checkpoints" / "last.safetensors" if path.is_dir() else path
     if not found.is_file():
         raise CheckpointError(f"{found}: no such checkpoint; name a run directory or a file of its checkpoints")

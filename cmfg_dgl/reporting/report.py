@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from cmfg_dgl.errors import CheckpointError
 from cmfg_dgl.evaluation.audit import shown
-from cmfg_dgl.files import write_atomic
+from cmfg_dgl.ownership import write_owned
 from cmfg_dgl.reporting.figures import (
     alpha_figure,
     cmc_figure,
@@ -122,7 +122,7 @@ def page_environment(**options: Any) -> Environment:
 
 
 def _write(path: Path, page: str) -> Path:
-    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_owned(path.parent, path.name, page.encode())
     return path
 
 

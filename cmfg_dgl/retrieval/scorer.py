@@ -54,19 +54,19 @@ class GraphScorer:
         *,
         batch: int = 128,
         pair_batch: int = 512,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> None:
         self.model, self.batch, self.pair_batch, self.progress = model, batch, pair_batch, progress
 
     @torch.inference_mode()
     def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """Independent embeddings; the scale is split evenly over both modalities."""
-        root = self.model.scale("first").sqrt()
-        images, captions = (
-            self.embed(side, torch.arange(side.count)) * root
-            for side in (pair_dataset.images, pair_dataset.captions)
-        )
-        return images.cpu(), captions.cpu()
+        return self.embed_items(pair_dataset.images), self.embed_items(pair_dataset.captions)
+
+    @torch.inference_mode()
+    def embed_items(self, items: ItemSet) -> Tensor:
+        """Embeddings (count, D) of all items of a modality, on the host."""
+        return (self.embed(items, torch.arange(items.count)) * self.model.scale("first").sqrt()).cpu()
 
     @torch.inference_mode()
     def embed(self, side: ItemSet, items: Tensor) -> Tensor:
@@ -156,8 +156,8 @@ def fused(first: Tensor, joint: Tensor, alpha: float) -> Tensor:
 def fuse(first: Tensor, chosen: Tensor, joint: Tensor, alpha: float) -> Tensor:
     """Final scores of a chunk of queries: the candidates re-ranked, all others below them in their old order.
 
-    A candidate whose first-stage score ties with an item that was cut off is not re-ranked: it keeps its tie, so that
-    the order of equal scores decides nothing. With alpha 0 the order is the first stage's for every k.
+    A candidate whose first-stage score ties with an item that was cut off is not re-ranked: it keeps its tie, so
+    that the order of equal scores decides nothing. With alpha 0 the order is the first stage's for every k.
 
     Parameters
     ----------

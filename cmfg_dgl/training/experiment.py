@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,8 +24,10 @@ from cmfg_dgl.features.store.reader import FeatureStore
 from cmfg_dgl.features.stores import Progress, build_stores
 from cmfg_dgl.graph.relations import make_relations
 from cmfg_dgl.nn.model import CMFG
+from cmfg_dgl.training.checkpoint import load_checkpoint
+from cmfg_dgl.training.trainer import load_weights
 
-__all__ = ["Experiment", "build_model", "select_device"]
+__all__ = ["Experiment", "build_model", "restore_model", "select_device"]
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +78,13 @@ class Experiment:
         force
             Extract anew.
         """
-        dataset = load_dataset(config.data)
+        return cls.of(config, load_dataset(config.data), progress, force=force)
+
+    @classmethod
+    def of(
+        cls, config: Config, dataset: Dataset, progress: Progress | None = None, *, force: bool = False
+    ) -> Experiment:
+        """Extract, or find, the features of a data set; parameters as for `prepare`."""
         images, captions = build_stores(config, dataset, progress, force=force)
         return cls(config, dataset, images, captions)
 
@@ -178,10 +187,19 @@ class Experiment:
     def pair_dataset(self, split: Split) -> PairDataset:
         """The nodes of a split, read from the stores when they are needed."""
         return PairDataset(
-            _item_set("image", self.images, torch.from_numpy(split.images)),
-            _item_set("text", self.captions, torch.from_numpy(split.captions)),
+            self.items("image", torch.from_numpy(split.images)),
+            self.items("text", torch.from_numpy(split.captions)),
             torch.from_numpy(split.caption_image),
         )
+
+    def items(self, modality: str, positions: Tensor) -> ItemSet:
+        """Images or captions by their positions in the data set, int64 (items,), read from the store when needed."""
+        store = self.images if modality == "image" else self.captions
+
+        def read(items: Tensor) -> Nodes:
+            return store.read(positions[items])
+
+        return ItemSet(modality, len(positions), read, store.shard_of(positions))
 
     def texts(self, split: Split) -> Tensor:
         """Number of each caption's normalised text, int64 (M,): equal texts have equal numbers."""
@@ -212,8 +230,14 @@ def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
         ).to(device)
 
 
-def _item_set(modality: str, store: FeatureStore, positions: Tensor) -> ItemSet:
-    def read(items: Tensor) -> Nodes:
-        return store.read(positions[items])
+def restore_model(config: Config, widths: dict[str, int], path: Path) -> CMFG:
+    """The model of a configuration with the weights of a checkpoint, in evaluation mode.
 
-    return ItemSet(modality, len(positions), read, store.shard_of(positions))
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is missing, damaged or of another model.
+    """
+    model = build_model(config, widths, config.run.seed)
+    load_weights(model, load_checkpoint(path)[0], path)
+    return model.eval()

@@ -40,8 +40,8 @@ class Run:
     `README.md`, `audit.json`, `inspect/`, for each evaluated split `evaluation-`, `curves-` and
     `examples-SPLIT.json`, for each whose pairs were inspected `faithfulness-SPLIT.json`, and for each on which
     re-ranking was measured `rerank-SPLIT.json`, `.svg` and `.png`, and `embeddings-SPLIT.safetensors`; and
-    `ogb-edges.safetensors`, if a split was evaluated as link prediction. `.cmfg.json` lists the files that cmfg wrote,
-    with their digests: nothing else is ever replaced or removed.
+    `ogb-edges.safetensors`, if a split was evaluated as link prediction. `.cmfg.json` lists the files that cmfg
+    wrote, with their digests: nothing else is ever replaced or removed.
     """
 
     folder: Path

@@ -17,9 +17,7 @@ from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.retrieval.hubness import corrected
 from cmfg_dgl.retrieval.query_bank import fit_correction
 from cmfg_dgl.retrieval.scorer import GraphScorer, Scorer
-from cmfg_dgl.training.checkpoint import load_checkpoint
-from cmfg_dgl.training.experiment import build_model
-from cmfg_dgl.training.trainer import load_weights
+from cmfg_dgl.training.experiment import restore_model
 
 __all__ = ["choose_on_validation", "cut_down", "evaluated", "trained"]
 
@@ -34,7 +32,7 @@ def trained(data: BenchData, config: Config, seed: int) -> CMFG:
     return method.model.eval()
 
 
-def cut_down(data: BenchData, config: Config, seed: int, weights: Path, dropped: Sequence[str]) -> CMFG:
+def cut_down(data: BenchData, config: Config, weights: Path, dropped: Sequence[str]) -> CMFG:
     """The model with the weights in a file, without some of its relations.
 
     Raises
@@ -42,8 +40,7 @@ def cut_down(data: BenchData, config: Config, seed: int, weights: Path, dropped:
     CheckpointError
         If the weights are missing, damaged or of another model.
     """
-    model = build_model(config, data.widths, seed)
-    load_weights(model, load_checkpoint(weights)[0], weights)
+    model = restore_model(config, data.widths, weights)
     for name in dropped:
         model = drop_relation(model, name)
     return model

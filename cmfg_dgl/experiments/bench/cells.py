@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmfg_dgl.data.splits import shared_items
 from cmfg_dgl.evaluation.alignment import alignment_metrics
-from cmfg_dgl.evaluation.audit import audit
+from cmfg_dgl.evaluation.audit import BankEvidence, audit
 from cmfg_dgl.evaluation.evaluate import Direction, Scores, choose_alpha, rank_chunks, score, score_chunks
 from cmfg_dgl.evaluation.examples import retrieved_examples
 from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
+from cmfg_dgl.evaluation.overlap import training_overlap
 from cmfg_dgl.evaluation.ranking import (
     Ranking,
     chance,
@@ -292,14 +292,20 @@ def _broken_ties(direction: Direction, query_batch: int) -> Ranking:
 
 def _audit(method: Method, correction: Correction | None, untrained: Method, data: BenchData) -> dict[str, Any]:
     dataset = data.experiment.dataset
+    retrieval = data.config.retrieval
+
+    def bank() -> BankEvidence:
+        again = fit_correction(method, data.training.pair_dataset, retrieval)
+        assert again is not None
+        assert correction is not None
+        return BankEvidence((), (correction.images, correction.texts), (again.images, again.texts))
+
     return audit(
         corrected(method, correction),
         untrained,
         data.test.pair_dataset,
-        shared_with_training=shared_items(
-            dataset.manifest("train"), dataset.manifest("test"), texts=not dataset.published
-        ),
-        compared=dataset.compared,
+        overlap=training_overlap(dataset, dataset.manifest("train")),
+        bank=None if correction is None else bank,
         joint=method.reranks,
     ).record()
 
