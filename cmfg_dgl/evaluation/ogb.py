@@ -19,7 +19,7 @@ from torch import Tensor
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.evaluation.evaluate import Direction, Scores, score_chunks
 from cmfg_dgl.files import write_atomic
-from cmfg_dgl.retrieval.scorer import fuse
+from cmfg_dgl.retrieval.scorer import fuse, fused
 
 __all__ = ["QUERY_NEGATIVES", "SHARED_NEGATIVES", "link_prediction_split", "ogb_record", "write_edges"]
 
@@ -156,10 +156,11 @@ def _tables(direction: Direction, alpha: float | None, query_batch: int) -> Iter
         ranked = shared = first.double()
         if alpha is not None and direction.chosen.shape[1]:
             chosen, joint = direction.chosen[rows], direction.joint[rows]
-            # `fuse` moves the scores of each query by an amount of its own.
-            fused = alpha * joint.double() + (1 - alpha) * ranked.gather(1, chosen)
-            shared = torch.full_like(ranked, -torch.inf).scatter(1, chosen, fused)
             ranked = fuse(first, chosen, joint, alpha)
+            # `fuse` moves the scores of each query by an amount of its own; what is not re-ranked is then below 0.
+            below = ranked.gather(1, chosen) < 0
+            again = fused(first.gather(1, chosen), joint, alpha).masked_fill(below, -torch.inf)
+            shared = torch.full_like(ranked, -torch.inf).scatter(1, chosen, again)
         worst = torch.where(right, -torch.inf, torch.inf).double()
         yield ranked.where(~ranked.isnan(), worst), shared.where(~shared.isnan(), worst), right
 

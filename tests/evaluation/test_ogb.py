@@ -45,14 +45,17 @@ STAGES = ("first_stage", "two_stage")
 
 
 def count(scores: Scores, name: str, alpha: float | None) -> dict[str, dict[str, float]]:
-    """What OGB defines, edge by edge; a pair that is not re-ranked is far below, in its old order for its query."""
+    """What OGB defines, edge by edge; what is not re-ranked is far below, for its query in the old order."""
     direction = scores.directions[name]
     ranked = (direction.queries @ direction.gallery.T).double().numpy()
     shared = ranked
     if alpha is not None:
         first, ranked, shared = ranked, ranked - 1e6, np.full_like(ranked, -1e6)
         for query, row in enumerate(direction.chosen.tolist()):
+            cut = max(np.delete(first[query], row), default=-np.inf)
             for column, item in enumerate(row):
+                if first[query, item] <= cut:
+                    continue
                 fused = alpha * float(direction.joint[query, column]) + (1 - alpha) * first[query, item]
                 ranked[query, item] = shared[query, item] = fused
     right = (direction.query_images[:, None] == direction.gallery_images).numpy()
