@@ -92,10 +92,10 @@ def info(
     cmfg data info data.name=folder data.root=DIR
     cmfg data info -c mirflickr25k data.root=DIR data.protocol=B
     """
-    from cmfg_dgl.data.load import load_dataset
+    from cmfg_dgl.data.load import read_dataset
 
     with Bars(verbosity.quiet):
-        dataset = load_dataset(settings.data)
+        dataset = read_dataset(settings.data)
     splits = {}
     for name, positions in dataset.splits.items():
         members = set(positions.tolist())
@@ -152,11 +152,11 @@ def check(
     cmfg data check data.name=folder data.root=DIR
     """
     from cmfg_dgl.data.doctor import check_dataset
-    from cmfg_dgl.data.load import load_dataset
+    from cmfg_dgl.data.load import read_dataset
     from cmfg_dgl.errors import DataError
 
     with Bars(verbosity.quiet) as bars:
-        dataset = load_dataset(settings.data)
+        dataset = read_dataset(settings.data)
         findings = check_dataset(dataset, lambda done, total: bars("images", done, total))
     errors, warnings = (sum(f.severity == kind for f in findings) for kind in ("error", "warning"))
     if as_json:

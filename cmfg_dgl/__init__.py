@@ -1,7 +1,7 @@
 """Image-text matching with attention-weighted heterogeneous graphs, on DGL.
 
-`train` trains a model, `Matcher` is a trained model, `evaluate` measures one, `load_dataset` reads a data set. They are
-imported when they are first used, for torch and DGL take seconds.
+`train` trains a model, `Matcher` is a trained model, `evaluate` measures one, `load_dataset` reads a data set. They
+are imported when they are first used, for torch and DGL take seconds.
 """
 
 import importlib

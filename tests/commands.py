@@ -55,6 +55,15 @@ class Result:
         return json.loads(self.out, parse_constant=refuse)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: where it lies, the arguments of `cmfg train` that made it, and what that printed."""
+
+    folder: Path
+    arguments: tuple[str, ...]
+    result: Result
+
+
 def cmfg(*arguments: object) -> Result:
     """Call `cmfg ARGUMENTS` in this process."""
     out, err = io.StringIO(), io.StringIO()

@@ -1,13 +1,14 @@
 """Pins of a trained model as an object.
 
-- `load` of a run and of its export give equal embeddings, joint scores and rankings, without the training data; what
-  a command measures of the run is what the object computes.
+- `load` of a run and of its export give equal embeddings, joint scores and rankings, without the training data;
+  what a command measures of the run is what the object computes.
 - Embeddings and joint scores of pictures and texts do not depend on batches or on how a picture is given; inner
   products are first-stage scores.
-- `rank` equals a sort of fused scores over the candidates of the first stage, both ways round; without re-ranking it
-  is the first stage.
+- `rank` equals a sort of fused scores over the candidates of the first stage, both ways round; without re-ranking
+  it is the first stage.
 - `pair_graph` holds features, boxes, spans and attention that sums to 1 over the edges that enter a node.
-- An exported folder is whole or absent; a damaged, missing or foreign file of it is named; nothing foreign is replaced.
+- An exported folder is whole or absent; a damaged, missing or foreign file of it is named; nothing foreign is
+  replaced.
 - A hub repository is written and read by the client's own calls.
 - Training from Python works in a thread, twice in a process, and leaves signal handlers and threads alone.
 """
@@ -32,6 +33,9 @@ from cmfg_dgl import export
 from cmfg_dgl.errors import CheckpointError, ConfigError, DataError
 from cmfg_dgl.matcher import Matcher
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+FRACTIONS = {"train": 0.5, "val": 0.2, "test": 0.3}
 TEXTS = ["a red circle on the left", "a blue square on the right", "left triangle painted green", "a dog"]
 
 
@@ -64,7 +68,7 @@ def test_an_export_is_the_run(matcher, shown, exported, pictures, monkeypatch):
 def test_embeddings_are_those_of_the_evaluation(matcher, trained, pictures, tmp_path):
     """The embeddings file that `cmfg rerank` writes holds the same vectors for the pictures of the data set."""
     run = Path(shutil.copytree(trained.folder, tmp_path / "run"))
-    assert cmfg("rerank", run, "--k", "4", "-q").code == 0
+    assert cmfg("rerank", run, "--split", "test", "--k", "4", "-q").code == 0
     from safetensors import safe_open
 
     with safe_open(run / "embeddings-test.safetensors", framework="pt") as file:
@@ -229,7 +233,7 @@ def test_the_hub_is_written_and_read(matcher, shown, tmp_path, monkeypatch):
 def test_a_missing_model_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for source in (tmp_path, tmp_path / "nothing", "nobody/nothing"):
-        with pytest.raises(CheckpointError, match="nothing|no trained model"):
+        with pytest.raises(CheckpointError, match=r"nothing|no trained model"):
             Matcher.load(source)
 
 
@@ -242,8 +246,12 @@ def test_the_command_exports(trained, matcher, shown, tmp_path):
     assert cmfg("export", trained.folder, tmp_path / "model", "--force").code == 0
 
 
+def handlers_and_threads() -> Any:
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], torch.get_num_threads()
+
+
 def test_training_from_python_in_a_thread(pictures, tmp_path):
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], torch.get_num_threads()
+    before = handlers_and_threads()
     made: list[Matcher] = []
     failures: list[BaseException] = []
     overrides = dict(item.split("=", 1) for item in SMALL)
@@ -254,7 +262,11 @@ def test_training_from_python_in_a_thread(pictures, tmp_path):
                 cmfg_dgl.train(
                     "folder",
                     output_dir=tmp_path / name,
-                    data={"root": str(pictures), "near_duplicate": 1.0, "fractions": {"train": 0.5, "val": 0.2, "test": 0.3}},
+                    data={
+                        "root": str(pictures),
+                        "near_duplicate": 1.0,
+                        "fractions": {"train": 0.5, "val": 0.2, "test": 0.3},
+                    },
                     features={"image_size": 64},
                     model={"width": 32},
                     **{"training.epochs": 2, "training.batch_size": int(overrides["training.batch_size"])},
@@ -269,12 +281,13 @@ def test_training_from_python_in_a_thread(pictures, tmp_path):
         thread.start()
         thread.join()
     assert not failures
-    assert ([signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], torch.get_num_threads()) == before
+    assert (
+        [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        torch.get_num_threads(),
+    ) == before
     one, two = made
     assert torch.equal(one.embed_texts(TEXTS), two.embed_texts(TEXTS))
-    dataset = cmfg_dgl.load_dataset(
-        "folder", root=str(pictures), near_duplicate=1.0, fractions={"train": 0.5, "val": 0.2, "test": 0.3}
-    )
+    dataset = cmfg_dgl.load_dataset("folder", root=str(pictures), near_duplicate=1.0, fractions=FRACTIONS)
     record = cmfg_dgl.evaluate(one, dataset, "test")
     measured = cmfg("eval", tmp_path / "one", "--split", "test", "--json").json
     assert record["first_stage"] == measured["first_stage"]

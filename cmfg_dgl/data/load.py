@@ -1,4 +1,4 @@
-"""The table of data formats, and the one function that reads a data set."""
+"""The table of data formats, and how a data set is read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from cmfg_dgl.config import DataConfig
+from cmfg_dgl.config import Config, DataConfig, change_config
+from cmfg_dgl.config.text import resolve_paths
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.formats.blip import BLIP
 from cmfg_dgl.data.formats.clip_benchmark import CLIP_BENCHMARK
@@ -24,7 +25,7 @@ from cmfg_dgl.data.formats.webdataset import WEBDATASET
 from cmfg_dgl.data.splits import first_pairs
 from cmfg_dgl.errors import ConfigError
 
-__all__ = ["FORMATS", "load_dataset"]
+__all__ = ["FORMATS", "load_dataset", "read_dataset"]
 
 FORMATS: dict[str, Format] = {
     "openmoji": OPENMOJI,
@@ -43,8 +44,27 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def load_dataset(data: DataConfig) -> Dataset:
-    """Read a data set and split it: `load_dataset(DataConfig(name="folder", root="pictures"))`.
+def load_dataset(name: str, **options: Any) -> Dataset:
+    """Read a data set by name and split it: `load_dataset("folder", root="pictures")`.
+
+    Parameters
+    ----------
+    name
+        `cmfg data ls` lists them.
+    **options
+        Keys of the section `data` of a configuration.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As from `read_dataset`; also for an unknown key.
+    """
+    values = {f"data.{key}": value for key, value in {"name": name, **options}.items()}
+    return read_dataset(resolve_paths(change_config(Config(), values, "load_dataset")).data)
+
+
+def read_dataset(data: DataConfig) -> Dataset:
+    """Read the data set of a configuration and split it.
 
     Parameters
     ----------

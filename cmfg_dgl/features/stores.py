@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from cmfg_dgl.config import Config
 from cmfg_dgl.data.dataset import Dataset
-from cmfg_dgl.data.load import load_dataset
+from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.extract import Extraction, caption_extraction, image_extraction
 from cmfg_dgl.features.store.reader import FeatureStore
@@ -34,7 +34,7 @@ def extractions(config: Config, dataset: Dataset | None = None) -> tuple[Extract
     dataset
         The data set of the configuration; it is read where it is left out.
     """
-    dataset = dataset or load_dataset(config.data)
+    dataset = dataset or read_dataset(config.data)
     vision, text = load_encoders(config, compiled=config.features.compile)
     directory, features = features_directory(config), config.features
     return (

@@ -13,30 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmfg_dgl.config import Config
 from cmfg_dgl.data.dataset import Dataset, ImageItem, Split
 from cmfg_dgl.data.formats.scenes import scene_of
-from cmfg_dgl.data.images import read_image
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.explain.faithfulness import Faithfulness, faithfulness_of_pairs, measure_faithfulness
 from cmfg_dgl.explain.inspect import Pair, inspect_pair, write_attention
 from cmfg_dgl.explain.pointing import NamedObject, Pointing, pointing_of_pair, pointing_of_pairs
-from cmfg_dgl.features.encoders.load import load_encoders
-from cmfg_dgl.features.encoders.text import TextEncoder
-from cmfg_dgl.features.encoders.vision import VisionEncoder
-from cmfg_dgl.features.extract import to_half
+from cmfg_dgl.export import load_run
 from cmfg_dgl.features.stores import Progress
 from cmfg_dgl.files import sha256_bytes
-from cmfg_dgl.jobs.results import run_scorer
+from cmfg_dgl.lock import folder_lock
+from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.nn.joint_attention import joint_attention
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.reporting.inspect_page import write_inspection
 from cmfg_dgl.reporting.overlays import write_overlays
 from cmfg_dgl.retrieval.scorer import candidates, fuse
-from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment, build_model
 from cmfg_dgl.training.run_directory import Run
-from cmfg_dgl.training.trainer import load_weights
 
 __all__ = ["inspect_file", "inspect_item", "inspect_query", "inspect_split"]
 
@@ -69,24 +63,10 @@ def inspect_file(
     ConfigError
         If something is there that may not be overwritten.
     """
-    data = run.config.data
-    picture = read_image(image, max_pixels=data.max_pixels, max_bytes=data.max_bytes)
-    vision, words = load_encoders(run.config)
-    tokenised = words.prepare(text)
-    pair = Pair(
-        name=image.name,
-        picture=picture,
-        view=vision.view(*picture.size),
-        text=text,
-        spans=tuple((int(a), int(b)) for a, b in tokenised.spans[tokenised.kept]),
-        words=tuple(tokenised.words[tokenised.kept].tolist()),
-        # Rounded as the feature store rounds, so that a picture of the data set gets the score that it has there.
-        image=to_half(vision.encode([picture]), vision.name),
-        caption=to_half(words.forward([tokenised]).nodes, words.name),
-    )
-    digest = sha256_bytes(picture.tobytes() + text.encode())[:8]
+    models = _models(run, faithfulness)
+    pair = models.matcher.pair(image, text)
+    digest = sha256_bytes(pair.picture.tobytes() + text.encode())[:8]
     folder = output or run.folder / "inspect" / f"{_slug(image.stem)}-{digest}"
-    models = _models(run, {"patch": vision.width, "token": words.width}, faithfulness)
     return _write(models, pair, folder, force)
 
 
@@ -209,15 +189,20 @@ def inspect_split(run: Run, split: str, *, pairs: int, force: bool, progress: Pr
         **faithfulness_of_pairs(curves),
         **({"pointing": {name: pointing_of_pairs(pairs) for name, pairs in pointed.items()}} if pointed else {}),
     }
-    run.write(path.name, record)
+    with folder_lock(run.folder, "cmfg inspect"):
+        run.write(path.name, record)
     return record
 
 
 class _Models(NamedTuple):
-    """The run's model, and where faithfulness is measured the same with random weights in its graph layers."""
+    """A trained run, and where faithfulness is measured its model with random weights in its graph layers."""
 
-    trained: CMFG
+    matcher: Matcher
     untrained: CMFG | None
+
+    @property
+    def trained(self) -> CMFG:
+        return self.matcher.model
 
 
 @dataclass(frozen=True)
@@ -226,17 +211,13 @@ class _Source:
 
     experiment: Experiment
     models: _Models
-    vision: VisionEncoder
-    words: TextEncoder
 
     @classmethod
     def open(cls, run: Run, faithfulness: bool, progress: Progress) -> _Source:
-        experiment = Experiment.prepare(run.config, progress)
-        vision, words = load_encoders(run.config)
+        models = _models(run, faithfulness)
         # Before any work: where patches lie is not known of every encoder.
-        vision.view(1, 1)
-        widths = {"patch": experiment.images.width, "token": experiment.captions.width}
-        return cls(experiment, _models(run, widths, faithfulness), vision, words)
+        models.matcher.vision.view(1, 1)
+        return cls(Experiment.prepare(run.config, progress), models)
 
     @property
     def _dataset(self) -> Dataset:
@@ -267,11 +248,11 @@ class _Source:
         for store, name in ((experiment.images, item.id), (experiment.captions, text.id)):
             if name in store.quarantined:
                 raise DataError(f"{self._dataset.name}: {store.quarantined[name]}; choose another pair")
-        picture, tokenised = self._dataset.load(item), self.words.prepare(text.text)
+        picture, tokenised = self._dataset.load(item), self.models.matcher.text.prepare(text.text)
         return Pair(
             name=item.id,
             picture=picture,
-            view=self.vision.view(*picture.size),
+            view=self.models.matcher.vision.view(*picture.size),
             text=text.text,
             spans=tuple((int(a), int(b)) for a, b in experiment.captions.spans([text.id])),
             words=tuple(tokenised.words[tokenised.kept].tolist()),
@@ -292,32 +273,30 @@ def _retrieve(
     run: Run, source: _Source, split: Split, direction: str, query: int, top: int, progress: Progress
 ) -> tuple[Tensor, Tensor]:
     """Places in the gallery of the best results of both stages, and their final scores."""
-    config: Config = run.config
-    alpha = run.read("selection.json")["alpha"] if config.retrieval.alpha is None else config.retrieval.alpha
-    scorer = run_scorer(run, source.models.trained, progress)
+    matcher = source.models.matcher
+    scorer = matcher.make_scorer(progress)
     pair_dataset = source.experiment.pair_dataset(split)
     sides = scorer.embeddings(pair_dataset)
     queries, gallery = sides if direction == "i2t" else sides[::-1]
     mine = queries[query : query + 1]
-    chosen = candidates(mine, gallery, config.retrieval.k)
+    chosen = candidates(mine, gallery, run.config.retrieval.k)
     ends = (torch.full_like(chosen[0], query), chosen[0])
     joint = scorer.pairs(pair_dataset, *(ends if direction == "i2t" else ends[::-1]))
-    final = fuse(mine @ gallery.T, chosen, joint[None], alpha)[0]
+    final = fuse(mine @ gallery.T, chosen, joint[None], matcher.alpha)[0]
     best = final.topk(min(top, len(final)))
     return best.indices, best.values
 
 
-def _models(run: Run, widths: dict[str, int], faithfulness: bool) -> _Models:
-    weights, _ = load_checkpoint(run.best)
-    trained = build_model(run.config, widths, run.config.run.seed).eval()
-    load_weights(trained, weights, run.best)
+def _models(run: Run, faithfulness: bool) -> _Models:
+    matcher = load_run(run)
     if not faithfulness:
-        return _Models(trained, None)
+        return _Models(matcher, None)
     # Features enter as they do in training, for without that nothing would be left to attend to.
-    untrained = copy.deepcopy(trained)
+    untrained = copy.deepcopy(matcher.model)
+    widths = {"patch": matcher.vision.width, "token": matcher.text.width}
     other = build_model(run.config, widths, run.config.run.seed + 1)
     untrained.layers.load_state_dict(other.layers.state_dict())
-    return _Models(trained, untrained)
+    return _Models(matcher, untrained)
 
 
 def _write(models: _Models, pair: Pair, folder: Path, force: bool) -> dict[str, Any]:

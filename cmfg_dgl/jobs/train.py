@@ -32,9 +32,9 @@ from cmfg_dgl.reporting.board import write_board
 from cmfg_dgl.reporting.report import write_card, write_report
 from cmfg_dgl.retrieval.hubness import Correction, corrected
 from cmfg_dgl.retrieval.query_bank import QueryBank, bank_items, fit_correction, save_query_bank
+from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.experiment import Experiment, select_device
 from cmfg_dgl.training.fit import Stopping, fit, uninterrupted
-from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.run_directory import Run, begin_run, check_run
 from cmfg_dgl.training.trainer import Trainer
 
@@ -105,14 +105,14 @@ def train_run(
 ) -> tuple[Run, dict[str, Any]]:
     """Train to the end, choose alpha on validation, write the report; a finished run is left as it is.
 
-    Nothing is written before data and features are ready. What cannot be used is left out of training and named in a
-    log line each.
+    Nothing is written before data and features are ready. What cannot be used is left out of training and named in
+    a log line each.
 
     Parameters
     ----------
     checkpoint
-        Where to go on from: `auto` for the run's own last checkpoint, if it has one, else a file or the directory of
-        another run; None starts from random weights.
+        Where to go on from: `auto` for the run's own last checkpoint, if it has one, else a file or the directory
+        of another run; None starts from random weights.
     force
         Replace a run that is there.
     stopping

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cmfg_dgl.config import PRECOMPUTED, Config
 from cmfg_dgl.data.dataset import Dataset, Split
-from cmfg_dgl.data.load import load_dataset
+from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.encoders.load import load_encoders
@@ -78,7 +78,7 @@ class Experiment:
         force
             Extract anew.
         """
-        return cls.of(config, load_dataset(config.data), progress, force=force)
+        return cls.of(config, read_dataset(config.data), progress, force=force)
 
     @classmethod
     def of(
@@ -193,7 +193,7 @@ class Experiment:
         )
 
     def items(self, modality: str, positions: Tensor) -> ItemSet:
-        """Images or captions by their positions in the data set, int64 (items,), read from the store when needed."""
+        """Images or captions by their positions in the data set, int64 (items,); the store is read when needed."""
         store = self.images if modality == "image" else self.captions
 
         def read(items: Tensor) -> Nodes:

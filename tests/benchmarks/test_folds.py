@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmfg_dgl.config import Config, load_config
-from cmfg_dgl.data.load import load_dataset
+from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.evaluation.significance import paired_bootstrap
 from cmfg_dgl.experiments.bench.cells import run_cell
@@ -112,7 +112,7 @@ def test_no_finished_cell_is_repeated(experiment: Experiment, measured: tuple[Pa
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("fold-*.json")} == before
     other: Config = load_config("folder", [f"data.root={experiment.config.data.root}", *SMALL, "data.seed=1"])
     with pytest.raises(ConfigError, match="made from other data"):
-        measure(replace(experiment, config=other, dataset=load_dataset(other.data)), folder)
+        measure(replace(experiment, config=other, dataset=read_dataset(other.data)), folder)
 
 
 def test_differences_are_of_all_queries(measured: tuple[Path, Any]) -> None:

@@ -17,7 +17,7 @@ from commands import SMALL, draw_folder
 from pairs import measure_pairs, pairs_figure, pairs_table
 
 from cmfg_dgl.config import BenchConfig, load_config
-from cmfg_dgl.data.load import load_dataset
+from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.evaluation.significance import mean_interval
 from cmfg_dgl.files import read_json
 from cmfg_dgl.jobs.bench import bench
@@ -54,7 +54,7 @@ def test_every_size_is_a_comparison_of_its_own(
     given: tuple[list[str], Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     overrides, _, record = given
-    whole = load_dataset(load_config("folder", overrides).data)
+    whole = read_dataset(load_config("folder", overrides).data)
     assert [size["pairs"] for size in record["sizes"]] == [20, 40, len(whole.split("train").captions)]
     assert record["protocol"] == whole.protocol("test")
     assert record["sizes"][-1]["protocol"] == whole.protocol("train")

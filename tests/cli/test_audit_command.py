@@ -18,7 +18,7 @@ from commands import cmfg, contents
 from torch import Tensor
 
 from cmfg_dgl.config import load_config
-from cmfg_dgl.data.load import load_dataset
+from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.jobs import audit as audit_job
 from cmfg_dgl.jobs import results
@@ -103,7 +103,7 @@ def test_a_leaky_scorer_fails(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_test_caption_seen_in_training_fails(run: Path) -> None:
     path = run / "manifest-train.json"
     manifest = json.loads(path.read_text())
-    test = load_dataset(load_config(str(run / "config.yaml")).data).manifest("test")["items"]
+    test = read_dataset(load_config(str(run / "config.yaml")).data).manifest("test")["items"]
     caption = test[0]["captions"][0]
     manifest["items"][0]["captions"].append(f"{caption.upper()} !")
     path.write_text(json.dumps(manifest))

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Result, cmfg, contents
-from conftest import Trained
+from commands import Result, Trained, cmfg, contents
 
 from cmfg_dgl.evaluation.evaluate import score
 from cmfg_dgl.jobs.results import run_scorer

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from cmfg_dgl.config import load_bench, load_config
 
 TYPED = [
-    "exp #2", "007", "1.10", "12:30", "yes", "no", "~x", "a: b", "2020-13-45", "${nowhere}", r"\${x}", "{a", "[", "'",
-    '"', "- x", "*a", "&a", "!!int 3", "a=b", " spaced ", "1e-4", "caf\u00e9", "null ", "%",
+    "exp #2", "007", "1.10", "12:30", "yes", "no", "~x", "a: b", "2020-13-45", "${nowhere}", r"\${x}", "{a", "[",
+    "'", '"', "- x", "*a", "&a", "!!int 3", "a=b", " spaced ", "1e-4", "caf\u00e9", "null ", "%",
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import pytest
 from layouts import picture, section
 
 from cmfg_dgl.config import DataConfig, ScenesConfig
-from cmfg_dgl.data.load import FORMATS, load_dataset
+from cmfg_dgl.data.load import FORMATS, read_dataset
 from cmfg_dgl.errors import ConfigError, DataError
 
 WANTED = {
@@ -37,12 +37,12 @@ def test_the_section_is_passed_on(tmp_path: Path) -> None:
     for number in range(30):
         picture(tmp_path / f"{number}.jpg", number)
         (tmp_path / f"{number}.txt").write_text(f"caption number{number} word{number}")
-    dataset = load_dataset(DataConfig(name="folder", root=str(tmp_path), max_pixels=24 * 16 - 1, seed=3))
+    dataset = read_dataset(DataConfig(name="folder", root=str(tmp_path), max_pixels=24 * 16 - 1, seed=3))
     assert dataset.name == tmp_path.name
     assert "seed-3" in dataset.rule
     with pytest.raises(DataError, match="24 x 16 pixels"):
         dataset.load(dataset.images[0])
-    fewer = load_dataset(DataConfig(name="folder", root=str(tmp_path), train_pairs=4, seed=3))
+    fewer = read_dataset(DataConfig(name="folder", root=str(tmp_path), train_pairs=4, seed=3))
     assert len(fewer.splits["train"]) == 4 < len(dataset.splits["train"])
 
 
@@ -50,12 +50,12 @@ def test_the_section_is_passed_on(tmp_path: Path) -> None:
 def test_each_name_asks_for_its_own_files(name: str, tmp_path: Path) -> None:
     if name not in WANTED:
         few = {"scenes": ScenesConfig(3, 2, 1)} if name == "scenes" else {}
-        assert load_dataset(DataConfig(name=name, **few)).name == name
+        assert read_dataset(DataConfig(name=name, **few)).name == name
         return
     (tmp_path / "captions.tsv").touch()
     picture(tmp_path / "a.jpg", 1)
     with pytest.raises(DataError, match=WANTED[name]):
-        load_dataset(section(tmp_path, name=name))
+        read_dataset(section(tmp_path, name=name))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -64,12 +64,12 @@ def test_an_option_that_is_not_read_is_refused(name: str, option: str, monkeypat
     monkeypatch.setitem(FORMATS, name, replace(FORMATS[name], read=lambda data: data))
     data = replace(DataConfig(name=name), **{option: SET[option]})
     if name in READ_BY[option]:
-        assert load_dataset(data) is data
+        assert read_dataset(data) is data
         return
     readers = [reader for reader in FORMATS if reader in READ_BY[option]]
     key = "scenes.val=7" if option == "scenes" else f"{option}={SET[option]!r}"
     with pytest.raises(ConfigError) as refused:
-        load_dataset(data)
+        read_dataset(data)
     verb = "read" if len(readers) > 1 else "reads"
     assert str(refused.value).startswith(f"data.{key}: only {' and '.join(readers)} {verb} it; leave it out")
 
@@ -82,6 +82,6 @@ def test_formats_declare_keys_of_the_section_alone() -> None:
 
 def test_unknown_names_and_protocols() -> None:
     with pytest.raises(ConfigError, match="did you mean 'openmoji'"):
-        load_dataset(DataConfig(name="openmoij"))
+        read_dataset(DataConfig(name="openmoij"))
     with pytest.raises(ConfigError, match=r"data\.protocol='C': mirflickr25k has A, B, paper"):
-        load_dataset(DataConfig(name="mirflickr25k", protocol="C"))
+        read_dataset(DataConfig(name="mirflickr25k", protocol="C"))

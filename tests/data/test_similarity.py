@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 
 from cmfg_dgl.config import load_config
-from cmfg_dgl.data.load import load_dataset
+from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.data.similarity import FLOOR, MAX_DISTANCE, SIGNATURE, alike, signature
 
 
@@ -94,7 +94,7 @@ def test_a_position_is_not_like_itself() -> None:
 
 @pytest.mark.slow
 def test_openmoji_has_alike_drawings_only_where_they_are_nearly_the_same() -> None:
-    dataset = load_dataset(load_config("openmoji").data)
+    dataset = read_dataset(load_config("openmoji").data)
     signatures = np.stack([signature(dataset.load(image)) for image in dataset.images])
     found = [
         (dataset.images[one], dataset.images[other])

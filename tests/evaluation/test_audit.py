@@ -25,7 +25,7 @@ from PIL import Image
 from planted import planted, tiny_model, tiny_trainer
 
 from cmfg_dgl.config import DataConfig
-from cmfg_dgl.data.load import load_dataset
+from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.evaluation import audit as module
 from cmfg_dgl.evaluation import evaluate, ranking
 from cmfg_dgl.evaluation.audit import BankEvidence, audit, subset
@@ -357,7 +357,7 @@ def test_a_pixel_does_not_hide_a_picture(tmp_path):
     Image.fromarray(picture).save(tmp_path / "other.png")
     rows.append("other.png,stripes,train")
     (tmp_path / "captions.csv").write_text("\n".join(rows))
-    dataset = load_dataset(DataConfig(name="folder", root=str(tmp_path)))
+    dataset = read_dataset(DataConfig(name="folder", root=str(tmp_path)))
     found = training_overlap(dataset, dataset.manifest("train"))
     assert found.shared == ()
     assert sorted(found.alike) == [f"{number}.png" for number in range(4)]

@@ -1,6 +1,7 @@
 """Pins of the fusion of both stages.
 
-- Candidates come first, by alpha * joint + (1 - alpha) * first; the others follow in their old order, ties still ties.
+- Candidates come first, by alpha * joint + (1 - alpha) * first; the others follow in their old order, ties still
+  ties.
 - A candidate that ties in the first stage with an item that was cut off is not re-ranked: which of equal scores the
   search happened to choose changes nothing.
 - Alpha 0 ranks positives as the first stage does, for every k; alpha 1 orders candidates by the joint score.
@@ -53,7 +54,8 @@ def test_fused_order(scores, alpha):
     for q in range(len(first)):
         place = {g: i for i, g in enumerate(chosen[q].tolist())}
         own = {
-            g: alpha * float(joint[q, place[g]]) + (1 - alpha) * float(first[q, g]) for g in reranked(first, chosen, q)
+            g: alpha * float(joint[q, place[g]]) + (1 - alpha) * float(first[q, g])
+            for g in reranked(first, chosen, q)
         }
         for a in range(first.shape[1]):
             for b in range(first.shape[1]):
