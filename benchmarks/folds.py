@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmfg_dgl.cli.output import Bars, print_table
+from cmfg_dgl.cli.process import prepare_process
 from cmfg_dgl.config import BenchConfig, Config, load_config, parse_yaml
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.errors import ConfigError
@@ -182,6 +183,7 @@ def main(
     parsed = [parse_try(text) for text in tries]
     recipe = load_config(config, overrides)
     _check(parsed, recipe)
+    prepare_process(recipe.run.threads)
     with Bars(quiet=False) as bars:
         experiment = Experiment.prepare(recipe, bars)
         found = measure_folds(

@@ -18,6 +18,7 @@ from measure import one_line_errors, recipe_arguments
 
 from cmfg_dgl.cli.options import WholeNumbers
 from cmfg_dgl.cli.output import Bars, print_table
+from cmfg_dgl.cli.process import prepare_process
 from cmfg_dgl.config import BenchConfig, load_config
 from cmfg_dgl.files import read_json, write_atomic, write_json
 from cmfg_dgl.jobs.bench import bench
@@ -163,6 +164,7 @@ def main(
     minutes: float,
 ) -> None:
     """Measure, and print the table; stopped and started again, it repeats no finished cell."""
+    prepare_process(load_config(config, overrides).run.threads)
     with Bars(quiet=False) as bars:
         record = measure_pairs(
             config,

@@ -13,6 +13,7 @@ import click
 from measure import one_line_errors
 
 from cmfg_dgl.cli.output import Bars, print_table
+from cmfg_dgl.cli.process import prepare_process
 from cmfg_dgl.data.formats.scenes import Scene, scene_of
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.evaluation.hard_negatives import Margins, hard_negative_margins
@@ -67,6 +68,7 @@ def refused(margins: Margins, scenes: Sequence[Scene]) -> list[dict[str, str | i
 def main(run: str, split: str, as_json: bool) -> None:
     """Measure, and print the table."""
     opened = open_run(run)
+    prepare_process(opened.config.run.threads)
     with Bars(quiet=False) as bars:
         experiment = Experiment.prepare(opened.config, bars)
         part = experiment.evaluation_split(split)
