@@ -21,8 +21,15 @@ import pytest
 from commands import cmfg, contents, flip_byte, start
 from safetensors import safe_open
 
+from cmfg_dgl.evaluation.evaluate import first_stage, score
 from cmfg_dgl.jobs import evaluate as evaluate_job
+from cmfg_dgl.jobs.results import trained_model
+from cmfg_dgl.retrieval.hubness import CSLS, CorrectedScorer
+from cmfg_dgl.retrieval.query_bank import load_query_bank
 from cmfg_dgl.retrieval.scorer import GraphScorer
+from cmfg_dgl.training.checkpoint import load_checkpoint
+from cmfg_dgl.training.experiment import Experiment
+from cmfg_dgl.training.run_directory import open_run
 
 PERCENTAGES = {
     f"{name}@{k}" for name in ("R", "P", "recall") for k in (1, 5, 10)
@@ -98,6 +105,28 @@ def test_validation_gives_what_training_chose_by(trained: Any, run: Path) -> Non
     check_contract(record, "val")
     assert record["first_stage"]["rsum"] == pytest.approx(trained.result.json["first_stage_rsum"])
     assert record["two_stage"]["rsum"] == pytest.approx(trained.result.json["two_stage_rsum"])
+
+
+def test_another_correction_needs_no_training_and_is_another_result(evaluated: Path, run: Path) -> None:
+    opened = open_run(str(run))
+    experiment = Experiment.prepare(opened.config)
+    test = experiment.pair_dataset(experiment.evaluation_split("test"))
+    plain = GraphScorer(trained_model(opened, experiment, load_checkpoint(opened.best)[0]))
+    bank = load_query_bank(opened.query_bank)
+    local = CSLS(3)
+    local.fit(bank.images, bank.texts)
+    csls = ("retrieval.correction=csls", "retrieval.csls_neighbours=3")
+    for changes, scorer in ((("retrieval.correction=none",), plain), (csls, CorrectedScorer(plain, local))):
+        refused = cmfg("eval", evaluated, *changes, "-q")
+        assert refused.code == 2 and "made with another correction" in refused.err
+        record = cmfg("eval", run, *changes, "--force", "--json").json
+        for direction, metrics in first_stage(score(scorer, test, k=0))[0].items():
+            assert record["first_stage"][direction] == pytest.approx(metrics)
+    refused = cmfg("eval", run, "retrieval.query_bank=3", "--force", "-q")
+    assert refused.code == 2 and "the run was trained with 4096" in refused.err
+    opened.query_bank.unlink()
+    missing = cmfg("eval", run, "--force", "-q")
+    assert missing.code == 4 and "query-bank.safetensors: missing" in missing.err
 
 
 def test_the_table_shows_both_stages_and_the_protocol(evaluated: Path) -> None:

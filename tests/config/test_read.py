@@ -61,6 +61,11 @@ def error_of(source, overrides=()):
 
 ERRORS = {
     "unknown key": ("model: {widht: 3}", ["model.widht", "did you mean model.width?"]),
+    "key of earlier versions": (
+        "model: {sharpness: 4.0}",
+        ["model.sharpness", "it is retrieval.inverse_temperature"],
+    ),
+    "another one": ("model: {bank: 0}", ["model.bank", "retrieval.query_bank", "retrieval.correction: none"]),
     "unknown section": ("modle: {width: 3}", ["modle", "did you mean model?"]),
     "unlike any key": ("model: {zzzzzz: 3}", ["model.zzzzzz", "known here: width, heads"]),
     "key of a relation": (
