@@ -16,6 +16,7 @@ from cmfg_dgl.config.keys import (
     RunConfig,
     ScenesConfig,
     TrainingConfig,
+    default_relations,
 )
 from cmfg_dgl.config.read import (
     change_config,
@@ -42,6 +43,7 @@ __all__ = [
     "ScenesConfig",
     "TrainingConfig",
     "change_config",
+    "default_relations",
     "describe_keys",
     "load_bench",
     "load_config",
