@@ -16,6 +16,7 @@ from cmfg_dgl.config.keys import (
     RunConfig,
     ScenesConfig,
     TrainingConfig,
+    default_relations,
 )
 from cmfg_dgl.config.read import (
     change_config,
@@ -44,6 +45,7 @@ __all__ = [
     "TrainingConfig",
     "change_config",
     "config_from_mapping",
+    "default_relations",
     "describe_keys",
     "load_bench",
     "load_config",

@@ -136,7 +136,7 @@ class RelationView:
         ):
             others = ~torch.eye(source.width, dtype=torch.bool, device=source.device)[None]
             return others if source.present is None else others & source.present[:, None, :]
-        return self._edge_mask(counts).to(target.device)
+        return self._edge_mask().to(target.device)
 
     @property
     def edge_ids(self) -> Tensor:
@@ -167,13 +167,14 @@ class RelationView:
             repeat(position[by_source], E),
         )
 
-    def _edge_mask(self, counts: Tensor) -> Tensor:
+    def _edge_mask(self) -> Tensor:
         source, target = self.source, self.target
         edge_source, edge_target = self.graph.edges(etype=self.canonical)
-        owner = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        graphs = torch.arange(len(target.counts))
+        owner = torch.repeat_interleave(graphs, target.counts)[edge_target]
         local_source = edge_source - (source.counts.cumsum(0) - source.counts)[owner]
         local_target = edge_target - (target.counts.cumsum(0) - target.counts)[owner]
-        mask = torch.zeros(len(counts), target.width, source.width, dtype=torch.bool)
+        mask = torch.zeros(len(graphs), target.width, source.width, dtype=torch.bool)
         mask[owner, local_target, local_source] = True
         return mask
 

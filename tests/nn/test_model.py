@@ -53,10 +53,12 @@ def test_model_equals_single_pair_graphs(index):
     residual, norm = index % 7 in (0, 1, 4, 6), index % 7 in (0, 2, 4)
     kernel = ("auto", "edge", "block", "dgl")[index // 3 % 4]
     schema = list(SCHEMAS)[(0, 1, 0, 2, 1, 3, 0, 4, 1, 5, 2)[index % 11]]
-    init = "cca" if index % 13 < 6 else "random"
+    init = ("cca", "random", "none")[index % 13 % 3]
+    shared, positions = index % 5 in (1, 3), index % 17 > 4
     model = random_model(
         schema, layers=layers, cross_layers=cross_layers, stacking=stacking, edge_weights=weights, softmax=softmax,
         pooling=pooling, residual=residual, norm="layer" if norm else "none", kernel=kernel, init=init,
+        weights="shared" if shared else "relation", positions=positions,
     )  # fmt: skip
     settings = Settings(heads=2, joint=softmax == "joint", residual=residual, norm=norm)
     stack = Stack(layers, cross_layers, stacking == "interleaved", weights == "once", pooling)
@@ -267,6 +269,7 @@ def test_scale_is_learnt_and_bounded():
         ({"softmax": "both"}, "softmax 'both'"),
         ({"edge_weights": "twice"}, "edge_weights 'twice'"),
         ({"norm": "batch"}, "norm 'batch'"),
+        ({"weights": "tied"}, "weights 'tied'"),
         ({"pooling": "sum"}, "'sum'"),
         ({"kernel": "fast"}, "'fast'"),
         ({"cross_layers": 3}, "cross_layers 3"),
