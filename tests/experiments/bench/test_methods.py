@@ -294,8 +294,10 @@ def test_each_stage_faces_the_hard_negatives(name: str, leaky: bool) -> None:
         assert stages["first"]["hard_negatives"] is None
         return
     method, owners = methods[0], negatives.pair_dataset.caption_image
-    images, captions = method.embeddings(part.pair_dataset)
-    _, wrong = method.embeddings(negatives.pair_dataset)
+    correction = fit_correction(method, training().pair_dataset, config().retrieval) if name == "cmfg" else None
+    first = corrected(method, correction)
+    images, captions = first.embeddings(part.pair_dataset)
+    _, wrong = first.embeddings(negatives.pair_dataset)
     margin = torch.stack(
         [images[i] @ captions[c] - images[i] @ w for i, c, w in zip(owners, negatives.right, wrong, strict=True)]
     )
