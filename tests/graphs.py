@@ -116,7 +116,7 @@ def single_edges(relation: Relation, source: NodeSet, target: NodeSet) -> list[P
         others = [w for w in range(len(a)) if relation.cross or w != u]
         return v in _ranked(a, b, u, others)[:k]
 
-    def heard(v: int, u: int) -> bool:
+    def joined(v: int, u: int) -> bool:
         if not relation.cross and v == u:
             return False
         down, right = moved(v, u)
@@ -139,7 +139,7 @@ def single_edges(relation: Relation, source: NodeSet, target: NodeSet) -> list[P
             near = near and lies == relation.topology.direction
         return near
 
-    return [(v, u) for u in range(int(target.counts[0])) for v in range(int(source.counts[0])) if heard(v, u)]
+    return [(v, u) for u in range(int(target.counts[0])) for v in range(int(source.counts[0])) if joined(v, u)]
 
 
 def batch_edges(relation: Relation, nodes: Mapping[str, NodeSet]) -> list[list[Pair]]:

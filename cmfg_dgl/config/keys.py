@@ -194,7 +194,7 @@ class ModelConfig:
     )
     weights: str = option(
         "relation",
-        "W_Q, W_K and W of their own for each relation, or one of each for all relations (the paper's)",
+        "W_Q, W_K and W for each relation, or one of each for all relations (the paper's)",
         choices=("relation", "shared"),
     )
     residual: bool = option(True, "add a layer's input to its output")
@@ -221,7 +221,7 @@ class ModelConfig:
     )
     kernel: str = option(
         "auto",
-        "how a relation is computed, all with the same numbers: edge by edge, as a padded block, or by DGL's own "
+        "how a relation is computed, all with the same numbers: edge by edge, as a padded block, or by DGL's "
         "message passing; auto takes the faster of the first two",
         choices=("auto", "edge", "block", "dgl"),
     )

@@ -44,13 +44,10 @@ def training_losses(
     """
     owners = pair_dataset.caption_image[batch]
     whole_graphs = config.graphs == "joint"
-    nodes = [
-        model.to_device(side.read(items))
-        for side, items in ((pair_dataset.images, owners), (pair_dataset.captions, batch))
-    ]
+    patches, tokens = pair_dataset.images.read(owners), pair_dataset.captions.read(batch)
     images, captions = (
-        model.encode(modality, of, joint=config.joint_weight > 0 and not whole_graphs)
-        for modality, of in zip(("image", "text"), nodes, strict=True)
+        model.encode(modality, model.to_device(nodes), joint=config.joint_weight > 0 and not whole_graphs)
+        for modality, nodes in (("image", patches), ("text", tokens))
     )
     logits = images.embedding @ captions.embedding.T * model.scale("first")
     same = same_pairs(owners, texts[batch]).to(logits.device)
@@ -64,7 +61,7 @@ def training_losses(
     image = torch.cat([matching, matching.repeat_interleave(K), wrong_images.flatten().cpu()])
     caption = torch.cat([matching, wrong_captions.flatten().cpu(), matching.repeat_interleave(K)])
     if whole_graphs:
-        scores = model(model.pair_graphs(nodes[0].select(image), nodes[1].select(caption)))
+        scores = model(model.pair_graphs(patches.select(image), tokens.select(caption)))
     else:
         scores = model.match(images.select(image), captions.select(caption))
     right, of_image, of_caption = (scores * model.scale("joint")).split([B, B * K, B * K])

@@ -82,7 +82,7 @@ def hard_negative_order(
             similarity[0] = 2.0
             chosen = similarity.topk(min(size, len(left))).indices
             groups.append(left[chosen])
-            kept = torch.ones(len(left), dtype=torch.bool)
-            kept[chosen] = False
-            left = left[kept]
+            remains = torch.ones(len(left), dtype=torch.bool)
+            remains[chosen] = False
+            left = left[remains]
     return torch.cat(groups)

@@ -57,9 +57,17 @@ def run(schema, device, **options):
         }
         order = torch.tensor([2, 0, 1])
         scores = model.match(encoded["patch"].select(order), encoded["token"])
-        (scores.sum() + sum(e.embedding[:, 0].sum() for e in encoded.values())).backward()
+        images, texts = (
+            random_nodes(grids, WIDTHS[kind], 1) for kind, grids in (("patch", IMAGES), ("token", CAPTIONS))
+        )
+        defined = model(model.pair_graphs(images.select(order), texts), attention=True)
+        (scores.sum() + defined.sum() + sum(e.embedding[:, 0].sum() for e in encoded.values())).backward()
         gradients = {n: back(p.grad) for n, p in model.named_parameters() if p.grad is not None}
-    return [back(scores.detach()), *(back(e.embedding.detach()) for e in encoded.values())], gradients
+    return [
+        back(scores.detach()),
+        back(defined.detach()),
+        *(back(e.embedding.detach()) for e in encoded.values()),
+    ], gradients
 
 
 @DEVICES
@@ -83,14 +91,14 @@ def test_the_device_gives_the_numbers_of_the_host(device, schema, options):
 
 
 @DEVICES
-def test_training_losses_and_both_stages_equal_those_of_the_host(device):
+@pytest.mark.parametrize("graphs", ["factorised", "joint"])
+def test_training_losses_and_both_stages_equal_those_of_the_host(device, graphs):
     pair_dataset = planted([1] * 12, seed=3)
     image, caption = torch.arange(12).repeat_interleave(6), torch.arange(72) % 12
 
     def losses(model):
-        made = training_losses(
-            model, pair_dataset, torch.arange(12), torch.arange(12), TrainingConfig(label_smoothing=0.1)
-        )
+        config = TrainingConfig(label_smoothing=0.1, graphs=graphs)
+        made = training_losses(model, pair_dataset, torch.arange(12), torch.arange(12), config)
         return [back(made.total.detach()), back(made.joint.detach())]
 
     host, away = tiny_model(dropout=0.0, feature_dropout=0.0), tiny_model(dropout=0.0, feature_dropout=0.0)
