@@ -84,7 +84,7 @@ def configurations() -> Iterator[ModelConfig]:
         draw = random.Random(index)
         turned = {name: draw.choice(options) for name, options in TURNED.items()}
         chosen = dict(zip(CHOICES, values, strict=True))
-        yield ModelConfig(**chosen, **turned, width=8, dropout=0.0, feature_dropout=0.0, bank=0)
+        yield ModelConfig(**chosen, **turned, width=8, dropout=0.0, feature_dropout=0.0)
 
 
 def random_model(config: ModelConfig, schema: str) -> CMFG:

@@ -50,7 +50,7 @@ class Uniter(nn.Module):
 def make_model(stacking: str, layers: int, seed: int) -> CMFG:
     """The default schema at width 256; one cross-modal layer where it is factorised."""
     torch.manual_seed(seed)
-    config = ModelConfig(width=WIDTH, heads=HEADS, layers=layers, stacking=stacking, init="random", bank=0)
+    config = ModelConfig(width=WIDTH, heads=HEADS, layers=layers, stacking=stacking, init="random")
     return CMFG(config, MIXED, WIDTHS).eval()
 
 
