@@ -20,6 +20,7 @@ from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
 from cmfg_dgl.evaluation.ranking import DEFINITIONS, Ranking, cmc, precision_recall
 from cmfg_dgl.jobs.results import Progress, graph_scorer, known_result, result_identity, trained_model
 from cmfg_dgl.reporting.report import write_card, write_report
+from cmfg_dgl.reporting.vocabulary import DIRECTIONS, STAGES
 from cmfg_dgl.retrieval.scorer import Scorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment, select_device
@@ -83,7 +84,7 @@ def evaluate_run(
         margins = hard_negative_margins(scorer, pair_dataset, negatives, joint=True)
         record["hard_negatives"] = {"first_stage": margins.record(None), "two_stage": margins.record(alpha)}
     record |= {"seconds": time.perf_counter() - start, "made_from": made_from}
-    run.write(f"curves-{split}.json", _curves({"first stage": first_rankings, "two stages": second_rankings}))
+    run.write(f"curves-{split}.json", _curves({"first_stage": first_rankings, "two_stage": second_rankings}))
     run.write(f"examples-{split}.json", retrieved_examples(dataset, view, scores, alpha))
     run.write(name, record)
     write_card(run.folder)
@@ -128,7 +129,7 @@ def _label_record(
 def _curves(stages: dict[str, dict[str, Ranking]]) -> dict[str, Any]:
     """CMC and precision-recall points of each stage and direction, for the report's figures."""
     named = {
-        f"{stage}, {'image to text' if name == 'i2t' else 'text to image'}": ranking
+        f"{STAGES[stage]}, {DIRECTIONS[name]}": ranking
         for stage, rankings in stages.items()
         for name, ranking in rankings.items()
     }
