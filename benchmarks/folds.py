@@ -32,7 +32,7 @@ from cmfg_dgl.experiments.bench.settings import check_settings
 from cmfg_dgl.experiments.cache import digest_of
 from cmfg_dgl.files import write_json
 from cmfg_dgl.jobs.bench import finished_cell
-from cmfg_dgl.reporting.bench_tables import shown, stage_title
+from cmfg_dgl.reporting.vocabulary import STAGES, shown
 from cmfg_dgl.training.experiment import Experiment
 
 __all__ = ["compare", "fold_datasets", "fold_masks", "image_groups", "main", "measure_folds", "parse_try"]
@@ -195,7 +195,7 @@ def main(
         (
             row["method"],
             ", ".join(f"{key} {value}" for key, value in row["setting"].items()),
-            stage_title(row["stage"]),
+            STAGES[row["stage"]],
             f"{row['rsum']:.1f}",
             *((f"{row['value']:+.1f}", f"[{row['lo']:+.1f}, {row['hi']:+.1f}]") if "value" in row else ("", "")),
             "" if row["p"] is None else shown("p", row["p"]),
@@ -204,7 +204,7 @@ def main(
     ]
     print_table(f"{experiment.dataset.name}, {folds} folds of train and val, {repeats} times", HEAD, cells)
     for row in rows:
-        if row["timed_out"] and row["stage"] == "first":
+        if row["timed_out"] and row["stage"] == "first_stage":
             kept = f"{row['timed_out']} fits reached --minutes {minutes:g} and kept the best that they had"
             click.echo(f"{row['method']} {row['setting'] or ''}: {kept}")
 

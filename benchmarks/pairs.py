@@ -22,8 +22,8 @@ from cmfg_dgl.cli.process import prepare_process
 from cmfg_dgl.config import BenchConfig, load_config
 from cmfg_dgl.files import read_json, write_atomic, write_json
 from cmfg_dgl.jobs.bench import bench
-from cmfg_dgl.reporting.bench_tables import shown, stage_title, with_interval
 from cmfg_dgl.reporting.figures import FONT, GREY, STYLE, WIDTH, png_bytes, svg_text
+from cmfg_dgl.reporting.vocabulary import STAGES, shown, with_interval
 from cmfg_dgl.training.experiment import Experiment
 
 __all__ = ["main", "measure_pairs", "pairs_figure", "pairs_table"]
@@ -97,7 +97,7 @@ def pairs_table(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
             mean, around = with_interval("sum", row["rsum"])
             less = "" if tests is None else f"{tests['difference']:+.1f}"
             p = "" if tests is None else shown("p", row["p_vs_cmfg"])
-            rows.append((f"{size['pairs']:,}", row["method"], stage_title(row["stage"]), mean, around, less, p))
+            rows.append((f"{size['pairs']:,}", row["method"], STAGES[row["stage"]], mean, around, less, p))
     return rows
 
 
@@ -106,7 +106,7 @@ def pairs_figure(record: Mapping[str, Any]) -> Figure:
     curves: dict[str, list[tuple[int, Record]]] = {}
     for size in record["sizes"]:
         for row in size["rows"]:
-            name = row["method"] + (", two stages" if row["stage"] == "two" else "")
+            name = row["method"] + (", two stages" if row["stage"] == "two_stage" else "")
             curves.setdefault(name, []).append((size["pairs"], row["rsum"]))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH / 72, 360 / 72), layout="constrained")

@@ -53,7 +53,7 @@ def refused(margins: Margins, scenes: Sequence[Scene]) -> list[dict[str, str | i
             "kind": kind,
             "captions": group,
             "false": len(rows),
-            "first": 100 * float((margins.first[rows] > 0).double().mean()),
+            "first_stage": 100 * float((margins.first[rows] > 0).double().mean()),
             "joint": 100 * float((margins.joint[rows] > 0).double().mean()),
         }
         for (kind, group), rows in sorted(members.items())

@@ -104,7 +104,7 @@ def command(
         variants += relation_variants(recipe, relations or "out", list(dict.fromkeys(modes)) or ["retrain"])
     if sweeps:
         variants += sweep_variants(recipe, sweeps)
-    plan = Plan(baseline(recipe), variants, seeds, metric, stage, split)
+    plan = Plan(baseline(recipe), variants, seeds, metric, f"{stage}_stage", split)
     if dry_run:
         cells = [[variant.change, variant.mode, str(seed)] for variant, seed in plan.cells()]
         if as_json:

@@ -16,14 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from cmfg_dgl.files import to_json
+from cmfg_dgl.reporting.vocabulary import DIRECTIONS, RECALL_AT_K_BOUND, STAGES, shown
 
 __all__ = ["Bars", "duration", "print_json", "print_retrieval", "print_table"]
 
 LINE_SECONDS = 15.0
 UNFOLDED = 10_000
-
-STAGES = {"first_stage": "first stage", "two_stage": "two stages"}
-DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 
 
 class Bars:
@@ -148,9 +146,10 @@ def print_retrieval(record: Mapping[str, Any]) -> None:
     if "ogb" in record:
         _print_link_prediction(record)
     two, bound = record["two_stage"], record["two_stage"]["recall_at_k_bound"]
+    reach = " / ".join(shown("percent", bound[way]) for way in DIRECTIONS)
     click.echo(
         f"rsum of chance: {record['first_stage']['chance_rsum']:.1f}; second stage: top {two['k']} re-ranked, "
-        f"alpha {two['alpha']:g}, recall@k upper bound {bound['i2t']:.1f} / {bound['t2i']:.1f}, "
+        f"alpha {two['alpha']:g}, {RECALL_AT_K_BOUND} {reach}, "
         f"{record['pairs_per_second']:,.0f} pairs a second"
     )
     click.echo(f"protocol: {record['protocol']}")

@@ -27,6 +27,7 @@ from cmfg_dgl.lock import folder_lock
 from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.ownership import claim
 from cmfg_dgl.reporting.report import write_card, write_report
+from cmfg_dgl.reporting.vocabulary import DIRECTIONS, STAGES
 from cmfg_dgl.retrieval.scorer import Scorer
 from cmfg_dgl.training.experiment import Experiment, select_device
 from cmfg_dgl.training.run_directory import Run
@@ -158,7 +159,7 @@ def _measure(
     if ogb:
         record["ogb"] = ogb_record(scores, alpha)
     record["seconds"] = time.perf_counter() - start
-    return _Measured(record, scores, {"first stage": first_rankings, "two stages": second_rankings})
+    return _Measured(record, scores, {"first_stage": first_rankings, "two_stage": second_rankings})
 
 
 def _fold_record(experiment: Experiment, scorer: Scorer, parts: list[Split], alpha: float) -> dict[str, Any]:
@@ -198,7 +199,7 @@ def _label_record(
 def _curves(stages: dict[str, dict[str, Ranking]]) -> dict[str, Any]:
     """CMC and precision-recall points of each stage and direction, for the report's figures."""
     named = {
-        f"{stage}, {'image to text' if name == 'i2t' else 'text to image'}": ranking
+        f"{STAGES[stage]}, {DIRECTIONS[name]}": ranking
         for stage, rankings in stages.items()
         for name, ranking in rankings.items()
     }

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from cmfg_dgl.files import write_atomic
-from cmfg_dgl.reporting.bench_tables import (
-    Cell,
-    Table,
-    markdown_table,
-    markdown_text,
-    mean_of,
-    shown,
-    with_interval,
-)
 from cmfg_dgl.reporting.figures import delta_figure, png_bytes, svg_text
-from cmfg_dgl.reporting.report import page_environment
+from cmfg_dgl.reporting.pages import figure_view, page_environment, write_files
+from cmfg_dgl.reporting.tables import Cell, Table, markdown_table, markdown_text
+from cmfg_dgl.reporting.vocabulary import STAGES, mean_of, shown, with_interval
 
 __all__ = ["ablation_table", "write_outputs"]
 
 Results = Mapping[str, Any]
 KINDS = {"rsum": "sum", "R@1": "percent"}
 UNITS = {"rsum": "of 600", "R@1": "in %, mean of both directions"}
-STAGES = {"first": "first stage", "two": "two stages"}
 
 
 def ablation_table(results: Results) -> Table:
@@ -103,13 +93,20 @@ def write_outputs(results: Results, folder: Path) -> list[Path]:
     table, figure = ablation_table(results), _figure(results)
     svg = svg_text(figure)
     markdown = "\n\n".join([f"# {markdown_text(table.title)}", markdown_text(table.note), markdown_table(table)])
-    page = page_environment(autoescape=True).get_template("ablation.html.j2").render(table=table, svg=Markup(svg))
+    alt = "Differences from the baseline with their intervals; the table holds the numbers."
+    page = (
+        page_environment(autoescape=True)
+        .get_template("ablation.html.j2")
+        .render(
+            title=table.title,
+            numbers=replace(table, title="The baseline and the changes"),
+            picture=figure_view(svg, "delta", f"Delta in {results['metric']}", None, alt),
+        )
+    )
     files = {
         "ablation.md": f"{markdown}\n".encode(),
         "ablation.svg": svg.encode(),
         "ablation.png": png_bytes(figure),
         "ablation.html": page.encode(),
     }
-    for name, content in files.items():
-        write_atomic(folder / name, partial(Path.write_bytes, data=content))
-    return [folder / name for name in files]
+    return write_files(folder, files)

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from cmfg_dgl.explain.faithfulness import Faithfulness
 from cmfg_dgl.explain.inspect import Inspection
-from cmfg_dgl.files import write_atomic
 from cmfg_dgl.nn.joint_attention import RelationWeights
 from cmfg_dgl.reporting.figures import svg_text
 from cmfg_dgl.reporting.overlays import faithfulness_figure
-from cmfg_dgl.reporting.report import page_environment
+from cmfg_dgl.reporting.pages import page_environment, write_files
 
 __all__ = ["write_inspection"]
 
@@ -66,9 +65,7 @@ def write_inspection(inspection: Inspection, folder: Path) -> Path:
         script_digest=digest,
         data=_data(inspection),
     )
-    path = folder / "inspect.html"
-    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
-    return path
+    return write_files(folder, {"inspect.html": page.encode()})[0]
 
 
 def _whole(inspection: Inspection) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from cmfg_dgl.reporting.report import page_environment
+from cmfg_dgl.reporting.pages import page_environment
 
 __all__ = ["matcher_card"]
 

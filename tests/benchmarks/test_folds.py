@@ -98,7 +98,7 @@ def test_cells_are_those_of_the_comparison(experiment: Experiment, measured: tup
     for place, (name, setting) in enumerate(TRIES):
         cell = measured[1][number][place]
         fresh = run_cell(data, name, number, setting, minutes=5, audited=False)
-        assert cell["stages"]["first"]["per_query"] == fresh["stages"]["first"]["per_query"]
+        assert cell["stages"]["first_stage"]["per_query"] == fresh["stages"]["first_stage"]["per_query"]
         assert (cell["seed"], cell["setting"]) == (number, setting)
         assert cell["images"].tolist() == dataset.splits["test"].tolist()
 
@@ -118,11 +118,11 @@ def test_no_finished_cell_is_repeated(experiment: Experiment, measured: tuple[Pa
 def test_differences_are_of_all_queries(measured: tuple[Path, Any]) -> None:
     found = measured[1]
     rows = compare(found)
-    assert [(row["method"], row["setting"], row["stage"]) for row in rows] == [(*t, "first") for t in TRIES]
+    assert [(row["method"], row["setting"], row["stage"]) for row in rows] == [(*t, "first_stage") for t in TRIES]
     totals = []
     for place in range(len(TRIES)):
         cells = [fold[place] for fold in found]
-        ways = [[p for c in cells for p in c["stages"]["first"]["per_query"][way]] for way in ("i2t", "t2i")]
+        ways = [[p for c in cells for p in c["stages"]["first_stage"]["per_query"][way]] for way in ("i2t", "t2i")]
         totals.append(ways)
         assert rows[place]["rsum"] == pytest.approx(sum(sum(way) / len(way) for way in ways))
     assert "value" not in rows[0] and rows[0]["p"] is None

@@ -76,7 +76,7 @@ def test_intervals_are_over_the_seeds(given: tuple[list[str], Path, dict[str, An
     _, folder, record = given
     (row,) = (row for row in record["sizes"][1]["rows"] if row["method"] == "clip-head")
     cells = [read_json(folder / "pairs-40" / "cells" / "clip-head" / f"{n}.json") for n in ("trial-0", "seed-1")]
-    expected = mean_interval([cell["stages"]["first"]["rsum"] for cell in cells])
+    expected = mean_interval([cell["stages"]["first_stage"]["rsum"] for cell in cells])
     assert (row["rsum"]["mean"], row["rsum"]["lo"], row["rsum"]["hi"]) == pytest.approx(expected)
 
 

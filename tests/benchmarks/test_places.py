@@ -44,7 +44,7 @@ def test_shares_are_those_of_a_loop():
             if kinds[n] == row["kind"] and belongs(scenes[owner], row["captions"])
         ]
         assert row["false"] == len(mine)
-        for stage, margin in (("first", first), ("joint", joint)):
+        for stage, margin in (("first_stage", first), ("joint", joint)):
             won = sum(float(margin[n]) > 0 for n in mine)
             assert row[stage] == pytest.approx(100 * won / len(mine))
 

@@ -90,11 +90,18 @@ def test_a_relation_that_matters_shows(made: tuple[Path, Result]) -> None:
 def test_results_keep_their_contract(made: tuple[Path, Result], pictures: Path) -> None:
     folder, result = made
     found = read_json(folder / "ablation.json")
-    assert (found["metric"], found["stage"], found["split"], found["seeds"]) == ("rsum", "first", "test", [0, 1])
+    assert (found["metric"], found["stage"], found["split"], found["seeds"]) == (
+        "rsum",
+        "first_stage",
+        "test",
+        [0, 1],
+    )
     assert found["protocol"] == load_split_protocol(pictures)
     places = {"baseline": "baseline", **{f"{m}/{c}": f"{m}/{c.replace(' ', '-')}" for c, m in rows_of(found)}}
     values = {
-        name: [read_json(folder / "cells" / place / f"seed-{s}.json")["stages"]["first"]["rsum"] for s in (0, 1)]
+        name: [
+            read_json(folder / "cells" / place / f"seed-{s}.json")["stages"]["first_stage"]["rsum"] for s in (0, 1)
+        ]
         for name, place in places.items()
     }
     assert found["baseline"]["mean"] == pytest.approx(np.mean(values["baseline"]))
@@ -130,7 +137,7 @@ def test_dropping_equals_a_model_built_without(made: tuple[Path, Result], pictur
     scores = score(GraphScorer(model), data.test.pair_dataset, k=8)
     cell = read_json(made[0] / "cells" / "drop" / f"without-{name}" / "seed-1.json")
     assert cell["alpha"] == 0.5
-    for stage, record in (("first", first_stage(scores)[0]), ("two", two_stage(scores, 0.5)[0])):
+    for stage, record in (("first_stage", first_stage(scores)[0]), ("two_stage", two_stage(scores, 0.5)[0])):
         assert cell["stages"][stage]["rsum"] == pytest.approx(record["rsum"])
         first = (record["i2t"]["R@1"] + record["t2i"]["R@1"]) / 2
         assert cell["stages"][stage]["R@1"] == pytest.approx(first)
@@ -166,7 +173,7 @@ def test_another_metric_or_stage_needs_no_new_cell_and_new_changes_join(ablation
     assert [own[key] for key in ("delta", "delta_lo", "delta_hi", "p")] == [0, 0, 0, 1]
     assert own["values"] == result.json["baseline"]["values"]
     cell = read_json(ablation / new[1])
-    assert rows["model.softmax=joint", "retrain"]["values"][1] == cell["stages"]["two"]["R@1"]
+    assert rows["model.softmax=joint", "retrain"]["values"][1] == cell["stages"]["two_stage"]["R@1"]
     alone = cmfg(*arguments(pictures, ablation, *sweep, "--seeds", "1", "--json")).json
     assert cells_of(ablation) == after
     assert alone["baseline"]["values"] == result.json["baseline"]["values"][1:]

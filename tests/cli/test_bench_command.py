@@ -71,11 +71,11 @@ def test_results_keep_their_contract(finished: Path) -> None:
     results = read_json(finished / "results.json")
     rows = {(row["method"], row["stage"]): row for row in results["rows"]}
     assert set(rows) == {
-        ("cmfg", "first"),
-        ("cmfg", "two"),
-        ("cca", "first"),
-        ("scm-16", "first"),
-        ("pitl", "first"),
+        ("cmfg", "first_stage"),
+        ("cmfg", "two_stage"),
+        ("cca", "first_stage"),
+        ("scm-16", "first_stage"),
+        ("pitl", "first_stage"),
     }
     for (method, stage), row in rows.items():
         assert row["seeds"] == [0, 1]
@@ -87,23 +87,29 @@ def test_results_keep_their_contract(finished: Path) -> None:
         assert (row["p_vs_cmfg"] is None) == (method == "cmfg")
         assert row["train_seconds"] > 0
         assert row["parameters"] > 0
-        assert (row["pairs_per_second"] is None) == (stage == "first")
+        assert (row["pairs_per_second"] is None) == (stage == "first_stage")
         assert len(row["search"]) == 2
-    assert [trial["setting"] for trial in rows["cca", "first"]["search"]] == [{"ridge": 300.0}, {"power": 0.5}]
-    assert [trial["setting"] for trial in rows["scm-16", "first"]["search"]] == [{}, {"ridge": 0.3}]
+    assert [trial["setting"] for trial in rows["cca", "first_stage"]["search"]] == [
+        {"ridge": 300.0},
+        {"power": 0.5},
+    ]
+    assert [trial["setting"] for trial in rows["scm-16", "first_stage"]["search"]] == [{}, {"ridge": 0.3}]
     ridge, power = (read_json(finished / "cells" / "cca" / f"trial-{number}.json") for number in range(2))
-    assert ridge["stages"]["first"]["per_query"] != power["stages"]["first"]["per_query"]
-    assert rows["cmfg", "first"]["attention"] is rows["cca", "first"]["attention"] is None
-    attention = rows["cmfg", "two"]["attention"]
+    assert ridge["stages"]["first_stage"]["per_query"] != power["stages"]["first_stage"]["per_query"]
+    assert rows["cmfg", "first_stage"]["attention"] is rows["cca", "first_stage"]["attention"] is None
+    attention = rows["cmfg", "two_stage"]["attention"]
     assert set(attention) >= {"grounds.1", "describes.1", "spatial.0", "context.0"}
     assert attention["context.1"]["mass"] + attention["grounds.1"]["mass"] == pytest.approx(1)
-    difference = rows["cca", "first"]["rsum"]["mean"] - rows["cmfg", "first"]["rsum"]["mean"]
-    assert rows["cca", "first"]["tests"]["difference"] == pytest.approx(difference)
-    across = rows["cca", "first"]["rsum"]["mean"] - rows["cmfg", "two"]["rsum"]["mean"]
-    assert rows["cca", "first"]["tests_of_two"]["difference"] == pytest.approx(across)
-    assert rows["cmfg", "first"]["tests_of_two"] is None
+    difference = rows["cca", "first_stage"]["rsum"]["mean"] - rows["cmfg", "first_stage"]["rsum"]["mean"]
+    assert rows["cca", "first_stage"]["tests"]["difference"] == pytest.approx(difference)
+    across = rows["cca", "first_stage"]["rsum"]["mean"] - rows["cmfg", "two_stage"]["rsum"]["mean"]
+    assert rows["cca", "first_stage"]["tests_of_two"]["difference"] == pytest.approx(across)
+    assert rows["cmfg", "first_stage"]["tests_of_two"] is None
     assert results["label_relevance"]["labels"] == 10
-    assert rows["scm-16", "first"]["label"]["i2t"]["mAP@all"]["mean"] > 1.5 * results["label_relevance"]["chance"]
+    assert (
+        rows["scm-16", "first_stage"]["label"]["i2t"]["mAP@all"]["mean"]
+        > 1.5 * results["label_relevance"]["chance"]
+    )
     assert set(results["audits"]) == {"cmfg", "cca", "scm-16", "pitl"}
 
 
@@ -114,10 +120,10 @@ def test_a_first_stage_is_tested_against_both_stages_of_cmfg(finished: Path) -> 
     }
     # As if re-ranking had won each query six points in either direction.
     for record in cells["cmfg"]:
-        first = record["stages"]["first"]
+        first = record["stages"]["first_stage"]
         per_query = {way: [value + 6 for value in first["per_query"][way]] for way in ("i2t", "t2i")}
-        record["stages"]["two"] |= {"rsum": first["rsum"] + 12, "per_query": per_query}
-    N, M = (len(cells["cmfg"][0]["stages"]["first"]["per_query"][way]) for way in ("i2t", "t2i"))
+        record["stages"]["two_stage"] |= {"rsum": first["rsum"] + 12, "per_query": per_query}
+    N, M = (len(cells["cmfg"][0]["stages"]["first_stage"]["per_query"][way]) for way in ("i2t", "t2i"))
     results = collect(
         cells, cells, BenchConfig(seeds=[0, 1]), protocol="", dataset="", images=N, caption_image=np.arange(M) % N,
         label_relevance=None, chance=1.0,
@@ -252,7 +258,7 @@ def test_the_matched_pair_protocol_stands_beside_the_honest_one(comparison: Path
     leaky = read_json(comparison / "matched-pair" / "results.json")
     assert result.json == leaky
     assert leaky["leaky"] and leaky["protocol"] == f"LEAKY matched-pair: {honest['protocol']}"
-    assert [(row["method"], row["stage"]) for row in leaky["rows"]] == [("cmfg", "first")]
+    assert [(row["method"], row["stage"]) for row in leaky["rows"]] == [("cmfg", "first_stage")]
     assert leaky["honest"] == honest["rows"]
     assert not leaky["audits"]["cmfg"]["passed"]
     written = contents(comparison / "matched-pair")

@@ -136,8 +136,8 @@ def test_the_table_shows_both_stages_and_the_protocol(evaluated: Path) -> None:
     for text in (
         "first stage",
         "two stages",
-        "image to text",
-        "text to image",
+        "image → text",
+        "text → image",
         "recall@k upper bound",
         record["protocol"],
     ):

@@ -145,9 +145,9 @@ def test_bench_gives_them_for_each_method_and_stage(tmp_path: Path) -> None:
             assert found[kind]["mean"] == pytest.approx(sum(values) / 2)
             assert 0 <= found[kind]["mean"] <= 100
     assert {(row["method"], row["stage"]) for row in result.json["rows"]} == {
-        ("cmfg", "first"),
-        ("cmfg", "two"),
-        ("cca", "first"),
+        ("cmfg", "first_stage"),
+        ("cmfg", "two_stage"),
+        ("cca", "first_stage"),
     }
     assert "## Hard negatives" in (folder / "tables.md").read_text()
 
@@ -159,7 +159,7 @@ def test_places_counts_what_a_loop_counts(scene_run: Path) -> None:
     first, joint = (margins(scene_run, 1.0)[stage] for stage in ("first_stage", "two_stage"))
     for kind in ("attribute", "place"):
         parts = [row for (k, group), row in rows.items() if k == kind and group.endswith("objects")]
-        for stage, found in (("first", first), ("joint", joint)):
+        for stage, found in (("first_stage", first), ("joint", joint)):
             won = [margin > 0 for _, k, margin in found if k == kind]
             assert rows[kind, "all"]["false"] == len(won) == sum(row["false"] for row in parts)
             assert rows[kind, "all"][stage] == pytest.approx(100 * sum(won) / len(won))

@@ -187,7 +187,7 @@ def test_wrong_values_are_refused(values: list[float], level: float) -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(-300, 300), min_size=1, max_size=8), st.sampled_from([1, 7, 30, 507]))
 def test_sign_flip_equals_an_exact_enumeration(counts: list[int], queries: int) -> None:
-    # As differences of rsums are: shares of some queries in %, added up, so that equal sums differ in the last bit.
+    # As differences of rsums are: shares of queries in %, added up, so that equal sums differ in their last bit.
     exact = [Fraction(100 * count, queries) for count in counts]
     sums = [
         abs(sum(s * d for s, d in zip(signs, exact, strict=True)))

@@ -31,8 +31,9 @@ from test_report import EVIL, VOID, examples
 
 from cmfg_dgl.errors import CheckpointError
 from cmfg_dgl.files import read_json, write_json
-from cmfg_dgl.reporting.bench_pages import write_outputs
-from cmfg_dgl.reporting.bench_tables import AuditFailed, comparison_tables, latex_tables, markdown_tables
+from cmfg_dgl.reporting.bench_pages import latex_tables, markdown_tables, write_outputs
+from cmfg_dgl.reporting.bench_tables import comparison_tables
+from cmfg_dgl.reporting.comparison import AuditFailed
 from cmfg_dgl.reporting.figures import CMC, curve_panels, delta_figure, interval_figure, png_bytes
 
 FIGURES = ["rsum", "cmc-i2t", "cmc-t2i", "precision-recall-i2t", "precision-recall-t2i"]
@@ -45,7 +46,7 @@ def some(*methods: str, leaky: bool = False, curves: bool = False) -> dict[str, 
         results[key] = [row for row in results[key] if row["method"] in methods]
         for row in results[key]:
             row["curves"] = (
-                row["curves"] if curves and row["method"] == "cmfg" and row["stage"] == "first" else None
+                row["curves"] if curves and row["method"] == "cmfg" and row["stage"] == "first_stage" else None
             )
     return results
 
@@ -209,7 +210,7 @@ def test_curves_have_their_numbers_beside(whole: Path) -> None:
     assert numbers[0] == ["method", "stage", *(f"K = {k}" for k in range(1, 11))]
     results = read_json(whole / "results.json")
     curve = next(r for r in results["rows"] if r["method"] == "vsepp")["curves"]["i2t"]["cmc"]
-    assert ["vsepp", "first", *(f"{value:.1f}" for value in curve)] in numbers
+    assert ["vsepp", "first stage", *(f"{value:.1f}" for value in curve)] in numbers
     names = {row[0] for row in numbers[1:]}
     assert {"scm-64†", "seph-64†", "lcmfh-64†", "mhtn†", "albef"} <= names
     assert not [name for name in names if "-16" in name or "-32" in name]
@@ -280,7 +281,7 @@ def test_audits_and_settings_stand_on_the_page(small: Path, tmp_path: Path) -> N
 def standing(folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
     """The headline of a changed comparison."""
     results = some("cmfg", "vsepp", "clip-head")
-    results["rows"] = [row for row in results["rows"] if row["stage"] == "first"]
+    results["rows"] = [row for row in results["rows"] if row["stage"] == "first_stage"]
     change(results)
     parsed = page(run(folder, results))
     return " ".join(" ".join(parsed.parts["ul"][0].split()).split())

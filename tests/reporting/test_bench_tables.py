@@ -25,14 +25,11 @@ import pytest
 from markdown_it import MarkdownIt
 
 from cmfg_dgl.errors import CmfgError
-from cmfg_dgl.reporting.bench_tables import (
-    AuditFailed,
-    Table,
-    comparison_tables,
-    latex_tables,
-    markdown_tables,
-    shown,
-)
+from cmfg_dgl.reporting.bench_pages import latex_tables, markdown_tables
+from cmfg_dgl.reporting.bench_tables import comparison_tables
+from cmfg_dgl.reporting.comparison import AuditFailed
+from cmfg_dgl.reporting.tables import Table
+from cmfg_dgl.reporting.vocabulary import STAGES, shown
 
 SEEDS = [0, 1, 2, 3, 4]
 HASHING = [f"{name}-{bits}" for name in ("scm", "seph", "lcmfh") for bits in (16, 32, 64)]
@@ -67,7 +64,7 @@ def direction(at_one: float, half: float | None) -> dict[str, Any]:
 def row(method: str, stage: str, at_one: float, half: float | None = 1.5) -> dict[str, Any]:
     ways = {"i2t": direction(at_one, half), "t2i": direction(at_one * 0.93 + 0.4, half)}
     total = sum(way[f"R@{k}"]["mean"] for way in ways.values() for k in (1, 5, 10))
-    two = stage == "two"
+    two = stage == "two_stage"
     labels = {
         way: {key: spread(12 + at_one / 2 + 1.7 * i + 9.1 * (method in LABELLED) + (way == "t2i"))
               for i, key in enumerate(["mAP@all", "mAP@50", "P@1", "P@5", "P@10", "R@1", "R@5", "R@10"])}
@@ -136,8 +133,8 @@ def compare(rows: list[dict[str, Any]]) -> None:
         row["p_vs_cmfg"] = min(1.0, 3 * p)
         row["tests"] = {"difference": difference, "lo": difference - 4.9, "hi": difference + 4.8, "p_queries": p,
                         "p_queries_holm": min(1.0, 3 * p), "p_seeds": 0.0625, "p_seeds_holm": 0.3125}  # fmt: skip
-        if row["stage"] == "first" and "two" in ours:
-            across = row["rsum"]["mean"] - ours["two"]
+        if row["stage"] == "first_stage" and "two_stage" in ours:
+            across = row["rsum"]["mean"] - ours["two_stage"]
             row["tests_of_two"] = row["tests"] | {"difference": across, "lo": across - 5, "hi": across + 5}
 
 
@@ -155,8 +152,8 @@ def checks(failed: int | None = None) -> dict[str, Any]:
 
 def comparison(*, leaky: bool = False) -> dict[str, Any]:
     """What a finished comparison wrote."""
-    rows = [row(name, "first", mean, None if name == "cca" else 1.5) for name, mean in FIRST.items()]
-    rows += [row(name, "two", mean) for name, mean in TWO.items()]
+    rows = [row(name, "first_stage", mean, None if name == "cca" else 1.5) for name, mean in FIRST.items()]
+    rows += [row(name, "two_stage", mean) for name, mean in TWO.items()]
     protocol = "openmoji/17.0.0,hash-train=0.63,val=0.1,test=0.27,seed-0,near-0.75/test/3f9c1d7a2b"
     results: dict[str, Any] = {
         "protocol": f"LEAKY matched-pair: {protocol}" if leaky else protocol,
@@ -175,7 +172,11 @@ def comparison(*, leaky: bool = False) -> dict[str, Any]:
     }
     compare(rows)
     if leaky:
-        results["rows"] = [row("cmfg", "first", 93.2), row("cmfg", "two", 97.6), row("gat", "first", 88.1)]
+        results["rows"] = [
+            row("cmfg", "first_stage", 93.2),
+            row("cmfg", "two_stage", 97.6),
+            row("gat", "first_stage", 88.1),
+        ]
         compare(results["rows"])
         results["honest"] = rows
         results["audits"] = {"cmfg": checks(failed=1), "gat": checks(failed=0)}
@@ -194,7 +195,7 @@ def tables_of(results: dict[str, Any]) -> dict[str, Table]:
 def cells(table: Table, method: str, stage: str = "") -> dict[str, Any]:
     """The cells of one row under their heads; of equal heads the last."""
     (found,) = [row for row in table.rows if row[0].text.rstrip("†") == method
-                and (not stage or row[1].text == stage)]  # fmt: skip
+                and (not stage or row[1].text == STAGES.get(stage, stage))]  # fmt: skip
     return dict(zip(table.head, found, strict=True))
 
 
@@ -226,9 +227,9 @@ def test_markdown_holds_every_table_with_equal_columns(results: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("way", ["i2t", "t2i"])
-@pytest.mark.parametrize("stage", ["first", "two"])
+@pytest.mark.parametrize("stage", ["first_stage", "two_stage"])
 def test_instance_relevance_stands_in_its_cells(results: dict[str, Any], way: str, stage: str) -> None:
-    table = tables_of(results)[f"{way}-{stage}"]
+    table = tables_of(results)[f"{way}-{stage.removesuffix('_stage')}"]
     rows = [row for row in results["rows"] if row["stage"] == stage]
     assert len(table.rows) == len(rows)
     for row in rows:
@@ -239,7 +240,7 @@ def test_instance_relevance_stands_in_its_cells(results: dict[str, Any], way: st
         if row["method"] != "cca":
             value = row[way]["R@5"]
             assert found["R@5"].interval == f"[{value['lo']:.1f}, {value['hi']:.1f}]"
-        if stage == "two":
+        if stage == "two_stage":
             assert found["k"].text == "32"
             assert found["recall@k upper bound"].text == ("67.3" if way == "i2t" else "66.5")
 
@@ -247,7 +248,7 @@ def test_instance_relevance_stands_in_its_cells(results: dict[str, Any], way: st
 def test_summaries_and_tests_stand_in_their_cells(results: dict[str, Any]) -> None:
     tables = tables_of(results)
     for row in results["rows"]:
-        found = cells(tables[f"summary-{row['stage']}"], row["method"])
+        found = cells(tables[f"summary-{row['stage'].removesuffix('_stage')}"], row["method"])
         assert found["rsum"].text == f"{row['rsum']['mean']:.1f}"
         if row["method"] == "cmfg":
             assert found["p vs cmfg"].text == "–"
@@ -257,8 +258,8 @@ def test_summaries_and_tests_stand_in_their_cells(results: dict[str, Any]) -> No
         tested, of = cells(tables["tests"], row["method"], row["stage"]), row["tests"]
         assert tested["difference in rsum"].text == f"{of['difference']:.1f}"
         assert tested["difference in rsum"].interval == f"[{of['lo']:.1f}, {of['hi']:.1f}]"
-        if row["stage"] == "first":
-            across = cells(tables["tests"], row["method"], "first, cmfg two")["difference in rsum"]
+        if row["stage"] == "first_stage":
+            across = cells(tables["tests"], row["method"], "first stage, cmfg two stages")["difference in rsum"]
             assert across.text == f"{row['tests_of_two']['difference']:.1f}"
         assert tested["p, seeds"].text == "0.062"
         assert tested["p, seeds, Holm"].text == "0.312"
@@ -274,7 +275,7 @@ def test_label_relevance_cost_alignment_and_attention_stand_in_their_cells(resul
     assert "mAP@all of 12.3" in tables["labels"].caption
     for row in results["rows"]:
         (line,) = [r for r in tables["labels"].rows if (r[0].text.rstrip("†"), r[1].text)
-                   == (row["method"], row["stage"])]  # fmt: skip
+                   == (row["method"], STAGES[row["stage"]])]  # fmt: skip
         means = [row["label"][way][key]["mean"] for way in ("i2t", "t2i") for key in
                  ("mAP@all", "mAP@50", "P@5", "P@10")]  # fmt: skip
         assert [cell.text for cell in line[2:]] == [f"{value:.1f}" for value in [(means[0] + means[4]) / 2, *means]]
@@ -284,12 +285,14 @@ def test_label_relevance_cost_alignment_and_attention_stand_in_their_cells(resul
         pairs = row["pairs_per_second"]
         assert cost["pairs per second"].text == ("–" if pairs is None else f"{pairs:,.0f}")
         assert cost["peak memory, MB"].text == f"{row['peak_memory_mb']:,.0f}"
-        if row["stage"] == "first":
+        if row["stage"] == "first_stage":
             space = [cell.text for cell in cells(tables["alignment"], row["method"]).values()][1:]
             assert space == [f"{value['mean']:.3f}" for value in row["alignment"].values()]
     assert "gat, first stage" in tables["cost"].caption
-    relations = [tuple(cell.text for cell in line) for line in tables["attention"].rows if line[1].text == "first"]
-    assert relations[1] == ("cmfg", "first", "grammar", "2.520", "0.613", "6.110", "0.648", "0.391")
+    relations = [
+        tuple(cell.text for cell in line) for line in tables["attention"].rows if line[1].text == "first stage"
+    ]
+    assert relations[1] == ("cmfg", "first stage", "grammar", "2.520", "0.613", "6.110", "0.648", "0.391")
     assert len(tables["alignment"].rows) == len({row["method"] for row in results["rows"]})
 
 
@@ -301,7 +304,9 @@ def test_hard_negatives_stand_in_their_cells(results: dict[str, Any]) -> None:
     for row in results["rows"]:
         if row["hard_negatives"] is None:
             continue
-        (line,) = [r for r in table.rows if (r[0].text.rstrip("†"), r[1].text) == (row["method"], row["stage"])]
+        (line,) = [
+            r for r in table.rows if (r[0].text.rstrip("†"), r[1].text) == (row["method"], STAGES[row["stage"]])
+        ]
         values = row["hard_negatives"].values()
         assert [cell.text for cell in line[2:]] == [f"{value['mean']:.1f}" for value in values]
         assert line[2].interval == "[{lo:.1f}, {hi:.1f}]".format(**row["hard_negatives"]["attribute"])
@@ -331,7 +336,7 @@ def test_rows_fall_by_rsum_and_labels_by_map(results: dict[str, Any]) -> None:
 
 
 def test_bold_marks_the_best_and_what_looks_equal(results: dict[str, Any]) -> None:
-    first = {row["method"]: row for row in results["rows"] if row["stage"] == "first"}
+    first = {row["method"]: row for row in results["rows"] if row["stage"] == "first_stage"}
     first["vsepp"]["i2t"]["R@1"] = spread(23.11)
     first["pitl"]["i2t"]["R@1"] = spread(23.14)
     first["mhtn"]["train_seconds"] = 2.5
@@ -409,7 +414,7 @@ def test_marked_are_exactly_the_methods_judged_by_label(results: dict[str, Any])
 
 
 def test_tables_without_rows_are_left_out(results: dict[str, Any]) -> None:
-    results["rows"] = [row for row in results["rows"] if row["stage"] == "first" and row["method"] != "cmfg"]
+    results["rows"] = [row for row in results["rows"] if row["stage"] == "first_stage" and row["method"] != "cmfg"]
     results["label_relevance"] = None
     for row in results["rows"]:
         row |= {"label": None, "hard_negatives": None, "tests": None, "alignment": None}
@@ -435,8 +440,8 @@ def test_a_leak_is_told_everywhere() -> None:
     assert "HONEST" in beside.title
     assert beside.head[2:4] == ("LEAKY", "HONEST")
     honest = {(row["method"], row["stage"]): row for row in results["honest"]}
-    line = next(row for row in beside.rows if row[0].text == "cmfg" and row[1].text == "two")
-    assert line[3].text == f"{honest['cmfg', 'two']['rsum']['mean']:.1f}"
+    line = next(row for row in beside.rows if row[0].text == "cmfg" and row[1].text == "two stages")
+    assert line[3].text == f"{honest['cmfg', 'two_stage']['rsum']['mean']:.1f}"
     assert line[2].text == f"{results['rows'][1]['rsum']['mean']:.1f}"
     assert {row[0].text.rstrip("†") for row in beside.rows} == {*FIRST, *TWO}
     lone = next(row for row in beside.rows if row[0].text == "cca")
@@ -485,7 +490,7 @@ def unescaped(text: str) -> str:
 
 
 def test_latex_escapes_what_it_would_read_as_a_command(results: dict[str, Any]) -> None:
-    results["rows"][0] |= {"method": NASTY, "stage": "first"}
+    results["rows"][0] |= {"method": NASTY, "stage": "first_stage"}
     results["protocol"] = NASTY
     text = latex_tables(results)
     line = next(line for line in text.splitlines() if line.startswith("a\\_b"))

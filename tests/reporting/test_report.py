@@ -169,7 +169,7 @@ def evaluate(folder: Path, split: str, images: int = 461, captions: int = 463, i
     }
     write_json(folder / f"evaluation-{split}.json", record)
     names = [f"{stage}, {way}" for stage in ("first stage", "two stages")
-             for way in ("image to text", "text to image")]  # fmt: skip
+             for way in ("image → text", "text → image")]  # fmt: skip
     ks, levels = list(range(1, 11)), [10.0 * i for i in range(11)]
     curves = {
         "cmc": {n: {"k": ks, "value": [18 + 9.3 * k**0.5 + i for k in ks]} for i, n in enumerate(names)},
@@ -257,9 +257,9 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         where = self.open[-1] if self.open else ""
-        if where in ("td", "th"):
+        if {"td", "th"} & set(self.open):
             self.tables[-1][-1][-1] += data
-        if where == "caption":
+        if "caption" in self.open:
             self.captions[-1] += data
         if where != "style":
             self.texts[where] = self.texts.get(where, "") + data
@@ -595,7 +595,7 @@ def test_numbers_that_are_none_are_shown_as_such(copy: Path) -> None:
     parsed = page(copy)
     assert parsed.row("Checks of the audit", CHECKS[2][0])[1] == "nan"
     course = "Training loss and validation rsum of each epoch"
-    assert parsed.row(course, "15") == ["255", "nan", "–", "–", "1.0"]
+    assert parsed.row(course, "15") == ["255", "–", "–", "–", "1.0"]
 
 
 def test_card_has_front_matter_tables_and_the_way_to_evaluate(whole: Path) -> None:

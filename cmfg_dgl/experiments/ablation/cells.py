@@ -57,8 +57,8 @@ def evaluated(model: CMFG, data: BenchData, config: Config, split: str) -> Recor
     Returns
     -------
     dict
-        {"alpha", "val_rsum", "stages": {"first", "two"}}; a stage has `rsum` and `R@1` (mean of both directions) in
-        %, and `per_query`: what each query, by direction, adds to either, in points.
+        {"alpha", "val_rsum", "stages": {"first_stage", "two_stage"}}; a stage has `rsum` and `R@1` (mean of both
+        directions) in %, and `per_query`: what each query, by direction, adds to either, in points.
     """
     scorer = _scorer(model, data, config)
     held_out = _scores(scorer, data.val, config)
@@ -67,7 +67,7 @@ def evaluated(model: CMFG, data: BenchData, config: Config, split: str) -> Recor
     return {
         "alpha": alpha,
         "val_rsum": value,
-        "stages": {"first": _stage(scores.rank(None)), "two": _stage(scores.rank(alpha))},
+        "stages": {"first_stage": _stage(scores.rank(None)), "two_stage": _stage(scores.rank(alpha))},
     }
 
 

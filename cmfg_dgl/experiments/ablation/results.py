@@ -15,7 +15,7 @@ __all__ = ["METRICS", "STAGES", "collect"]
 
 Record = dict[str, Any]
 METRICS = ("rsum", "R@1")
-STAGES = ("first", "two")
+STAGES = ("first_stage", "two_stage")
 WAYS = ("i2t", "t2i")
 
 

@@ -132,7 +132,7 @@ def _evaluate(
     k = retrieval.k if method.reranks else 0
     alpha, value = _select(method, scorer, data.val, k)
     scores = score(scorer, data.test.pair_dataset, k=k, query_batch=retrieval.query_batch)
-    weights = {"first": None} if alpha is None else {"first": None, "two": alpha}
+    weights = {"first_stage": None} if alpha is None else {"first_stage": None, "two_stage": alpha}
     stages = {stage: evaluate_stage(method, scores, weight, data.test) for stage, weight in weights.items()}
     _search_database(method, scorer, data, weights, stages)
     if not leaky:  # which compares a vector with captions that have seen it

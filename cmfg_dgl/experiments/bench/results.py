@@ -47,14 +47,14 @@ def collect(
     """
     rows = [
         _row(name, stage, records, searches[name])
-        for stage in ("first", "two")
+        for stage in ("first_stage", "two_stage")
         for name, records in cells.items()
         if stage in records[0]["stages"]
     ]
     for stage, ours, key in (
-        ("first", "first", "tests"),
-        ("two", "two", "tests"),
-        ("first", "two", "tests_of_two"),
+        ("first_stage", "first_stage", "tests"),
+        ("two_stage", "two_stage", "tests"),
+        ("first_stage", "two_stage", "tests_of_two"),
     ):
         found = _compare([row for row in rows if row["stage"] == stage], ours, cells, images, caption_image)
         for row, test in found:
@@ -98,19 +98,21 @@ def _row(name: str, stage: str, records: Sequence[Record], trials: Sequence[Reco
         if first["recall_at_k_bound"] is None
         else {way: float(np.mean([s["recall_at_k_bound"][way] for s in stages])) for way in ("i2t", "t2i")},
         "k": first["k"],
-        "alpha": None if stage == "first" else _interval([record["alpha"] for record in records]),
+        "alpha": None if stage == "first_stage" else _interval([record["alpha"] for record in records]),
         "p_vs_cmfg": None,
         "tests": None,
         "tests_of_two": None,
         "judged_by": records[0]["criterion"],
         "train_seconds": float(np.mean([record["train_seconds"] for record in records])),
         "pairs_per_second": None
-        if stage == "first"
+        if stage == "first_stage"
         else float(np.mean([record["pairs_per_second"] for record in records])),
         "parameters": records[0]["parameters"],
         "peak_memory_mb": max(record["peak_memory_mb"] for record in records),
         "alignment": _intervals([record["alignment"] for record in records]),
-        "attention": None if stage == "first" else _mean_attention([record["attention"] for record in records]),
+        "attention": None
+        if stage == "first_stage"
+        else _mean_attention([record["attention"] for record in records]),
         "setting": records[0]["setting"],
         "search": [{"setting": trial["setting"], "val": trial["val"]} for trial in trials],
         "timed_out": any(record["timed_out"] for record in records),

@@ -291,7 +291,7 @@ def test_each_stage_faces_the_hard_negatives(name: str, leaky: bool) -> None:
     ):
         stages = run_cell(data, name, 0, {}, minutes=5, audited=False, leaky=leaky)["stages"]
     if leaky:
-        assert stages["first"]["hard_negatives"] is None
+        assert stages["first_stage"]["hard_negatives"] is None
         return
     method, owners = methods[0], negatives.pair_dataset.caption_image
     correction = fit_correction(method, training().pair_dataset, config().retrieval) if name == "cmfg" else None
@@ -301,12 +301,12 @@ def test_each_stage_faces_the_hard_negatives(name: str, leaky: bool) -> None:
     margin = torch.stack(
         [images[i] @ captions[c] - images[i] @ w for i, c, w in zip(owners, negatives.right, wrong, strict=True)]
     )
-    expected = {"first": margin}
+    expected = {"first_stage": margin}
     if method.reranks:
         every = torch.arange(len(owners))
         joint = method.pairs(part.pair_dataset, owners, negatives.right)
         joint = joint - method.pairs(negatives.pair_dataset, owners, every)
-        expected["two"] = alpha * joint + (1 - alpha) * margin
+        expected["two_stage"] = alpha * joint + (1 - alpha) * margin
     assert stages.keys() == expected.keys()
     for stage, values in expected.items():
         got, won = stages[stage]["hard_negatives"], (values > 0).double()
@@ -314,7 +314,7 @@ def test_each_stage_faces_the_hard_negatives(name: str, leaky: bool) -> None:
         assert got["a"] == pytest.approx(100 * float(won[::2].mean()))
         assert 0 < got["images"] < got["all"] < 100
     if name == "cmfg":
-        assert stages["first"]["hard_negatives"] != stages["two"]["hard_negatives"]
+        assert stages["first_stage"]["hard_negatives"] != stages["two_stage"]["hard_negatives"]
     assert set(got) == {"a", "b", "all", "images"}
 
 
@@ -394,4 +394,4 @@ def test_a_method_is_made_and_evaluated_from_those_settings_alone(name: str) -> 
     data = bench_data(part, part, None)
     data.config = read
     record = run_cell(data, name, 0, {}, minutes=0, audited=False)
-    assert set(record["stages"]) >= {"first"}
+    assert set(record["stages"]) >= {"first_stage"}

@@ -1,0 +1,100 @@
+"""What a comparison found, in words: how to read it, who leads each stage, and where CMFG stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cmfg_dgl.reporting.comparison import LEAK, MARK, OURS, Row, label_mean, leading, ranked, row_name, rows_of
+from cmfg_dgl.reporting.vocabulary import STAGES, mean_of, shown, with_interval
+
+__all__ = ["cards", "introduction", "sentences"]
+
+SIGNIFICANT = 0.05
+WITH = {"first_stage": "In the first stage", "two_stage": "With two stages"}
+
+
+def introduction(results: Row) -> list[str]:
+    """What to know before the first table, a paragraph each."""
+    beside = (
+        " Beside them stand the numbers of the honest protocol, labelled HONEST." if results.get("honest") else ""
+    )
+    leak = [LEAK + beside] if results["leaky"] else []
+    tried = [len(row["search"]) for row in results["rows"]] or [results["trials"]]
+    few, many = shown("count", min(tried)), shown("count", max(tried))
+    return [
+        *leak,
+        "Rsum is the sum of six R@K in %, at 1, 5 and 10 from image to text and from text to image, so 600 is "
+        f"perfect; random scores get {shown('sum', results['chance_rsum'])} here. Every method had "
+        f"{few if few == many else f'{few} to {many}'} setting{'s' * (max(tried) != 1)} to try on the "
+        f"validation split and {shown('general', results['minutes'])} minutes for one fit.",
+        "Rows are ordered by mean rsum, those of label relevance by mean mAP@all, and the best value of a column "
+        f"is bold. {MARK} marks methods judged by label relevance: they learn from labels, not from pairs, so "
+        "instance relevance asks more of them than they were taught.",
+    ]
+
+
+def cards(results: Row) -> list[dict[str, str]]:
+    """The numbers to see first: who leads each stage, and where CMFG stands."""
+    cards = []
+    for stage in STAGES:
+        rows = [row for row in rows_of(results, stage) if mean_of(row["rsum"]) is not None]
+        if rows:
+            cards.append(_card(results, f"Highest, {STAGES[stage]}", rows[0], rows[0]["method"]))
+        for place, row in enumerate(rows, start=1):
+            if row["method"] == OURS:
+                cards.append(_card(results, f"cmfg, {STAGES[stage]}", row, f"place {place} of {len(rows)}"))
+    chance = {"value": shown("sum", results["chance_rsum"]), "interval": "", "after": "rsum of random scores"}
+    return [*cards, {"title": f"{leading(results)}Chance", **chance}]
+
+
+def _card(results: Row, title: str, row: Row, after: str) -> dict[str, str]:
+    number, interval = with_interval("sum", row["rsum"])
+    return {"title": f"{leading(results)}{title}", "value": number, "interval": interval, "after": after}
+
+
+def sentences(results: Row) -> list[str]:
+    """Who won and how far CMFG is from it, said as plainly where it loses as where it wins."""
+    stages = {stage: rows_of(results, stage) for stage in STAGES}
+    sentences = [_standing(WITH[stage], rows) for stage, rows in stages.items() if rows]
+    judged = ranked((row for row in results["rows"] if row["label"]), label_mean)
+    if judged:
+        sentences.append(_label_standing(judged))
+    return [leading(results) + sentence for sentence in sentences]
+
+
+def _standing(stage: str, rows: Sequence[Row]) -> str:
+    first, ours = rows[0], next((row for row in rows if row["method"] == OURS), None)
+    highest = " ".join(part for part in with_interval("sum", first["rsum"]) if part)
+    if ours is None:
+        return f"{stage} {first['method']} has the highest rsum, {highest}; cmfg did not take part."
+    if ours is first:
+        leads = f"{stage} cmfg has the highest rsum, {highest}"
+        return f"{leads}; {_compared(rows[1])}." if len(rows) > 1 else f"{leads}, as the only one."
+    mean = " ".join(part for part in with_interval("sum", ours["rsum"]) if part)
+    ahead = [row["method"] for row in rows[: rows.index(ours)]]
+    return (
+        f"{stage} {first['method']} has the highest rsum, {highest}; cmfg, with {mean}, is behind "
+        f"{', '.join(ahead)}: place {len(ahead) + 1} of {len(rows)}. {_compared(first)}."
+    )
+
+
+def _compared(row: Row) -> str:
+    """How `row` differs from CMFG, and whether chance may be why."""
+    tests = row["tests"] or {}
+    difference, p = mean_of(tests.get("difference")), mean_of(row["p_vs_cmfg"])
+    if difference is None or p is None:
+        return f"{row['method']} was not tested against it"
+    verdict = "more than chance explains" if p < SIGNIFICANT else "which chance may explain"
+    sign = "" if shown("p", p).startswith("<") else "= "
+    more = "above" if difference > 0 else "below"
+    return f"{row['method']} is {shown('sum', abs(difference))} {more} it, p {sign}{shown('p', p)}, {verdict}"
+
+
+def _label_standing(rows: Sequence[Row]) -> str:
+    first, mean = rows[0], shown("percent", label_mean(rows[0]))
+    highest = f"{row_name(first)}, {STAGES[first['stage']]}, has the highest mAP@all, {mean} %"
+    places = [f"{place}" for place, row in enumerate(rows, start=1) if row["method"] == OURS]
+    if first["method"] == OURS:
+        return f"By label relevance {highest}, of {len(rows)} rows."
+    where = f"the best place of cmfg is {places[0]} of {len(rows)}" if places else "cmfg was not judged"
+    return f"By label relevance {highest}; {where}."
