@@ -8,7 +8,6 @@ import torch
 
 from cmfg_dgl.evaluation.audit import BankEvidence, audit
 from cmfg_dgl.evaluation.overlap import training_overlap
-from cmfg_dgl.export import load_run
 from cmfg_dgl.jobs.results import Progress, known_result, result_identity
 from cmfg_dgl.lock import folder_lock
 from cmfg_dgl.matcher import Matcher
@@ -32,7 +31,7 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
     """
     with folder_lock(run.folder, "cmfg audit"):
         select_device(run.config)
-        matcher, experiment = load_run(run), Experiment.prepare(run.config, progress)
+        matcher, experiment = Matcher.of_run(run), Experiment.prepare(run.config, progress)
         view = experiment.evaluation_split("test")
         made_from = result_identity(run, experiment, "test") | {"checks": CHECKS}
         if (run.folder / "audit.json").is_file() and not force:
