@@ -18,7 +18,7 @@ from torch import Tensor
 from cmfg_dgl.config import Config
 from cmfg_dgl.data.images import IMAGE_SUFFIXES, read_image, to_rgb
 from cmfg_dgl.explain.inspect import Inspection, Pair, inspect_pair, write_attention
-from cmfg_dgl.export import parts_of, parts_of_run, push_parts, save_parts
+from cmfg_dgl.export import Parts, parts_of, parts_of_run, push_parts, save_parts
 from cmfg_dgl.features.encoders.text import TextEncoder
 from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.features.extract import to_half

@@ -18,8 +18,6 @@ from cmfg_dgl.training.run_directory import Run
 
 __all__ = ["audit_run"]
 
-CHECKS = 14
-
 
 def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
     """Audit a trained run on its test split; a report that is there already is given again.
@@ -33,16 +31,17 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
         select_device(run.config)
         matcher, experiment = Matcher.of_run(run), Experiment.prepare(run.config, progress)
         view = experiment.evaluation_split("test")
-        made_from = result_identity(run, experiment, "test") | {"checks": CHECKS}
+        made_from = result_identity(run, experiment, "test")
         if (run.folder / "audit.json").is_file() and not force:
             return known_result(run, "audit.json", made_from)
         manifest, names = run.read("manifest-train.json"), list[str]()
+        total = 12 if matcher.query_bank is None else 13
 
         def report(name: str) -> None:
             names.append(name)
-            progress("audit", len(names) - 1, CHECKS, name)
+            progress("audit", len(names) - 1, total, name)
 
-        progress("audit", 0, CHECKS, "comparing test with training")
+        progress("audit", 0, total, "comparing test with training")
         result = audit(
             matcher.scorer,
             GraphScorer(experiment.model(run.config.run.seed + 1), pair_batch=run.config.retrieval.pair_batch),
@@ -51,7 +50,7 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
             bank=None if matcher.query_bank is None else lambda: _bank_evidence(matcher, experiment, manifest),
             progress=report,
         )
-        progress("audit", CHECKS, CHECKS)
+        progress("audit", total, total)
         record = {**result.record(), "protocol": made_from["protocol"], "made_from": made_from}
         run.write("audit.json", record)
         write_card(run.folder)

@@ -27,6 +27,8 @@ CONFIG = load_config(
     None, ["model.width=32", "model.layers=1", "training.epochs=20", "training.batch_size=32", "model.dropout=0"]
 )
 
+NOTHING = TrainingOverlap((), (), 60, "images")
+
 
 def unrelated(items: int, seed: int) -> PairDataset:
     """Pairs whose captions belong to other images than they were given with."""
