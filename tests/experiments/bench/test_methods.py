@@ -196,8 +196,8 @@ def test_cmfg_is_corrected_and_the_geometry_is_of_its_embeddings() -> None:
     (method,) = made
     correction = fit_correction(method, training().pair_dataset, config().retrieval)
     scores = score(corrected(method, correction), part.pair_dataset, k=8)
-    assert record["stages"]["first"]["rsum"] == first_stage(scores)[0]["rsum"]
-    assert record["stages"]["first"]["rsum"] != first_stage(score(method, part.pair_dataset, k=0))[0]["rsum"]
+    assert record["stages"]["first_stage"]["rsum"] == first_stage(scores)[0]["rsum"]
+    assert record["stages"]["first_stage"]["rsum"] != first_stage(score(method, part.pair_dataset, k=0))[0]["rsum"]
     expected = alignment_metrics(*method.embeddings(part.pair_dataset), part.pair_dataset.caption_image)
     assert record["alignment"] == pytest.approx(expected, abs=1e-5)
 
