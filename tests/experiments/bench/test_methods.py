@@ -395,6 +395,7 @@ def test_an_unknown_method_gets_a_hint() -> None:
         ("retrieval.query_bank=100", set(METHODS)),
         ("retrieval.inverse_temperature=3", set(METHODS)),
         ("retrieval.csls_neighbours=3", set(METHODS)),
+        ("run.output_dir=elsewhere", set()),
     ],
 )
 def test_a_cell_depends_on_the_settings_that_its_method_reads(override: str, readers: set[str]) -> None:
