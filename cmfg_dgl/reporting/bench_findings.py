@@ -120,7 +120,10 @@ def _compared(row: Row) -> str:
 
 def _label_standing(rows: Sequence[Row]) -> str:
     first, mean = rows[0], shown("percent", label_mean(rows[0]))
-    which = f"{row_name(first)}, {STAGES[first['stage']]}, {CORRECTIONS[first['correction']]},"
+    # The correction is told in words, so its mark is left out.
+    which = (
+        f"{row_name({**first, 'stands_in': False})}, {STAGES[first['stage']]}, {CORRECTIONS[first['correction']]},"
+    )
     highest = f"{which} has the highest mAP@all, {mean} %"
     places = [f"{place}" for place, row in enumerate(rows, start=1) if row["method"] == OURS]
     if first["method"] == OURS:

@@ -35,10 +35,12 @@ from test_report import EVIL, VOID, examples
 from cmfg_dgl.errors import CheckpointError
 from cmfg_dgl.files import read_json, write_json
 from cmfg_dgl.ownership import MARKER
+from cmfg_dgl.reporting.bench_figures import drawings
 from cmfg_dgl.reporting.bench_pages import latex_tables, markdown_tables, write_outputs
 from cmfg_dgl.reporting.bench_tables import comparison_tables
 from cmfg_dgl.reporting.comparison import AuditFailed
 from cmfg_dgl.reporting.figures import CMC, curve_panels, delta_figure, interval_figure, png_bytes
+from cmfg_dgl.reporting.vocabulary import STAGES
 
 FIGURES = ["rsum", "cmc-i2t", "cmc-t2i", "precision-recall-i2t", "precision-recall-t2i"]
 
@@ -388,6 +390,21 @@ def test_dots_and_intervals_lie_at_their_numbers() -> None:
     bars = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_gid() is None]
     assert sorted(list(line.get_xdata()) for line in bars) == [[8, 12], [33, 36]]
     assert axes.get_xlim()[0] == 0
+
+
+def test_the_figure_of_all_columns_has_a_mark_for_each_and_lies_on_its_paper() -> None:
+    figure = drawings(comparison())[0].figure
+    (legend,) = figure.legends
+    columns = {f"{stage}, {column}" for stage in STAGES.values() for column in ("plain", "hubness correction")}
+    assert {text.get_text() for text in legend.get_texts()} == columns | {"chance: 6.3"}
+    named = {str(line.get_gid()): line for line in figure.axes[0].lines if str(line.get_gid()) in columns}
+    assert len({(line.get_marker(), line.get_color()) for line in named.values()}) == 4
+    means = {row["rsum"]["mean"] for row in comparison()["rows"] if row["correction"] == "hubness"}
+    assert means == {x for name, line in named.items() if "hubness" in name for x in line.get_xdata()}
+    png_bytes(figure)
+    ink, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert 0 <= ink.x0 <= ink.x1 <= width
+    assert 0 <= ink.y0 <= ink.y1 <= height
 
 
 def test_differences_stand_in_their_order_around_zero() -> None:

@@ -93,8 +93,8 @@ def make_method(
 def recipe_of(name: str, config: Config) -> str:
     """What a method and its evaluation read of a recipe besides data and features, as YAML.
 
-    For cmfg all of it but the run directory, which a comparison does not write. For the others how they are searched
-    and what `make_method` hands them: another setting of cmfg leaves their results as they are.
+    For cmfg all of it but the run directory, which a comparison does not write. For the others how they are
+    searched and what `make_method` hands them: another setting of cmfg leaves their results as they are.
     """
     kind = method_class(name)
     if issubclass(kind, CMFGMethod):
