@@ -11,9 +11,10 @@ from cmfg_dgl.config import BenchConfig, load_config, to_yaml
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.evaluation.evaluate import label_chance
 from cmfg_dgl.experiments.bench.cells import chance_rsum, run_cell
+from cmfg_dgl.experiments.bench.columns import columns_of
 from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.bench.methods import method_class, recipe_of
-from cmfg_dgl.experiments.bench.results import OURS, collect
+from cmfg_dgl.experiments.bench.results import OURS, Compared, collect
 from cmfg_dgl.experiments.bench.settings import check_settings, settings_of
 from cmfg_dgl.experiments.cache import cached_cell, digest_of
 from cmfg_dgl.files import write_atomic, write_json
@@ -118,18 +119,15 @@ def _compare(
         for record in runner.run():
             tick(method, record)
         cells[method], searches[method] = runner.kept, runner.trials
-    results = collect(
-        cells,
-        searches,
-        config,
+    compared = Compared(
         protocol=data.experiment.dataset.protocol("test"),
         dataset=data.experiment.dataset.name,
         images=len(data.test.split.images),
         caption_image=data.test.split.caption_image,
         label_relevance=_label_relevance(data),
         chance=chance_rsum(data.test),
-        honest=honest,
     )
+    results = collect(cells, searches, config, compared, honest=honest)
     examples = {m: next(c["examples"] for c in kept if "examples" in c) for m, kept in cells.items()}
     write_json(folder / "examples.json", examples)
     write_json(folder / "results.json", results)
@@ -210,6 +208,7 @@ def finished_cell(
             "minutes": minutes,
             **data.identity(dict.fromkeys(("train", "val", "test", *data.experiment.dataset.database))),
             "recipe": recipe_of(method, data.config),
+            "corrections": columns_of(method, data.config, leaky=leaky),
         }
     )
     kept = None if force else cached_cell(path, made_from)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from cmfg_dgl.config import Config, to_yaml
@@ -92,10 +93,10 @@ def make_method(
 def recipe_of(name: str, config: Config) -> str:
     """What a method and its evaluation read of a recipe besides data and features, as YAML.
 
-    For cmfg all of it, for the others how they are searched and what `make_method` hands them: another setting of
-    cmfg leaves their results as they are.
+    For cmfg all of it but the run directory, which a comparison does not write. For the others how they are
+    searched and what `make_method` hands them: another setting of cmfg leaves their results as they are.
     """
     kind = method_class(name)
     if issubclass(kind, CMFGMethod):
-        return to_yaml(config)
+        return to_yaml(replace(config, run=replace(config.run, output_dir="")))
     return to_yaml(config.retrieval) + (to_yaml(config.graph) if issubclass(kind, GAT) else "")
