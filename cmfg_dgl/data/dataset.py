@@ -37,10 +37,28 @@ class CaptionItem:
 
 @dataclass(frozen=True)
 class BadItem:
-    """An image or a caption that cannot be used, and why, in words that name the file."""
+    """An image, a caption or a row that cannot be used.
+
+    Parameters
+    ----------
+    reason
+        Why, in words that name the file.
+    split
+        The split that it would be in, '' where that is not known.
+    texts
+        The captions that an image has in the listing, which are lost with it; none where the listing does not name
+        the image. None for a caption or a row, with which one pair is lost.
+    """
 
     id: str
     reason: str
+    split: str = ""
+    texts: tuple[str, ...] | None = None
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of the listing are lost with it."""
+        return 1 if self.texts is None else len(self.texts)
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ def check_dataset(dataset: Dataset, progress: Callable[[int, int], None] | None 
       `empty-caption`, `split-overlap` (an image is in two splits), `same-image` (equal bytes or equal pixels in two
       splits), `same-caption` (a caption, normalised, in two splits).
     - Warnings: `counts-differ` (from the published ones), `near-image` (pictures of two splits that look the same,
-      see `alike`), `long-caption`, `repeated-caption`, `empty-split`, `no-split`, `small-image`, `no-label`,
-      `alike-labels`.
+      see `alike`), `repeated-image` (equal pixels within a split), `long-caption`, `repeated-caption`,
+      `empty-split`, `no-split`, `small-image`, `no-label`, `alike-labels`.
     - Info: `counts`, `near-duplicates`, `image-sizes`, `labels`, `note`.
 
     Where the splits are published ones, `same-image` is a warning, and so is `same-caption`, told once for two
@@ -76,6 +76,7 @@ def check_dataset(dataset: Dataset, progress: Callable[[int, int], None] | None 
         *_check_repeated_captions(dataset),
         *_check_splits(dataset),
         *_check_same_images(dataset, pictures.digests),
+        *_check_repeated_images(dataset, pictures.digests),
         *_check_near_images(dataset, pictures),
         *_check_sizes(dataset, pictures.sizes),
         *_check_labels(dataset),
@@ -182,6 +183,28 @@ def _check_same_images(dataset: Dataset, pictures: list[set[str]]) -> Iterator[F
                     yield Finding("error", "same-image", item.id, f"{message}; {remedy}")
             for digest in pictures[position]:
                 first.setdefault(digest, {}).setdefault(split, item.id)
+
+
+def _check_repeated_images(dataset: Dataset, pictures: list[set[str]]) -> Iterator[Finding]:
+    """Find pictures that a split has twice: where the bytes differ too, a format has not made one image of them."""
+    for split, positions in sorted(dataset.splits.items()):
+        first: dict[str, int] = {}
+        again: list[int] = []
+        twin = -1
+        for position in positions.tolist():
+            earlier = [first[digest] for digest in pictures[position] if digest in first]
+            if earlier:
+                twin = earlier[0] if twin < 0 else twin
+                again.append(position)
+            for digest in pictures[position]:
+                first.setdefault(digest, position)
+        if again:
+            message = (
+                f"{_many(dataset, again)} the pixels of an earlier image of {split}, the first those of "
+                f"{dataset.images[twin].id}; an evaluation by pairs takes one of them for right: give all "
+                "captions to one file"
+            )
+            yield Finding("warning", "repeated-image", dataset.images[again[0]].id, message)
 
 
 def _check_near_images(dataset: Dataset, pictures: _Pictures) -> Iterator[Finding]:

@@ -244,9 +244,11 @@ def parted_pictures(
         int64, positions of what was taken out, ascending.
     """
     names = np.asarray(digests, np.str_)
-    kept, seen = dict(splits), names[splits["test"]]
-    taken: list[NDArray[np.int64]] = []
+    kept, seen = dict(splits), names[splits.get("test", np.arange(0))]
+    taken: list[NDArray[np.int64]] = [np.arange(0)]
     for split in ("val", "train"):
+        if split not in splits:
+            continue
         twin = np.isin(names[splits[split]], seen)
         kept[split] = splits[split][~twin]
         taken.append(splits[split][twin])
