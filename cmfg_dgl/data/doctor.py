@@ -13,12 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cmfg_dgl.data.dataset import Dataset
+from cmfg_dgl.data.formats.split_files import SPLITS
+from cmfg_dgl.data.losses import missing_split
 from cmfg_dgl.data.similarity import SIGNATURE, alike, signature
 from cmfg_dgl.data.splits import normalise_caption, shared_captions
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import sha256_bytes
 
-__all__ = ["Finding", "check_dataset"]
+__all__ = ["Finding", "check_dataset", "unusable"]
+
+UNUSABLE = frozenset({"bad-image", "bad-item", "empty-caption", "no-caption", "quarantined"})
+"""Codes of what no evaluation can use."""
 
 LONG_CAPTION = 1000
 SMALL = 16
@@ -50,12 +55,14 @@ class _Pictures:
 def check_dataset(dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
     """Tell everything that is wrong with `dataset`, and its counts.
 
-    - Errors: `bad-item` (a missing file, a faulty row), `bad-image` (cannot be decoded), `no-caption`,
+    - Errors: `bad-item` (a missing file, a faulty row; a warning where no pair is lost, as with a picture that has
+      no row), `bad-image` (cannot be decoded), `no-caption`,
       `empty-caption`, `split-overlap` (an image is in two splits), `same-image` (equal bytes or equal pixels in two
       splits), `same-caption` (a caption, normalised, in two splits).
     - Warnings: `counts-differ` (from the published ones), `near-image` (pictures of two splits that look the same,
       see `alike`), `repeated-image` (equal pixels within a split), `long-caption`, `repeated-caption`,
-      `empty-split`, `no-split`, `small-image`, `no-label`, `alike-labels`.
+      `empty-split`, `missing-split` (of train, val and test), `no-split`, `small-image`, `no-label`,
+      `alike-labels`.
     - Info: `counts`, `near-duplicates`, `image-sizes`, `labels`, `note`.
 
     Where the splits are published ones, `same-image` is a warning, and so is `same-caption`, told once for two
@@ -70,7 +77,7 @@ def check_dataset(dataset: Dataset, progress: Callable[[int, int], None] | None 
     """
     bad_images, pictures = _decode_all(dataset, progress)
     return [
-        *(Finding("error", "bad-item", item.id, item.reason) for item in dataset.bad),
+        *(Finding("error" if item.pairs else "warning", "bad-item", item.id, item.reason) for item in dataset.bad),
         *bad_images,
         *_check_captions(dataset),
         *_check_repeated_captions(dataset),
@@ -82,6 +89,12 @@ def check_dataset(dataset: Dataset, progress: Callable[[int, int], None] | None 
         *_check_labels(dataset),
         *_counts(dataset),
     ]
+
+
+def unusable(dataset: Dataset, findings: Sequence[Finding]) -> dict[str, str]:
+    """What `data.exclude` leaves out already and what findings say cannot be used, by id, with the reason."""
+    before = {item: "left out before" for item, _ in dataset.excluded}
+    return before | {f.item: f.message for f in findings if f.severity == "error" and f.code in UNUSABLE}
 
 
 def _decode_all(dataset: Dataset, progress: Callable[[int, int], None] | None) -> tuple[list[Finding], _Pictures]:
@@ -155,9 +168,9 @@ def _check_splits(dataset: Dataset) -> Iterator[Finding]:
         for text in () if dataset.published else shared:
             message = f"the caption {text!r} of the split {a} is also in {b}; put its images in one split"
             yield Finding("error", "same-caption", f"{a}/{b}", message)
-    for name in sorted(members):
-        if not members[name]:
-            yield Finding("warning", "empty-split", name, "the split has no image")
+    for name in sorted({*members, *SPLITS}):
+        if problem := missing_split(dataset, name):
+            yield Finding("warning", "empty-split" if name in members else "missing-split", name, problem)
     for position in sorted(set(range(len(dataset.images))).difference(*members.values())):
         yield Finding("warning", "no-split", dataset.images[position].id, "the image is in no split")
 

@@ -219,7 +219,7 @@ def first_pairs(dataset: Dataset, pairs: int, seed: int) -> Dataset:
     if "train" in dataset.database:
         splits["database"] = np.sort(np.concatenate([splits["database"], others]))
     note = f"trained on {so_far[len(kept) - 1]} of {so_far[-1]} pairs (data.train_pairs={pairs})"
-    return replace(dataset, splits=splits, notes=(*dataset.notes, note))
+    return replace(dataset, splits=splits, notes=(*dataset.notes, note), uncut={"train": int(so_far[-1])})
 
 
 def hash_rule(fractions: dict[str, float], seed: int, near_duplicate: float) -> str:
