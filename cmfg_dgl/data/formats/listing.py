@@ -191,7 +191,8 @@ def listed_dataset(
     entries, twins, merging = merge_equal_pictures(listing.entries, within_splits=split_by_files)
     bad = [*listing.bad, *twins]
     if not entries:
-        first = f" ({len(bad)} refused, the first: {bad[0].reason})" if bad else ""
+        named = [item for item in bad if item.pairs] or bad
+        first = f" ({len(bad)} refused, the first: {named[0].reason})" if bad else ""
         raise DataError(f"{listing.base}: no image with a caption{first}; {listing.remedy}")
     groups, near_duplicates, by_hash, bad = _split_by_hash(entries, bad, data)
     images = tuple(entry.image for entry in entries)
