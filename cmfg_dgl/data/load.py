@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from cmfg_dgl.config import Config, DataConfig, change_config
 from cmfg_dgl.config.text import resolve_paths
 from cmfg_dgl.data.dataset import Dataset
+from cmfg_dgl.data.exclude import exclude_items, read_ids
 from cmfg_dgl.data.formats.blip import BLIP
 from cmfg_dgl.data.formats.clip_benchmark import CLIP_BENCHMARK
 from cmfg_dgl.data.formats.folder import FOLDER
@@ -69,8 +71,8 @@ def read_dataset(data: DataConfig) -> Dataset:
     Parameters
     ----------
     data
-        Which data set, and how it is read and split. With `train_pairs` only the first pairs by hash are trained
-        on, see `first_pairs`.
+        Which data set, and how it is read and split. Items of `exclude` are left out; with `train_pairs` only the
+        first pairs by hash are trained on, see `first_pairs`.
 
     Raises
     ------
@@ -85,7 +87,10 @@ def read_dataset(data: DataConfig) -> Dataset:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"data.name={data.name!r}: no such data set; {hint}There are {', '.join(FORMATS)}")
     _refuse_unread(data)
-    dataset = FORMATS[data.name].read(data)
+    limits = {"max_pixels": data.max_pixels, "max_bytes": data.max_bytes}
+    dataset = replace(FORMATS[data.name].read(data), limits=limits)
+    if data.exclude is not None:
+        dataset = exclude_items(dataset, read_ids(Path(data.exclude)), data.exclude)
     return dataset if data.train_pairs is None else first_pairs(dataset, data.train_pairs, data.seed)
 
 

@@ -129,7 +129,8 @@ class _Runner:
         """Data and features of a configuration; only features may differ between variants."""
         key = canonical_json(asdict(config.features))
         if key not in self.prepared:
-            self.prepared[key] = BenchData.prepare(config, self.progress)
+            evaluated = ("test",) if self.plan.split == "test" else ()
+            self.prepared[key] = BenchData.prepare(config, self.progress, evaluated=evaluated)
         return self.prepared[key]
 
     def cell(self, variant: Variant, seed: int) -> Record:

@@ -29,7 +29,7 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
     """
     with folder_lock(run.folder, "cmfg audit"):
         select_device(run.config)
-        matcher, experiment = Matcher.of_run(run), Experiment.prepare(run.config, progress)
+        matcher, experiment = Matcher.of_run(run), Experiment.prepare(run.config, progress, evaluated=("test",))
         view = experiment.evaluation_split("test")
         made_from = result_identity(run, experiment, "test")
         if (run.folder / "audit.json").is_file() and not force:

@@ -65,7 +65,7 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool =
     tick = _Tick(progress, len(recipes) * cells)
     for name, recipe in recipes.items():
         folder = root if len(recipes) == 1 else root / Path(name).stem
-        data = BenchData.prepare(recipe, progress)
+        data = BenchData.prepare(recipe, progress, evaluated=("test",))
         results = _compare(config, config.methods, data, folder, force, tick)
         if leaky:
             folder = folder / "matched-pair"

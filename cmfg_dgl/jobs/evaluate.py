@@ -105,7 +105,7 @@ def _evaluate_run(
 ) -> dict[str, Any]:
     config, name = run.config, f"evaluation-{split}.json"
     select_device(config)
-    matcher, experiment = Matcher.of_run(run), Experiment.prepare(config, progress)
+    matcher, experiment = Matcher.of_run(run), Experiment.prepare(config, progress, evaluated=(split,))
     view, dataset = experiment.evaluation_split(split), experiment.dataset
     made_from = {**result_identity(run, experiment, split), "k": config.retrieval.k, "alpha": matcher.alpha}
     made_from |= {"metrics": DEFINITIONS} | ({} if folds is None else {"folds": folds})
@@ -175,7 +175,7 @@ def _label_record(
 ) -> dict[str, Any] | None:
     """Both stages under label relevance, None without labels; `scores` serve where the split searches itself."""
     view, queries = experiment.searched(split)
-    labels, names = experiment.labels(view), [split]
+    labels, names = experiment.labels(view, queries), [split]
     if labels is None:
         return None
     pair_dataset, retrieval = experiment.pair_dataset(view), experiment.config.retrieval

@@ -107,7 +107,7 @@ class _Job:
 
     @classmethod
     def prepare(cls, run: Run, splits: Sequence[str], progress: Progress) -> _Job:
-        matcher, experiment = Matcher.of_run(run), Experiment.prepare(run.config, progress)
+        matcher, experiment = Matcher.of_run(run), Experiment.prepare(run.config, progress, evaluated=splits)
         collections = {name: experiment.pair_dataset(experiment.evaluation_split(name)) for name in splits}
         own = functools.cache(lambda split: matcher.scorer.embeddings(collections[split]))
         return cls(run, matcher, experiment, progress, collections, own)
