@@ -19,6 +19,7 @@ from cmfg_dgl.data.formats.listing import Listing, Row, file_loader, gather, lis
 from cmfg_dgl.data.images import IMAGE_SUFFIXES
 from cmfg_dgl.data.validation import path_problem, printable
 from cmfg_dgl.errors import DataError
+from cmfg_dgl.ownership import MARKER, owned_files
 
 __all__ = ["FOLDER", "folder"]
 
@@ -68,20 +69,27 @@ FOLDER = Format(
 
 
 def _find_images(root: Path) -> list[str]:
-    """List all files that are called images, by path from `root`; links to folders are not followed."""
+    """List all files that are called images, by path from `root`; links to folders are not followed.
+
+    What cmfg wrote is passed over: folders of runs, comparisons and the like below `root`, and their files in it.
+    """
 
     def refuse(error: OSError) -> NoReturn:
         raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
 
     found: list[str] = []
     for directory, below, files in os.walk(root, onerror=refuse):
+        if MARKER in files and Path(directory) != root:
+            below.clear()
+            continue
         below[:] = [name for name in below if not name.startswith(".")]
         found.extend(
             Path(directory, file).relative_to(root).as_posix()
             for file in files
             if not file.startswith(".") and Path(file).suffix.lower() in IMAGE_SUFFIXES
         )
-    return found
+    written = owned_files(root)
+    return [name for name in found if name not in written]
 
 
 def _rows(root: Path, found: list[str]) -> Iterator[Row | BadItem]:
