@@ -134,13 +134,20 @@ def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
             )
 
 
-def remove_owned(folder: Path) -> None:
-    """Remove the files that cmfg wrote, and forget them; those that somebody changed stop it before the first."""
+def remove_owned(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Remove files that cmfg wrote, and forget them; those that somebody changed stop it before the first.
+
+    Parameters
+    ----------
+    names
+        All that cmfg wrote by default.
+    """
     owned = owned_files(folder)
-    refuse_foreign(folder, owned)
-    for name in owned:
+    going = list(owned if names is None else names)
+    refuse_foreign(folder, going)
+    for name in going:
         (folder / name).unlink(missing_ok=True)
-    _write_list(folder, {})
+    _write_list(folder, {name: digests for name, digests in owned.items() if name not in going})
 
 
 def remove_half_written(folder: Path, names: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from cmfg_dgl.experiments.ablation.variants import Variant
 from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.cache import CellFile, digest_of, placeless
 from cmfg_dgl.files import canonical_json, sha256_bytes, to_json
-from cmfg_dgl.ownership import ABLATION, claim, refuse_foreign, write_all_owned, writing
+from cmfg_dgl.ownership import ABLATION, claim, refuse_foreign, remove_owned, write_all_owned, writing
 from cmfg_dgl.reporting.ablation_pages import write_outputs
 from cmfg_dgl.training.checkpoint import save_checkpoint
 
@@ -93,6 +93,10 @@ def ablate(plan: Plan, folder: Path, *, force: bool, progress: Progress) -> Reco
 
 def _ablate(plan: Plan, folder: Path, force: bool, progress: Progress) -> Record:
     runner = _Runner(plan, folder, force, progress)
+    if force:
+        # Data and features first, for they may be at fault. Results must be of the cells that lie beside them.
+        runner.data(plan.baseline.config)
+        remove_owned(folder, WRITTEN)
     cells: dict[Variant, list[Record]] = {}
     planned = plan.cells()
     for done, (variant, seed) in enumerate(planned):

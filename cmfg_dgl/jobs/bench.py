@@ -18,7 +18,15 @@ from cmfg_dgl.experiments.bench.results import OURS, collect
 from cmfg_dgl.experiments.bench.settings import check_settings, settings_of
 from cmfg_dgl.experiments.cache import CellFile, digest_of
 from cmfg_dgl.files import to_json
-from cmfg_dgl.ownership import COMPARISON, claim, refuse_foreign, write_all_owned, write_owned, writing
+from cmfg_dgl.ownership import (
+    COMPARISON,
+    claim,
+    refuse_foreign,
+    remove_owned,
+    write_all_owned,
+    write_owned,
+    writing,
+)
 from cmfg_dgl.reporting.bench_pages import write_outputs
 
 __all__ = ["bench", "finished_cell", "write_report"]
@@ -142,6 +150,9 @@ def _compare(
 ) -> Record:
     """Run methods on one data set and write what `write_outputs` writes; with `honest` by the leaky protocol."""
     claim(folder, kind=COMPARISON)
+    if force:
+        # Before the first cell is replaced: results must be of the cells that lie beside them.
+        remove_owned(folder, WRITTEN)
     cells: dict[str, list[Record]] = {}
     searches: dict[str, list[Record]] = {}
     for method in methods:
