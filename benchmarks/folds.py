@@ -30,9 +30,10 @@ from cmfg_dgl.experiments.bench.columns import PLAIN
 from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.bench.methods import method_class
 from cmfg_dgl.experiments.bench.settings import check_settings
-from cmfg_dgl.experiments.cache import digest_of
-from cmfg_dgl.files import write_json
+from cmfg_dgl.experiments.cache import CellFile, digest_of
+from cmfg_dgl.files import to_json
 from cmfg_dgl.jobs.bench import finished_cell
+from cmfg_dgl.ownership import COMPARISON, claim, write_owned, writing
 from cmfg_dgl.reporting.vocabulary import CORRECTIONS, STAGES, shown
 from cmfg_dgl.training.experiment import Experiment
 
@@ -108,8 +109,8 @@ def measure_folds(
         for number, (name, setting) in enumerate(tries):
             # Called by what is tried, so that more can be tried beside it.
             tried = f"{name}-{digest_of(setting)[:12]}"
-            path = folder / "cells" / tried / f"fold-{fold}.json"
-            cell = finished_cell(path, data, name, fold, setting, minutes=minutes, audited=False)
+            file = CellFile(folder, f"cells/{tried}/fold-{fold}.json")
+            cell = finished_cell(file, data, name, fold, setting, minutes=minutes, audited=False)
             row.append(cell | {"images": split.images, "owners": split.images[split.caption_image]})
             done, message = fold * len(tries) + number + 1, f"{name} fold {fold}: {cell['val']:.1f} on validation"
             progress("folds", done, folds * repeats * len(tries), message)
@@ -193,13 +194,14 @@ def main(
     recipe = load_config(config, overrides)
     _check(parsed, recipe)
     prepare_process(recipe.run.threads)
-    with Bars(quiet=False) as bars:
+    with Bars(quiet=False) as bars, writing(output_dir, "benchmarks/folds.py", COMPARISON):
         experiment = Experiment.prepare(recipe, bars)
+        claim(output_dir, kind=COMPARISON)
         found = measure_folds(
             experiment, parsed, folds=folds, repeats=repeats, minutes=minutes, folder=output_dir, progress=bars
         )
-    rows = compare(found)
-    write_json(output_dir / "folds.json", rows)
+        rows = compare(found)
+        write_owned(output_dir, "folds.json", (to_json(rows) + "\n").encode())
     cells = [
         (
             row["method"],

@@ -22,14 +22,13 @@ from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
 from cmfg_dgl.evaluation.ogb import ogb_record, write_edges
 from cmfg_dgl.evaluation.ranking import DEFINITIONS, Ranking, cmc, precision_recall
 from cmfg_dgl.jobs.results import Progress, known_result, result_identity, silent
-from cmfg_dgl.lock import folder_lock
 from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.ownership import claim
 from cmfg_dgl.reporting.report import write_card, write_report
 from cmfg_dgl.reporting.vocabulary import DIRECTIONS, STAGES
 from cmfg_dgl.retrieval.scorer import Scorer
 from cmfg_dgl.training.experiment import Experiment, select_device
-from cmfg_dgl.training.run_directory import Run
+from cmfg_dgl.training.run_directory import Run, hold_run
 
 __all__ = ["evaluate", "evaluate_run"]
 
@@ -96,7 +95,7 @@ def evaluate_run(
     dict
         What `evaluation-SPLIT.json` holds.
     """
-    with folder_lock(run.folder, "cmfg eval"):
+    with hold_run(run, "cmfg eval"):
         return _evaluate_run(run, split, force, progress, folds, ogb)
 
 
