@@ -110,6 +110,17 @@ def test_a_shard_of_bad_images_only(tmp_path):
     assert store.width == 3
 
 
+def test_an_image_that_cannot_be_prepared_is_quarantined_by_name(tmp_path):
+    class Refusing(MeanColour):
+        def prepare(self, image):
+            if image == picture(3):
+                raise DataError("8 x 8 pixels, which is too thin")
+            return super().prepare(image)
+
+    store = images_of(dataset(), Refusing(), tmp_path)
+    assert store.quarantined == {"img3": "img3: 8 x 8 pixels, which is too thin"}
+
+
 def test_batches_do_not_cross_shards(tmp_path):
     encoder = MeanColour()
     images_of(dataset(bad=("img1",)), encoder, tmp_path)
