@@ -92,10 +92,11 @@ def info(
     cmfg data info data.name=folder data.root=DIR
     cmfg data info -c mirflickr25k data.root=DIR data.protocol=B
     """
+    from cmfg_dgl.config.directories import features_directory
     from cmfg_dgl.data.load import read_dataset
 
     with Bars(verbosity.quiet):
-        dataset = read_dataset(settings.data)
+        dataset = read_dataset(settings.data, features_directory(settings))
     splits = {}
     for name, positions in dataset.splits.items():
         members = set(positions.tolist())
@@ -151,12 +152,13 @@ def check(
     cmfg data check -c openmoji
     cmfg data check data.name=folder data.root=DIR
     """
+    from cmfg_dgl.config.directories import features_directory
     from cmfg_dgl.data.doctor import check_dataset
     from cmfg_dgl.data.load import read_dataset
     from cmfg_dgl.errors import DataError
 
     with Bars(verbosity.quiet) as bars:
-        dataset = read_dataset(settings.data)
+        dataset = read_dataset(settings.data, features_directory(settings))
         findings = check_dataset(dataset, lambda done, total: bars("images", done, total))
     errors, warnings = (sum(f.severity == kind for f in findings) for kind in ("error", "warning"))
     if as_json:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from cmfg_dgl.config import Config, DataConfig, change_config
+from cmfg_dgl.config.directories import features_directory
 from cmfg_dgl.config.text import resolve_paths
+from cmfg_dgl.data.cache import cached_in
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.formats.blip import BLIP
 from cmfg_dgl.data.formats.clip_benchmark import CLIP_BENCHMARK
@@ -60,10 +63,11 @@ def load_dataset(name: str, **options: Any) -> Dataset:
         As from `read_dataset`; also for an unknown key.
     """
     values = {f"data.{key}": value for key, value in {"name": name, **options}.items()}
-    return read_dataset(resolve_paths(change_config(Config(), values, "load_dataset")).data)
+    config = resolve_paths(change_config(Config(), values, "load_dataset"))
+    return read_dataset(config.data, features_directory(config))
 
 
-def read_dataset(data: DataConfig) -> Dataset:
+def read_dataset(data: DataConfig, cache: Path | None = None) -> Dataset:
     """Read the data set of a configuration and split it.
 
     Parameters
@@ -71,6 +75,8 @@ def read_dataset(data: DataConfig) -> Dataset:
     data
         Which data set, and how it is read and split. With `train_pairs` only the first pairs by hash are trained
         on, see `first_pairs`.
+    cache
+        Folder of the table of what was worked out before, see `cached_in`; None to work everything out.
 
     Raises
     ------
@@ -85,7 +91,8 @@ def read_dataset(data: DataConfig) -> Dataset:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"data.name={data.name!r}: no such data set; {hint}There are {', '.join(FORMATS)}")
     _refuse_unread(data)
-    dataset = FORMATS[data.name].read(data)
+    with cached_in(cache):
+        dataset = FORMATS[data.name].read(data)
     return dataset if data.train_pairs is None else first_pairs(dataset, data.train_pairs, data.seed)
 
 

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeAlias
 
 from cmfg_dgl.config import Config
+from cmfg_dgl.config.directories import features_directory
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.extract import Extraction, caption_extraction, image_extraction
 from cmfg_dgl.features.store.reader import FeatureStore
 
-__all__ = ["Progress", "build_stores", "extractions", "features_directory", "find_stores", "progress_of"]
+__all__ = ["Progress", "build_stores", "extractions", "find_stores", "progress_of"]
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is done, how much of it is done, and how much there is in all."""
-
-
-def features_directory(config: Config) -> Path:
-    """`features.dir`, else $CMFG_CACHE, else ~/.cache/cmfg."""
-    named = config.features.dir or os.environ.get("CMFG_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "cmfg"
 
 
 def extractions(config: Config, dataset: Dataset | None = None) -> tuple[Extraction, Extraction]:
@@ -34,9 +27,10 @@ def extractions(config: Config, dataset: Dataset | None = None) -> tuple[Extract
     dataset
         The data set of the configuration; it is read where it is left out.
     """
-    dataset = dataset or read_dataset(config.data)
+    directory = features_directory(config)
+    dataset = dataset or read_dataset(config.data, directory)
     vision, text = load_encoders(config, compiled=config.features.compile)
-    directory, features = features_directory(config), config.features
+    features = config.features
     return (
         image_extraction(
             dataset,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cmfg_dgl.config import PRECOMPUTED, Config
+from cmfg_dgl.config.directories import features_directory
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.data.splits import normalise_caption
@@ -78,7 +79,7 @@ class Experiment:
         force
             Extract anew.
         """
-        return cls.of(config, read_dataset(config.data), progress, force=force)
+        return cls.of(config, read_dataset(config.data, features_directory(config)), progress, force=force)
 
     @classmethod
     def of(

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from cmfg_dgl.config import DataConfig
+from cmfg_dgl.data.cache import file_digest
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.first_rows import first_rows
 from cmfg_dgl.data.formats.format import Format
@@ -24,7 +25,7 @@ from cmfg_dgl.data.images import decode, read_image
 from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups
 from cmfg_dgl.data.validation import caption_problem, path_problem, printable
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.files import canonical_json, sha256_bytes, sha256_file
+from cmfg_dgl.files import canonical_json, sha256_bytes
 
 __all__ = ["HUGGINGFACE", "THEOJIANG300K", "huggingface", "theojiang300k"]
 
@@ -283,7 +284,7 @@ def _entries(source: _Source, bad: list[BadItem]) -> Iterator[_Entry]:
                 try:
                     found = source.picture(image.as_py())
                     texts = _texts(caption.as_py())
-                    digest = sha256_file(found) if isinstance(found, Path) else sha256_bytes(found)
+                    digest = file_digest(found) if isinstance(found, Path) else sha256_bytes(found)
                 except (ValueError, OSError) as error:
                     bad.append(BadItem(name, f"row {name}: {error}"))
                     continue

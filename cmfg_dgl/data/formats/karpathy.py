@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmfg_dgl.config import DataConfig
+from cmfg_dgl.data.cache import file_digest
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.formats.listing import file_loader
 from cmfg_dgl.data.splits import parted_pictures
 from cmfg_dgl.data.validation import caption_problem, path_problem, printable
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.files import sha256_file
 
 __all__ = ["COCO", "FLICKR30K", "PUBLISHED", "karpathy"]
 
@@ -119,7 +119,7 @@ def _entries(path: Path, name: str) -> tuple[list[_Entry], list[BadItem]]:
                 raise ValueError(f"{image}: {problem}")
             seen.add(image)
             file = path.parent / image
-            item = ImageItem(image, str(file), sha256_file(file))
+            item = ImageItem(image, str(file), file_digest(file))
             entries.append(_Entry(item, split, texts[:CAPTIONS], len(texts[CAPTIONS:])))
         except (ValueError, OSError) as error:
             bad.append(BadItem(where, f"{where}: {error}"))

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cmfg_dgl.config import DataConfig
+from cmfg_dgl.data.cache import file_digest
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.split_files import split_files
 from cmfg_dgl.data.images import read_image
 from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups, parted_pictures
 from cmfg_dgl.data.validation import caption_problem, path_problem, printable
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.files import sha256_file
 
 __all__ = [
     "Entry",
@@ -104,7 +104,7 @@ def _entry(root: Path, image: str, rows: list[Row], split_needed: bool, bad: lis
     else:
         path = root / image
         labels = tuple(sorted({label for row in rows for label in row.labels}))
-        return Entry(ImageItem(name, str(path), sha256_file(path), labels), captions, "".join(named))
+        return Entry(ImageItem(name, str(path), file_digest(path), labels), captions, "".join(named))
     return None
 
 
