@@ -332,7 +332,7 @@ def test_every_key_is_documented_once_with_its_default():
             expected |= set(keys(kind, f"{name}."))
     assert set(described) == expected
     assert described["training.learning_rate"][0] == "0.001"
-    assert re.search(r"\(auto \| edge \| block\)", described["model.kernel"][1])
+    assert re.search(r"\(auto \| edge \| block \| dgl\)", described["model.kernel"][1])
 
 
 def test_recipes_are_found_and_load(installed):

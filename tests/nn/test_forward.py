@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from models import PAIRS, items, random_model, single
 from oracle import JointGraph, Settings, Stack, project
 
+from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete
 
@@ -251,3 +252,14 @@ def test_a_layer_alone_is_a_layer_of_the_model(schema):
         for kind in ("patch", "token")
     ]
     torch.testing.assert_close((pooled[0] * pooled[1]).sum(1), model(graph), atol=1e-12, rtol=1e-10)
+
+
+def test_feature_dropout_hides_the_same_from_all_nodes_of_an_item():
+    model = random_model("alone", init="cca", feature_dropout=0.5, positions=False, pooling="max").train()
+    images = items(images=((2, 3), (2, 2), (2, 3)))[0]
+    same = Nodes(torch.ones_like(images.values), images.offsets, images.grid)
+    torch.manual_seed(3)
+    states = model.encode("image", same).state.split(images.counts.tolist())
+    for state in states:
+        torch.testing.assert_close(state, state[:1].expand_as(state), atol=1e-12, rtol=1e-10)
+    assert not torch.allclose(states[0], states[2])

@@ -32,7 +32,7 @@ def first_rows(datasets: Any, root: str, rows: int, source: Mapping[str, str]) -
     rows
         How many rows of each split; fewer where there are no more.
     source
-        Arguments of `datasets.read_dataset` that open `root`.
+        Arguments of `datasets.load_dataset` that open `root`.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def first_rows(datasets: Any, root: str, rows: int, source: Mapping[str, str]) -
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "cmfg-rows" / key
     manifest = folder / "rows.json"  # written last: where it is, all is
     if not manifest.is_file():
-        splits = datasets.read_dataset(**source, streaming=True)
+        splits = datasets.load_dataset(**source, streaming=True)
         for number, stream in enumerate(splits.values()):
             write_atomic(folder / f"{number}.arrow", partial(_write, datasets, stream, rows))
         write_json(manifest, {"root": root, "rows": rows, "splits": [str(split) for split in splits]})

@@ -213,7 +213,7 @@ def _open(root: str, rows: int | None) -> dict[str, Any]:
             raise ValueError("no .parquet and no .arrow file in it")
         else:
             source = {"path": str(path) if path.is_dir() else root}
-        return dict(datasets.read_dataset(**source)) if rows is None else first_rows(datasets, root, rows, source)
+        return dict(datasets.load_dataset(**source)) if rows is None else first_rows(datasets, root, rows, source)
     except Exception as error:  # a reader may raise anything on damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(

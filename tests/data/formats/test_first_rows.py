@@ -172,7 +172,7 @@ def test_no_more_rows_are_asked_for_than_needed(rows: int, tmp_path: Path, monke
             yield {"image": {"bytes": PICTURES[n % 30], "path": None}, "caption": f"text {n} of word{n}"}
 
     stream = datasets.IterableDataset.from_generator(examples, features=FEATURES)
-    monkeypatch.setattr(datasets, "read_dataset", lambda **_: datasets.IterableDatasetDict(train=stream))
+    monkeypatch.setattr(datasets, "load_dataset", lambda **_: datasets.IterableDatasetDict(train=stream))
     dataset = read("some/name", rows=rows)
     assert asked == list(range(rows))
     digests = [item.sha256 for item in dataset.images]
@@ -180,7 +180,7 @@ def test_no_more_rows_are_asked_for_than_needed(rows: int, tmp_path: Path, monke
 
 
 def test_bytes_are_kept_where_the_library_decodes_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root, load = shards(tmp_path / "hub"), datasets.read_dataset
+    root, load = shards(tmp_path / "hub"), datasets.load_dataset
     wanted = read(root, rows=10)
 
     def threaded(**_: Any) -> Any:
@@ -188,19 +188,19 @@ def test_bytes_are_kept_where_the_library_decodes_ahead(tmp_path: Path, monkeypa
         streams = load(str(root), streaming=True)
         return datasets.IterableDatasetDict({k: stream.decode(num_threads=2) for k, stream in streams.items()})
 
-    monkeypatch.setattr(datasets, "read_dataset", threaded)
+    monkeypatch.setattr(datasets, "load_dataset", threaded)
     same(read("some/name", rows=10), wanted)
 
 
 def test_a_second_reading_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = several(tmp_path / "hub")
-    asked, load = [], datasets.read_dataset
+    asked, load = [], datasets.load_dataset
 
     def counted(path: str, **options: Any) -> Any:
         asked.append(options)
         return load(path if Path(path).exists() else str(root), **options)
 
-    monkeypatch.setattr(datasets, "read_dataset", counted)
+    monkeypatch.setattr(datasets, "load_dataset", counted)
     first = {name: read(name, rows=6) for name in ("some/name", root)}
     assert asked == [{"streaming": True}, {"streaming": True}]
     for name, dataset in first.items():
@@ -236,7 +236,7 @@ def test_a_stream_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             }
         )
 
-    monkeypatch.setattr(datasets, "read_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(
         DataError, match=r"^data\.root=some/name: cannot be read \(Couldn't reach the Hub\); give .*$"
     ):

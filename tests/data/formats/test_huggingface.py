@@ -248,7 +248,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     def offline(*_: Any, **__: Any) -> None:
         raise ConnectionError("Couldn't reach the Hub\nand more")
 
-    monkeypatch.setattr(datasets, "read_dataset", offline)
+    monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(
         DataError, match=r"^data\.root=some/name: cannot be read \(Couldn't reach the Hub\); give .*$"
     ):
