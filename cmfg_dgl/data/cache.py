@@ -51,7 +51,7 @@ class _Table:
     def digest(self, path: Path) -> str:
         """Hexadecimal SHA-256 of a file, from the table where size and times are those of the row."""
         stamp, changed = _stamp(path)
-        key, now = os.fsencode(Path(os.path.abspath(path))), time.time_ns()  # noqa: PTH100
+        key, now = os.fsencode(os.path.abspath(path)), time.time_ns()  # noqa: PTH100
         known = self._read("digests", key, stamp)
         if known is not None:
             return known.decode()

@@ -12,9 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from SetSimilaritySearch import all_pairs
 
 from cmfg_dgl.data.cache import remembered
 from cmfg_dgl.data.dataset import Dataset
@@ -113,6 +110,10 @@ def _groups(
     words_by_image: Sequence[Sequence[Sequence[str]]], digests: Sequence[str], threshold: float
 ) -> NDArray[np.int64]:
     """The number of captions with a near-duplicate at another image, then the group of each image, (1 + N,)."""
+    # They take a fifth of a second to import, and groups that are remembered need none of it.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     set_of_caption, image_of_caption, pairs = _similar_word_sets(words_by_image, threshold)
     digest_of_image = np.unique(np.asarray(digests, np.str_), return_inverse=True)[1]
 
@@ -131,6 +132,8 @@ def _similar_word_sets(
     words_by_image: Sequence[Sequence[Sequence[str]]], threshold: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Find the word set and image of each caption, both (M,), and the pairs of similar sets, (pairs, 2)."""
+    from SetSimilaritySearch import all_pairs
+
     position: dict[frozenset[str], int] = {}
     set_of_caption: list[int] = []
     image_of_caption: list[int] = []

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from cmfg_dgl.config import Config
 from cmfg_dgl.config.directories import features_directory
+from cmfg_dgl.data.cache import cached_in
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.features.encoders.load import load_encoders
@@ -30,23 +31,13 @@ def extractions(config: Config, dataset: Dataset | None = None) -> tuple[Extract
     directory = features_directory(config)
     dataset = dataset or read_dataset(config.data, directory)
     vision, text = load_encoders(config, compiled=config.features.compile)
-    features = config.features
-    return (
-        image_extraction(
-            dataset,
-            vision,
-            directory=directory,
-            batch_size=features.batch_size,
-            shard_items=features.shard_items,
-        ),
-        caption_extraction(
-            dataset,
-            text,
-            directory=directory,
-            batch_size=features.batch_size,
-            shard_items=features.shard_items,
-        ),
-    )
+    sizes = {"batch_size": config.features.batch_size, "shard_items": config.features.shard_items}
+    # The digests of the encoders' files are remembered.
+    with cached_in(directory):
+        return (
+            image_extraction(dataset, vision, directory=directory, **sizes),
+            caption_extraction(dataset, text, directory=directory, **sizes),
+        )
 
 
 def find_stores(config: Config) -> tuple[FeatureStore, FeatureStore]:

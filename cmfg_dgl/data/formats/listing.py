@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -77,13 +77,19 @@ def gather(
         elif not row.image:
             bad.append(BadItem(row.where, "names no image"))
         else:
-            rows_of.setdefault(str(PurePosixPath(row.image)), []).append(row)
+            rows_of.setdefault(_posix(row.image), []).append(row)
     split_needed = any(row.split for of_image in rows_of.values() for row in of_image)
     for image, of_image in rows_of.items():
         entry = _entry(root, image, of_image, split_needed, bad)
         if entry is not None:
             entries.append(entry)
     return entries, [BadItem(item.id, f"{item.id}: {item.reason}") for item in bad]
+
+
+@lru_cache(1024)
+def _posix(path: str) -> str:
+    """A path in one spelling, without `./` and double slashes; most images have several rows."""
+    return str(PurePosixPath(path))
 
 
 def _entry(root: Path, image: str, rows: list[Row], split_needed: bool, bad: list[BadItem]) -> Entry | None:
