@@ -35,16 +35,18 @@ class _Table:
     removed, so that the next process makes it anew; one that is locked, full or read-only is left alone.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, write: bool) -> None:
+        self._path, self._writes = path, write
         self._digests: list[tuple[bytes, bytes, bytes, bytes]] = []
         self._database: sqlite3.Connection | None = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if write:
+                path.parent.mkdir(parents=True, exist_ok=True)
         except OSError:
             return
         with self._forgiving():
-            self._database = sqlite3.connect(path, timeout=WAIT)
+            address = f"{path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}"
+            self._database = sqlite3.connect(address, timeout=WAIT, uri=True)
             self._database.text_factory = bytes
             _prepare(self._database)
 
@@ -87,7 +89,7 @@ class _Table:
 
     def _write(self, table: str, rows: list[tuple[bytes, bytes, bytes, bytes]]) -> None:
         with self._forgiving():
-            if self._database is not None and rows:
+            if self._database is not None and self._writes and rows:
                 with self._database as database:
                     database.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", rows)
                     oldest = f"(SELECT max(rowid) FROM {table}) - {LIMITS[table]}"
@@ -103,7 +105,7 @@ class _Table:
                 self._database.close()
                 self._database = None
             # A table that is locked, full or read-only is an OperationalError, and may be whole.
-            if type(error) is sqlite3.DatabaseError:
+            if self._writes and type(error) is sqlite3.DatabaseError:
                 _remove(self._path)
 
 
@@ -111,18 +113,20 @@ _active: ContextVar[_Table | None] = ContextVar("_active", default=None)
 
 
 @contextmanager
-def cached_in(folder: Path | None) -> Iterator[None]:
-    """Within, `file_digest` and `remembered` use the table of a folder, which is made if it is missing.
+def cached_in(folder: Path | None, *, write: bool = True) -> Iterator[None]:
+    """Within, `file_digest` and `remembered` use the table of a folder.
 
     Parameters
     ----------
     folder
         None to work everything out.
+    write
+        Whether to make the table if it is missing, and to remember there what is worked out.
     """
     if folder is None:
         yield
         return
-    with closing(_Table(folder / NAME)) as table:
+    with closing(_Table(folder / NAME, write)) as table:
         token = _active.set(table)
         try:
             yield

@@ -67,7 +67,7 @@ def load_dataset(name: str, **options: Any) -> Dataset:
     return read_dataset(config.data, features_directory(config))
 
 
-def read_dataset(data: DataConfig, cache: Path | None = None) -> Dataset:
+def read_dataset(data: DataConfig, cache: Path | None = None, *, remember: bool = True) -> Dataset:
     """Read the data set of a configuration and split it.
 
     Parameters
@@ -77,6 +77,8 @@ def read_dataset(data: DataConfig, cache: Path | None = None) -> Dataset:
         on, see `first_pairs`.
     cache
         Folder of the table of what was worked out before, see `cached_in`; None to work everything out.
+    remember
+        False to write nothing there.
 
     Raises
     ------
@@ -91,7 +93,7 @@ def read_dataset(data: DataConfig, cache: Path | None = None) -> Dataset:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"data.name={data.name!r}: no such data set; {hint}There are {', '.join(FORMATS)}")
     _refuse_unread(data)
-    with cached_in(cache):
+    with cached_in(cache, write=remember):
         dataset = FORMATS[data.name].read(data)
     return dataset if data.train_pairs is None else first_pairs(dataset, data.train_pairs, data.seed)
 

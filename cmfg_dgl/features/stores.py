@@ -26,14 +26,15 @@ def extractions(config: Config, dataset: Dataset | None = None) -> tuple[Extract
     Parameters
     ----------
     dataset
-        The data set of the configuration; it is read where it is left out.
+        The data set of the configuration; it is read where it is left out, and then nothing is written.
     """
     directory = features_directory(config)
-    dataset = dataset or read_dataset(config.data, directory)
+    remember = dataset is not None
+    dataset = dataset or read_dataset(config.data, directory, remember=False)
     vision, text = load_encoders(config, compiled=config.features.compile)
     sizes = {"batch_size": config.features.batch_size, "shard_items": config.features.shard_items}
     # The digests of the encoders' files are remembered.
-    with cached_in(directory):
+    with cached_in(directory, write=remember):
         return (
             image_extraction(dataset, vision, directory=directory, **sizes),
             caption_extraction(dataset, text, directory=directory, **sizes),

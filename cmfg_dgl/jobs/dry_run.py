@@ -40,7 +40,7 @@ class DryRun:
 def dry_run(config: Config) -> DryRun:
     """One batch through backbones, graph, model, forward and backward, with nothing written."""
     select_device(config)
-    dataset = read_dataset(config.data, features_directory(config))
+    dataset = read_dataset(config.data, features_directory(config), remember=False)
     split = dataset.split("train")
     vision, text = load_encoders(config)
     pair_dataset = _first_batch(dataset, split, vision, text, config.training.batch_size)

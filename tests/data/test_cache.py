@@ -113,6 +113,21 @@ def test_without_a_folder_nothing_is_remembered(tmp_path, reads):
     assert len(calls) == 2
 
 
+def test_a_table_is_read_without_a_write(tmp_path, reads):
+    file = old_file(tmp_path / "a", b"one")
+    with cached_in(tmp_path / "cache", write=False):
+        assert file_digest(file) == right(file)
+        remembered("key", lambda: b"")
+    assert not (tmp_path / "cache").exists()
+    digests(tmp_path / "cache", file)
+    before = (tmp_path / "cache" / module.NAME).read_bytes()
+    other = old_file(tmp_path / "b", b"two")
+    with cached_in(tmp_path / "cache", write=False):
+        assert [file_digest(file), file_digest(other)] == [right(file), right(other)]
+    assert reads == ["a", "a", "b"]
+    assert (tmp_path / "cache" / module.NAME).read_bytes() == before
+
+
 def test_damaged_rows_are_not_trusted(tmp_path, reads):
     files = [old_file(tmp_path / str(i), bytes([i])) for i in range(6)]
     digests(tmp_path / "cache", *files)
