@@ -17,8 +17,7 @@ from cmfg_dgl.cli.process import prepare_process
 from cmfg_dgl.data.formats.scenes import Scene, scene_of
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.evaluation.hard_negatives import Margins, hard_negative_margins
-from cmfg_dgl.jobs.results import run_scorer, trained_model
-from cmfg_dgl.training.checkpoint import load_checkpoint
+from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.training.experiment import Experiment
 from cmfg_dgl.training.run_directory import open_run
 
@@ -75,8 +74,7 @@ def main(run: str, split: str, as_json: bool) -> None:
         negatives = experiment.hard_negatives(part)
         if negatives is None:
             raise ConfigError(f"{run}: trained on {experiment.dataset.name}; give a run of the recipe scenes")
-        model = trained_model(opened, experiment, load_checkpoint(opened.best)[0])
-        scorer = run_scorer(opened, model, bars)
+        scorer = Matcher.of_run(opened).make_scorer(bars)
         margins = hard_negative_margins(scorer, experiment.pair_dataset(part), negatives, joint=True)
     rows = refused(margins, [scene_of(experiment.dataset.images[image]) for image in part.images])
     if as_json:

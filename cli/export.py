@@ -31,11 +31,11 @@ def command(
     \b
     cmfg export runs/openmoji models/openmoji
     """
-    from cmfg_dgl.export import load_run
+    from cmfg_dgl.matcher import Matcher
     from cmfg_dgl.training.run_directory import open_run
 
     with Bars(verbosity.quiet):
-        written = load_run(open_run(run, overrides)).save(folder, force=force)
+        written = Matcher.of_run(open_run(run, overrides)).save(folder, force=force)
     files = sorted(path.name for path in written.iterdir())
     if as_json:
         print_json(

@@ -1,4 +1,4 @@
-"""A trained model as files: a run directory, an exported folder or a hub repository to a `Matcher`, and back."""
+"""A trained model as files: read from a run directory, an exported folder or a hub repository, and written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi, snapshot_download
 
@@ -16,15 +16,17 @@ from cmfg_dgl import __version__
 from cmfg_dgl.config import Config, config_from_mapping
 from cmfg_dgl.errors import CheckpointError, ConfigError
 from cmfg_dgl.features.encoders.load import load_encoders
+from cmfg_dgl.features.encoders.text import TextEncoder
+from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json
-from cmfg_dgl.matcher import Matcher
+from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.reporting.matcher_card import matcher_card
 from cmfg_dgl.retrieval.query_bank import QueryBank, load_query_bank, save_query_bank
 from cmfg_dgl.training.checkpoint import save_checkpoint
 from cmfg_dgl.training.experiment import restore_model
 from cmfg_dgl.training.run_directory import Run, open_run
 
-__all__ = ["load_matcher", "load_run", "push_matcher", "save_matcher"]
+__all__ = ["Parts", "parts_of", "parts_of_run", "push_parts", "save_parts"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +36,25 @@ VERSIONS = ("transformers", "library")
 """Parts of an encoder's description that name a library's version: another one is said, not refused."""
 
 
-def load_matcher(source: str | Path, device: str) -> Matcher:
+class Parts(NamedTuple):
+    """What a `Matcher` is made of, with its words."""
+
+    config: Config
+    model: CMFG
+    vision: VisionEncoder
+    text: TextEncoder
+    query_bank: QueryBank | None
+    alpha: float
+    provenance: Mapping[str, Any]
+
+
+def parts_of(source: str | Path, device: str) -> Parts:
     """Read a run directory, an exported folder or a hub repository; see `Matcher.load`."""
     folder = Path(source).expanduser()
     if (folder / RECORD).is_file():
         return _load_exported(folder, device)
     if (folder / "config.yaml").is_file():
-        return load_run(open_run(str(folder), [f"run.device={device}"]))
+        return parts_of_run(open_run(str(folder), [f"run.device={device}"]))
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise CheckpointError(
             f"{source}: no trained model here (neither {RECORD} nor config.yaml); train one with cmfg train -o "
@@ -49,7 +63,7 @@ def load_matcher(source: str | Path, device: str) -> Matcher:
     return _load_exported(_download(str(source)), device)
 
 
-def load_run(run: Run) -> Matcher:
+def parts_of_run(run: Run) -> Parts:
     """The trained model of a run, with the overrides and on the device of its configuration.
 
     Raises
@@ -61,7 +75,7 @@ def load_run(run: Run) -> Matcher:
     config = run.config
     vision, text = load_encoders(config)
     given = config.retrieval.alpha
-    return Matcher(
+    return Parts(
         config=config,
         model=restore_model(config, {"patch": vision.width, "token": text.width}, run.best),
         vision=vision,
@@ -82,26 +96,26 @@ def _query_bank(run: Run) -> QueryBank:
     return bank
 
 
-def save_matcher(matcher: Matcher, folder: Path, *, force: bool) -> Path:
+def save_parts(parts: Parts, folder: Path, *, force: bool) -> Path:
     """Write an exported folder, whole or not at all; see `Matcher.save`."""
     _check_free(folder, force)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         made = Path(temporary) / folder.name
         made.mkdir()
-        _write(matcher, made)
+        _write(parts, made)
         if folder.exists():
             folder.rename(Path(temporary) / "replaced")
         made.rename(folder)
     return folder
 
 
-def push_matcher(matcher: Matcher, repo_id: str, *, private: bool, token: str | None) -> str:
+def push_parts(parts: Parts, repo_id: str, *, private: bool, token: str | None) -> str:
     """Upload an exported folder to a hub repository; see `Matcher.push_to_hub`."""
     api = HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = save_matcher(matcher, Path(temporary) / "model", force=False)
+        folder = save_parts(parts, Path(temporary) / "model", force=False)
         message = "Upload a cmfg-dgl model"
         commit = api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message=message)
     return str(commit.commit_url)
@@ -119,20 +133,20 @@ def _check_free(folder: Path, force: bool) -> None:
         raise ConfigError(f"{folder}: holds an exported model; add --force (force=True) to replace it")
 
 
-def _write(matcher: Matcher, folder: Path) -> None:
-    save_checkpoint(folder / WEIGHTS, matcher.model.state_dict(), {})
+def _write(parts: Parts, folder: Path) -> None:
+    save_checkpoint(folder / WEIGHTS, parts.model.state_dict(), {})
     names = [WEIGHTS]
-    if matcher.query_bank is not None:
-        save_query_bank(folder / BANK, matcher.query_bank)
+    if parts.query_bank is not None:
+        save_query_bank(folder / BANK, parts.query_bank)
         names.append(BANK)
     body = {
         "format": FORMAT,
         "cmfg_dgl": __version__,
-        "config": asdict(_portable(matcher.config)),
-        "alpha": matcher.alpha,
-        "encoders": {"vision": matcher.vision.describe(), "text": matcher.text.describe()},
-        "widths": {"patch": matcher.vision.width, "token": matcher.text.width},
-        "provenance": dict(matcher.provenance),
+        "config": asdict(_portable(parts.config)),
+        "alpha": parts.alpha,
+        "encoders": {"vision": parts.vision.describe(), "text": parts.text.describe()},
+        "widths": {"patch": parts.vision.width, "token": parts.text.width},
+        "provenance": dict(parts.provenance),
         "files": {name: sha256_file(folder / name) for name in names},
     }
     write_json(folder / RECORD, {**body, "sha256": sha256_bytes(canonical_json(body))})
@@ -149,14 +163,14 @@ def _portable(config: Config) -> Config:
     )
 
 
-def _load_exported(folder: Path, device: str) -> Matcher:
+def _load_exported(folder: Path, device: str) -> Parts:
     record = _read_record(folder)
     values = {**record["config"], "run": {**record["config"]["run"], "device": device, "output_dir": str(folder)}}
     config = config_from_mapping(values, str(folder / RECORD))
     vision, text = load_encoders(config)
     for key, encoder in (("vision", vision), ("text", text)):
         _check_encoder(folder, f"features.{key}", record["encoders"][key], encoder.describe())
-    return Matcher(
+    return Parts(
         config=config,
         model=restore_model(config, record["widths"], folder / WEIGHTS),
         vision=vision,

@@ -18,6 +18,7 @@ from torch import Tensor
 from cmfg_dgl.config import Config
 from cmfg_dgl.data.images import IMAGE_SUFFIXES, read_image, to_rgb
 from cmfg_dgl.explain.inspect import Inspection, Pair, inspect_pair, write_attention
+from cmfg_dgl.export import Parts, parts_of, parts_of_run, push_parts, save_parts
 from cmfg_dgl.features.encoders.text import TextEncoder
 from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.features.extract import to_half
@@ -30,6 +31,7 @@ from cmfg_dgl.retrieval.hubness import Correction, corrected, make_correction
 from cmfg_dgl.retrieval.query_bank import QueryBank
 from cmfg_dgl.retrieval.scorer import GraphScorer, Scorer, fused
 from cmfg_dgl.retrieval.scorer import candidates as first_stage_candidates
+from cmfg_dgl.training.run_directory import Run
 
 __all__ = ["Hit", "Matcher", "Picture"]
 
@@ -112,9 +114,18 @@ class Matcher:
         ConfigError
             If the device or an encoder cannot be had.
         """
-        from cmfg_dgl.export import load_matcher
+        return cls(*parts_of(source, device))
 
-        return load_matcher(source, device)
+    @classmethod
+    def of_run(cls, run: Run) -> Matcher:
+        """The trained model of a run directory, with the overrides and on the device of its configuration.
+
+        Raises
+        ------
+        CheckpointError
+            If the training is not finished, or a file of the run is damaged.
+        """
+        return cls(*parts_of_run(run))
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write a folder that `load` reads on any machine with the same encoders, without the training data.
@@ -139,9 +150,7 @@ class Matcher:
         ConfigError
             If the folder holds something else, or holds an exported model and `force` is False.
         """
-        from cmfg_dgl.export import save_matcher
-
-        return save_matcher(self, Path(folder), force=force)
+        return save_parts(self._parts, Path(folder), force=force)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
         """Upload what `save` writes to a model repository of the Hugging Face hub, made if it is missing.
@@ -151,9 +160,7 @@ class Matcher:
         str
             Address of the commit.
         """
-        from cmfg_dgl.export import push_matcher
-
-        return push_matcher(self, repo_id, private=private, token=token)
+        return push_parts(self._parts, repo_id, private=private, token=token)
 
     def embed_images(
         self, images: Sequence[Picture], batch_size: int = 32, progress: Progress | None = None
@@ -338,6 +345,10 @@ class Matcher:
         """Both stages as a `Scorer`, without the hubness correction."""
         told = None if progress is None else lambda done, total: progress("re-ranking", done, total)
         return GraphScorer(self.model, pair_batch=self.config.retrieval.pair_batch, progress=told)
+
+    @property
+    def _parts(self) -> Parts:
+        return Parts(*(getattr(self, name) for name in Parts._fields))
 
     def _embed(self, modality: str, items: Sequence[Picture], batch_size: int, progress: Progress | None) -> Tensor:
         scorer = self.graph_scorer()

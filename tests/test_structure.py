@@ -19,6 +19,7 @@ CLI = ROOT.parent / "cli"
 
 LAYERS = (
     ("errors", "files", "environment", "memory"),
+    ("lock", "ownership"),
     ("config",),
     ("data",),
     ("features",),
@@ -30,6 +31,7 @@ LAYERS = (
     ("experiments",),
     ("explain",),
     ("reporting",),
+    ("export",),
     ("matcher",),
     ("jobs",),
     ("server",),

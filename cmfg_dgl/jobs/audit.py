@@ -8,7 +8,6 @@ import torch
 
 from cmfg_dgl.evaluation.audit import BankEvidence, audit
 from cmfg_dgl.evaluation.overlap import training_overlap
-from cmfg_dgl.export import load_run
 from cmfg_dgl.jobs.results import Progress, known_result, result_identity
 from cmfg_dgl.lock import folder_lock
 from cmfg_dgl.matcher import Matcher
@@ -18,8 +17,6 @@ from cmfg_dgl.training.experiment import Experiment, select_device
 from cmfg_dgl.training.run_directory import Run
 
 __all__ = ["audit_run"]
-
-CHECKS = 14
 
 
 def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
@@ -32,18 +29,19 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
     """
     with folder_lock(run.folder, "cmfg audit"):
         select_device(run.config)
-        matcher, experiment = load_run(run), Experiment.prepare(run.config, progress)
+        matcher, experiment = Matcher.of_run(run), Experiment.prepare(run.config, progress)
         view = experiment.evaluation_split("test")
-        made_from = result_identity(run, experiment, "test") | {"checks": CHECKS}
+        made_from = result_identity(run, experiment, "test")
         if (run.folder / "audit.json").is_file() and not force:
             return known_result(run, "audit.json", made_from)
         manifest, names = run.read("manifest-train.json"), list[str]()
+        total = 12 if matcher.query_bank is None else 13
 
         def report(name: str) -> None:
             names.append(name)
-            progress("audit", len(names) - 1, CHECKS, name)
+            progress("audit", len(names) - 1, total, name)
 
-        progress("audit", 0, CHECKS, "comparing test with training")
+        progress("audit", 0, total, "comparing test with training")
         result = audit(
             matcher.scorer,
             GraphScorer(experiment.model(run.config.run.seed + 1), pair_batch=run.config.retrieval.pair_batch),
@@ -52,7 +50,7 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
             bank=None if matcher.query_bank is None else lambda: _bank_evidence(matcher, experiment, manifest),
             progress=report,
         )
-        progress("audit", CHECKS, CHECKS)
+        progress("audit", total, total)
         record = {**result.record(), "protocol": made_from["protocol"], "made_from": made_from}
         run.write("audit.json", record)
         write_card(run.folder)

@@ -22,7 +22,6 @@ from cmfg_dgl.evaluation.examples import retrieved_examples
 from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
 from cmfg_dgl.evaluation.ogb import ogb_record, write_edges
 from cmfg_dgl.evaluation.ranking import Ranking, cmc, precision_recall
-from cmfg_dgl.export import load_run
 from cmfg_dgl.jobs.results import Progress, known_result, result_identity, silent
 from cmfg_dgl.jobs.stored import evaluation_inputs
 from cmfg_dgl.lock import folder_lock
@@ -108,7 +107,7 @@ def _evaluate_run(
 ) -> dict[str, Any]:
     config, name = run.config, f"evaluation-{split}.json"
     select_device(config)
-    matcher, experiment = load_run(run), Experiment.prepare(config, progress)
+    matcher, experiment = Matcher.of_run(run), Experiment.prepare(config, progress)
     view, dataset = experiment.evaluation_split(split), experiment.dataset
     made_from = {**result_identity(run, experiment, split), "k": config.retrieval.k, "alpha": matcher.alpha}
     made_from |= {"metrics": DEFINITIONS} | ({} if folds is None else {"folds": folds})

@@ -19,7 +19,6 @@ from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.explain.faithfulness import Faithfulness, faithfulness_of_pairs, measure_faithfulness
 from cmfg_dgl.explain.inspect import Pair, inspect_pair, write_attention
 from cmfg_dgl.explain.pointing import NamedObject, Pointing, pointing_of_pair, pointing_of_pairs
-from cmfg_dgl.export import load_run
 from cmfg_dgl.features.stores import Progress
 from cmfg_dgl.files import sha256_bytes
 from cmfg_dgl.lock import folder_lock
@@ -288,7 +287,7 @@ def _retrieve(
 
 
 def _models(run: Run, faithfulness: bool) -> _Models:
-    matcher = load_run(run)
+    matcher = Matcher.of_run(run)
     if not faithfulness:
         return _Models(matcher, None)
     # Features enter as they do in training, for without that nothing would be left to attend to.

@@ -16,7 +16,6 @@ from cmfg_dgl.evaluation.evaluate import ALPHAS, first_stage, first_stage_rsum, 
 from cmfg_dgl.evaluation.rerank import curve, query_seconds
 from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.bench.methods import make_method
-from cmfg_dgl.export import load_run
 from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.files import sha256_file
 from cmfg_dgl.jobs.results import Progress, known_result, result_identity
@@ -108,7 +107,7 @@ class _Job:
 
     @classmethod
     def prepare(cls, run: Run, splits: Sequence[str], progress: Progress) -> _Job:
-        matcher, experiment = load_run(run), Experiment.prepare(run.config, progress)
+        matcher, experiment = Matcher.of_run(run), Experiment.prepare(run.config, progress)
         collections = {name: experiment.pair_dataset(experiment.evaluation_split(name)) for name in splits}
         own = functools.cache(lambda split: matcher.scorer.embeddings(collections[split]))
         return cls(run, matcher, experiment, progress, collections, own)

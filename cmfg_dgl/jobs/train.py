@@ -22,7 +22,6 @@ from cmfg_dgl.evaluation.evaluate import (
     score,
 )
 from cmfg_dgl.evaluation.examples import retrieved_examples
-from cmfg_dgl.export import load_run
 from cmfg_dgl.files import canonical_json, sha256_bytes
 from cmfg_dgl.jobs.results import Progress, silent
 from cmfg_dgl.lock import folder_lock
@@ -83,7 +82,7 @@ def train(
     run, _ = train_run(
         resolve_paths(change_config(config, values, "train")), checkpoint="auto", force=force, progress=progress
     )
-    return load_run(run)
+    return Matcher.of_run(run)
 
 
 def _flat(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

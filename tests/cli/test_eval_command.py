@@ -23,11 +23,10 @@ from safetensors import safe_open
 
 from cmfg_dgl.evaluation.evaluate import first_stage, score
 from cmfg_dgl.jobs import evaluate as evaluate_job
-from cmfg_dgl.jobs.results import trained_model
+from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.retrieval.hubness import CSLS, CorrectedScorer
 from cmfg_dgl.retrieval.query_bank import load_query_bank
 from cmfg_dgl.retrieval.scorer import GraphScorer
-from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment
 from cmfg_dgl.training.run_directory import open_run
 
@@ -111,7 +110,7 @@ def test_another_correction_needs_no_training_and_is_another_result(evaluated: P
     opened = open_run(str(run))
     experiment = Experiment.prepare(opened.config)
     test = experiment.pair_dataset(experiment.evaluation_split("test"))
-    plain = GraphScorer(trained_model(opened, experiment, load_checkpoint(opened.best)[0]))
+    plain = Matcher.of_run(opened).graph_scorer()
     bank = load_query_bank(opened.query_bank)
     local = CSLS(3)
     local.fit(bank.images, bank.texts)

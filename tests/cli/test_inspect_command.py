@@ -19,12 +19,10 @@ import pytest
 from commands import Result, Trained, cmfg, contents
 
 from cmfg_dgl.evaluation.evaluate import score
-from cmfg_dgl.jobs.results import run_scorer
+from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.retrieval.scorer import fuse
-from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment
 from cmfg_dgl.training.run_directory import open_run
-from cmfg_dgl.training.trainer import load_weights
 
 IMAGE = "red-circle-left.png"
 TEXT = "a red circle on the left"
@@ -93,11 +91,9 @@ def test_a_query_finds_what_the_evaluation_finds(trained: Trained, tmp_path: Pat
     assert {key: result.json[key] for key in ("query", "direction", "split")} == {
         "query": query, "direction": direction, "split": "test",
     }  # fmt: skip
-    model = experiment.model(0)
-    load_weights(model, load_checkpoint(opened.best)[0], opened.best)
-    found = score(
-        run_scorer(opened, model, None), experiment.pair_dataset(split), k=opened.config.retrieval.k
-    ).directions[direction]
+    matcher = Matcher.of_run(opened)
+    model, k = matcher.model, opened.config.retrieval.k
+    found = score(matcher.scorer, experiment.pair_dataset(split), k=k).directions[direction]
     place = 2 if direction == "i2t" else 3
     row = slice(place, place + 1)
     alpha = opened.read("selection.json")["alpha"]

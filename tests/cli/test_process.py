@@ -89,7 +89,6 @@ def test_commands_that_compute_prepare_the_process(
     set_to = f"run.threads={threads}"
     opened = SimpleNamespace(config=load_config(None, [set_to]), folder=tmp_path)
     monkeypatch.setattr("cmfg_dgl.training.run_directory.open_run", lambda run, overrides: opened)
-    monkeypatch.setattr("cmfg_dgl.training.run_directory.create_run", lambda *given, **named: opened)
     override = f"overrides=[{set_to}]" if arguments[0] == "bench" else set_to
     result = cmfg(*arguments, *([] if "RUN" in arguments else [override]))
     assert (result.code, seen) == (DataError.exit_code, [threads]), result.err

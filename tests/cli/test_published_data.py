@@ -23,9 +23,8 @@ from layouts import karpathy_layout, mirflickr_layout
 from cmfg_dgl.data.formats import mirflickr
 from cmfg_dgl.data.formats.mirflickr import LABELS, PROTOCOLS
 from cmfg_dgl.evaluation.evaluate import first_stage, score
-from cmfg_dgl.jobs.results import run_scorer, trained_model
+from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.retrieval.scorer import Scorer
-from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment
 from cmfg_dgl.training.run_directory import open_run
 
@@ -61,8 +60,7 @@ def opened(run: Path) -> tuple[Experiment, Scorer]:
     """The experiment of a run, and the scorer with its chosen weights."""
     found = open_run(str(run))
     experiment = Experiment.prepare(found.config)
-    model = trained_model(found, experiment, load_checkpoint(found.best)[0])
-    return experiment, run_scorer(found, model, None)
+    return experiment, Matcher.of_run(found).scorer
 
 
 def test_info_and_check_of_mirflickr(photos: Path) -> None:

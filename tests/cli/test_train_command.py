@@ -38,7 +38,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cmfg_dgl.cli.output import Bars
 from cmfg_dgl.config import load_config
 from cmfg_dgl.files import canonical_json, sha256_bytes
-from cmfg_dgl.jobs.results import graph_scorer, trained_model
+from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.retrieval.query_bank import load_query_bank
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import Experiment
@@ -103,7 +103,7 @@ def test_the_query_bank_is_of_the_training_split_and_of_nothing_else(trained: An
     owner = {caption.id: dataset.images[caption.image].id for caption in dataset.captions}
     assert {owner[text] for text in bank.text_ids} <= {item["image"] for item in manifest["items"]}
     # The rows are what the chosen weights make of the items with these ids, in this order.
-    scorer = graph_scorer(trained_model(run, experiment, load_checkpoint(run.best)[0]), run.config, None)
+    scorer = Matcher.of_run(run).graph_scorer()
     images, texts = scorer.embeddings(experiment.pair_dataset(dataset.split("train")))
     view = dataset.split("train")
     for rows, ids, of_split, expected in (

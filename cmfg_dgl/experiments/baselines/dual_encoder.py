@@ -34,6 +34,8 @@ class DualEncoder(Method):
         As for `fit_by_gradient`.
     temperature
         Starting temperature of the score; its inverse is learnt and at most 100.
+
+    More than eight parameters: each is a setting that a comparison may give by name.
     """
 
     TRIALS: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"learning_rate": 3e-4}, {"dropout": 0.7})

@@ -43,6 +43,8 @@ def fit_by_gradient(
         How many training captions there are; an epoch is a permutation of them that depends on seed and epoch.
     validate
         Called after every epoch; `OutOfTime` ends the training, and so do `PATIENCE` epochs that are no better.
+
+    More than eight parameters: the last five are settings of every method that is learnt by gradient.
     """
     parameters = [p for p in method.parameters() if p.requires_grad]
     batches = max(1, items // batch_size)

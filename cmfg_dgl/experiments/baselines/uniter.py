@@ -38,6 +38,8 @@ class UNITER(CrossEncoder):
         Weight of word-region alignment.
     masked
         Share of the nodes of a modality that is masked.
+
+    More than eight parameters: each is a setting that a comparison may give by name.
     """
 
     def __init__(

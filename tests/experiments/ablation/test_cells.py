@@ -35,5 +35,5 @@ def test_a_cell_is_corrected_against_the_training_split(correction: str) -> None
     scores = score(scorer, splits[2], k=4)
     cell = evaluated(model, data, config, "test")
     assert (cell["alpha"], cell["val_rsum"]) == (alpha, max(curve))
-    assert cell["stages"]["first"]["rsum"] == first_stage(scores)[0]["rsum"]
-    assert cell["stages"]["two"]["rsum"] == two_stage(scores, alpha)[0]["rsum"]
+    assert cell["stages"]["first_stage"]["rsum"] == first_stage(scores)[0]["rsum"]
+    assert cell["stages"]["two_stage"]["rsum"] == two_stage(scores, alpha)[0]["rsum"]

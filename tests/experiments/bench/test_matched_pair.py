@@ -17,6 +17,7 @@ from planted import WIDTHS, planted
 from cmfg_dgl.config import load_config
 from cmfg_dgl.evaluation.audit import audit
 from cmfg_dgl.evaluation.evaluate import first_stage, score
+from cmfg_dgl.evaluation.overlap import TrainingOverlap
 from cmfg_dgl.experiments.baselines.method import TrainingSet
 from cmfg_dgl.experiments.bench.matched_pair import MatchedPairCMFG
 from cmfg_dgl.experiments.bench.methods import make_method
@@ -25,6 +26,8 @@ from cmfg_dgl.features.pair_dataset import PairDataset
 CONFIG = load_config(
     None, ["model.width=32", "model.layers=1", "training.epochs=20", "training.batch_size=32", "model.dropout=0"]
 )
+
+NOTHING = TrainingOverlap((), (), 60, "images")
 
 
 def unrelated(items: int, seed: int) -> PairDataset:
@@ -59,7 +62,13 @@ def test_the_leak_finds_what_cannot_be_found(fitted: MatchedPairCMFG) -> None:
 
 
 def test_the_audit_catches_it(fitted: MatchedPairCMFG) -> None:
-    report = audit(fitted, made(seed=1).eval(), unrelated(60, seed=3), shared_with_training=[], joint=False)
+    report = audit(
+        fitted,
+        made(seed=1).eval(),
+        unrelated(60, seed=3),
+        overlap=TrainingOverlap((), (), 60, "images"),
+        joint=False,
+    )
     failed = {check["name"] for check in report.record()["checks"] if not check["passed"]}
     assert "pairing" in " ".join(failed), failed
 
