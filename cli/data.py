@@ -92,10 +92,11 @@ def info(
     cmfg data info data.name=folder data.root=DIR
     cmfg data info -c mirflickr25k data.root=DIR data.protocol=B
     """
+    from cmfg_dgl.config.directories import features_directory
     from cmfg_dgl.data.load import read_dataset
 
     with Bars(verbosity.quiet):
-        dataset = read_dataset(settings.data)
+        dataset = read_dataset(settings.data, features_directory(settings))
     splits = {}
     for name, positions in dataset.splits.items():
         members = set(positions.tolist())
@@ -160,6 +161,7 @@ def check(
     cmfg data check data.name=folder data.root=DIR --write-exclude bad.txt
     cmfg eval runs/folder data.exclude=bad.txt
     """
+    from cmfg_dgl.config.directories import features_directory
     from cmfg_dgl.data.doctor import Finding, check_dataset, unusable
     from cmfg_dgl.data.exclude import write_ids
     from cmfg_dgl.data.load import read_dataset
@@ -167,7 +169,7 @@ def check(
     from cmfg_dgl.features.stores import known_quarantined
 
     with Bars(verbosity.quiet) as bars:
-        dataset = read_dataset(settings.data)
+        dataset = read_dataset(settings.data, features_directory(settings))
         findings = check_dataset(dataset, lambda done, total: bars("images", done, total))
         known = {finding.item for finding in findings if finding.severity == "error"}
         findings += [

@@ -46,13 +46,18 @@ def command(
     cmfg eval runs/coco --folds 5
     cmfg eval runs/openmoji --ogb
     """
-    from cmfg_dgl.jobs.evaluate import evaluate_run
+    from cmfg_dgl.jobs.stored import stored_evaluation
     from cmfg_dgl.training.run_directory import open_run
 
     opened = open_run(run, overrides)
-    prepare_process(opened.config.run.threads)
     with Bars(verbosity.quiet) as bars:
-        record = evaluate_run(opened, split, folds=folds, ogb=ogb, force=force, progress=bars)
+        record = None if force else stored_evaluation(opened, split, folds=folds, ogb=ogb)
+        if record is None:
+            prepare_process(opened.config.run.threads)
+            # torch and all that stands on it take seconds to import.
+            from cmfg_dgl.jobs.evaluate import evaluate_run
+
+            record = evaluate_run(opened, split, folds=folds, ogb=ogb, force=force, progress=bars)
     if as_json:
         print_json(record)
     else:

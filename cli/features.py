@@ -46,8 +46,9 @@ def plan(
     """
     from dataclasses import asdict
 
+    from cmfg_dgl.config.directories import features_directory
     from cmfg_dgl.features.estimate import estimate, free_bytes
-    from cmfg_dgl.features.stores import extractions, features_directory
+    from cmfg_dgl.features.stores import extractions
     from cmfg_dgl.training.experiment import select_device
 
     prepare_process(settings.run.threads)

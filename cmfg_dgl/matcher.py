@@ -188,12 +188,16 @@ class Matcher:
     def embed_texts(self, texts: Sequence[str], batch_size: int = 32, progress: Progress | None = None) -> Tensor:
         """First-stage embeddings of texts, float32 (N, D) on the host; parameters as for `embed_images`.
 
+        Each distinct text is encoded once, and progress counts these.
+
         Raises
         ------
         DataError
             If no token of a text is known to the encoder.
         """
-        return self._embed("text", texts, batch_size, progress)
+        # Equal texts get equal embeddings, whatever their batches.
+        distinct, which = _distinct(texts)
+        return self._embed("text", distinct, batch_size, progress)[which]
 
     def score_pairs(self, images: Sequence[Picture], texts: Sequence[str]) -> Tensor:
         """Joint scores of pairs, float32 (N,): image i with text i, each pair in a graph of its own.
@@ -382,11 +386,18 @@ class Matcher:
 
     def _pair_dataset(self, images: Sequence[Picture], texts: Sequence[str | Picture]) -> PairDataset:
         """Images and texts in memory; they are no pairs, so no text has an image of its own."""
-        left, right = (
-            _item_set(modality, concatenate(list(self._encode(modality, items))))
-            for modality, items in (("image", images), ("text", texts))
-        )
-        return PairDataset(left, right, torch.full((len(texts),), -1))
+        distinct, which = _distinct(texts)
+        patches = concatenate(list(self._encode("image", images)))
+        tokens = concatenate(list(self._encode("text", distinct))).select(which)
+        none = torch.full((len(texts),), -1)
+        return PairDataset(_item_set("image", patches), _item_set("text", tokens), none)
+
+
+def _distinct(texts: Sequence[str | Picture]) -> tuple[list[str], Tensor]:
+    """The distinct texts in the order of their first occurrence, and which of them each text is, int64 (M,)."""
+    position: dict[str, int] = {}
+    which = [position.setdefault(str(text), len(position)) for text in texts]
+    return list(position), torch.tensor(which, dtype=torch.int64)
 
 
 def _item_set(modality: str, nodes: Nodes) -> ItemSet:

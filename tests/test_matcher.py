@@ -3,7 +3,7 @@
 - `load` of a run and of its export give equal embeddings, joint scores and rankings, without the training data;
   what a command measures of the run is what the object computes.
 - Embeddings and joint scores of pictures and texts do not depend on batches or on how a picture is given; inner
-  products are first-stage scores.
+  products are first-stage scores. Equal texts have equal embeddings to the bit, and are encoded once.
 - `rank` equals a sort of fused scores over the candidates of the first stage, both ways round; without re-ranking
   it is the first stage.
 - `pair_graph` holds features, boxes, spans and attention that sums to 1 over the edges that enter a node.
@@ -97,6 +97,19 @@ def test_batches_and_forms_of_a_picture_change_nothing(matcher, shown):
         torch.cat([matcher.embed_texts([text]) for text in TEXTS]), matcher.embed_texts(TEXTS), atol=1e-4, rtol=1e-4
     )
     assert len(matcher.embed_images([])) == 0
+
+
+def test_equal_texts_tie(matcher, shown, monkeypatch):
+    encoded = []
+    real = type(matcher.text).encode
+    monkeypatch.setattr(
+        type(matcher.text), "encode", lambda self, texts: encoded.extend(texts) or real(self, texts)
+    )
+    texts = [TEXTS[i % 3] for i in range(50)]
+    embeddings = matcher.embed_texts(texts, batch_size=4)
+    assert encoded == TEXTS[:3]
+    assert all(torch.equal(row, embeddings[i % 3]) for i, row in enumerate(embeddings))
+    assert len(matcher.embed_texts([])) == 0
 
 
 @pytest.mark.parametrize("rerank", [True, False])

@@ -4,6 +4,7 @@ Every key is documented where it is defined; `cmfg config show` prints the same 
 """
 
 from cmfg_dgl.config.keys import (
+    PACKAGED_ENCODERS,
     PRECOMPUTED,
     BenchConfig,
     Config,
@@ -31,6 +32,7 @@ from cmfg_dgl.config.read import (
 )
 
 __all__ = [
+    "PACKAGED_ENCODERS",
     "PRECOMPUTED",
     "BenchConfig",
     "Config",

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cmfg_dgl.config import Config, DataConfig, change_config
+from cmfg_dgl.config.directories import features_directory
 from cmfg_dgl.config.text import resolve_paths
+from cmfg_dgl.data.cache import cached_in
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.exclude import exclude_items, read_ids
 from cmfg_dgl.data.formats.blip import BLIP
@@ -62,10 +64,11 @@ def load_dataset(name: str, **options: Any) -> Dataset:
         As from `read_dataset`; also for an unknown key.
     """
     values = {f"data.{key}": value for key, value in {"name": name, **options}.items()}
-    return read_dataset(resolve_paths(change_config(Config(), values, "load_dataset")).data)
+    config = resolve_paths(change_config(Config(), values, "load_dataset"))
+    return read_dataset(config.data, features_directory(config))
 
 
-def read_dataset(data: DataConfig) -> Dataset:
+def read_dataset(data: DataConfig, cache: Path | None = None, *, remember: bool = True) -> Dataset:
     """Read the data set of a configuration and split it.
 
     Parameters
@@ -73,6 +76,10 @@ def read_dataset(data: DataConfig) -> Dataset:
     data
         Which data set, and how it is read and split. Items of `exclude` are left out; with `train_pairs` only the
         first pairs by hash are trained on, see `first_pairs`.
+    cache
+        Folder of the table of what was worked out before, see `cached_in`; None to work everything out.
+    remember
+        False to write nothing there.
 
     Raises
     ------
@@ -88,7 +95,8 @@ def read_dataset(data: DataConfig) -> Dataset:
         raise ConfigError(f"data.name={data.name!r}: no such data set; {hint}There are {', '.join(FORMATS)}")
     _refuse_unread(data)
     limits = {"max_pixels": data.max_pixels, "max_bytes": data.max_bytes}
-    dataset = replace(FORMATS[data.name].read(data), limits=limits)
+    with cached_in(cache, write=remember):
+        dataset = replace(FORMATS[data.name].read(data), limits=limits)
     if data.exclude is not None:
         dataset = exclude_items(dataset, read_ids(Path(data.exclude)), data.exclude)
     return dataset if data.train_pairs is None else first_pairs(dataset, data.train_pairs, data.seed)

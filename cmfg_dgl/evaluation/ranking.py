@@ -14,7 +14,6 @@ from torch import Tensor
 from cmfg_dgl.errors import DataError
 
 __all__ = [
-    "DEFINITIONS",
     "Ranking",
     "chance",
     "cmc",
@@ -25,9 +24,6 @@ __all__ = [
     "rank_positives",
     "rsum",
 ]
-
-DEFINITIONS = 2
-"""Raised when the same name comes to mean another number: results by other definitions are not taken up again."""
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -73,7 +75,8 @@ class ImageShards(ShardMaker):
 class CaptionShards(ShardMaker):
     """Makes the shards of the token nodes of a data set's captions.
 
-    A caption without a token is quarantined. Within a shard, captions of similar length share a batch.
+    A caption without a token is quarantined. A text that the data set has more than once is encoded by itself, so
+    that all its captions have the same nodes, whatever their shards.
     """
 
     dataset: Dataset
@@ -84,7 +87,8 @@ class CaptionShards(ShardMaker):
         """Tokenise and encode the captions at some positions."""
         captions, encoder = self.dataset.captions, self.encoder
         usable, refused = _sort_out({i: _attempt(encoder.prepare, captions[i].text) for i in items})
-        encoded = encoder.forward(list(usable.values()), batch_size=self.batch_size)
+        alone = [n for n, i in enumerate(usable) if captions[i].text in self._repeated]
+        encoded = encoder.forward(list(usable.values()), batch_size=self.batch_size, alone=alone)
         good = [n for n, i in enumerate(items) if i in usable]
         return ShardContent(
             _spread(to_half(encoded.nodes, encoder.name), good, len(items)),
@@ -92,6 +96,11 @@ class CaptionShards(ShardMaker):
             quarantined={captions[i].id: reason for i, reason in refused.items()},
             truncated=encoded.truncated,
         )
+
+    @cached_property
+    def _repeated(self) -> frozenset[str]:
+        counts = Counter(caption.text for caption in self.dataset.captions)
+        return frozenset(text for text, count in counts.items() if count > 1)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeAlias
 
 from cmfg_dgl.config import Config
+from cmfg_dgl.config.directories import features_directory
+from cmfg_dgl.data.cache import cached_in
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.errors import CmfgError
@@ -15,24 +15,10 @@ from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.extract import Extraction, caption_extraction, image_extraction
 from cmfg_dgl.features.store.reader import FeatureStore
 
-__all__ = [
-    "Progress",
-    "build_stores",
-    "extractions",
-    "features_directory",
-    "find_stores",
-    "known_quarantined",
-    "progress_of",
-]
+__all__ = ["Progress", "build_stores", "extractions", "find_stores", "known_quarantined", "progress_of"]
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is done, how much of it is done, and how much there is in all."""
-
-
-def features_directory(config: Config) -> Path:
-    """`features.dir`, else $CMFG_CACHE, else ~/.cache/cmfg."""
-    named = config.features.dir or os.environ.get("CMFG_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "cmfg"
 
 
 def extractions(config: Config, dataset: Dataset | None = None) -> tuple[Extraction, Extraction]:
@@ -41,27 +27,19 @@ def extractions(config: Config, dataset: Dataset | None = None) -> tuple[Extract
     Parameters
     ----------
     dataset
-        The data set of the configuration; it is read where it is left out.
+        The data set of the configuration; it is read where it is left out, and then nothing is written.
     """
-    dataset = dataset or read_dataset(config.data)
+    directory = features_directory(config)
+    remember = dataset is not None
+    dataset = dataset or read_dataset(config.data, directory, remember=False)
     vision, text = load_encoders(config, compiled=config.features.compile)
-    directory, features = features_directory(config), config.features
-    return (
-        image_extraction(
-            dataset,
-            vision,
-            directory=directory,
-            batch_size=features.batch_size,
-            shard_items=features.shard_items,
-        ),
-        caption_extraction(
-            dataset,
-            text,
-            directory=directory,
-            batch_size=features.batch_size,
-            shard_items=features.shard_items,
-        ),
-    )
+    sizes = {"batch_size": config.features.batch_size, "shard_items": config.features.shard_items}
+    # The digests of the encoders' files are remembered.
+    with cached_in(directory, write=remember):
+        return (
+            image_extraction(dataset, vision, directory=directory, **sizes),
+            caption_extraction(dataset, text, directory=directory, **sizes),
+        )
 
 
 def find_stores(config: Config) -> tuple[FeatureStore, FeatureStore]:

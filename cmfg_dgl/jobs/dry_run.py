@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from cmfg_dgl.config import Config
+from cmfg_dgl.config.directories import features_directory
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.data.losses import check_training
@@ -40,7 +41,7 @@ class DryRun:
 def dry_run(config: Config) -> DryRun:
     """One batch through backbones, graph, model, forward and backward, with nothing written."""
     select_device(config)
-    dataset = read_dataset(config.data)
+    dataset = read_dataset(config.data, features_directory(config), remember=False)
     check_training(dataset, config.data.max_bad_fraction)
     split = dataset.split("train")
     vision, text = load_encoders(config)

@@ -8,6 +8,7 @@ from typing import Any
 
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.splits import shared_items
+from cmfg_dgl.evaluation.definitions import DEFINITIONS
 from cmfg_dgl.evaluation.evaluate import (
     Scores,
     first_stage,
@@ -20,8 +21,9 @@ from cmfg_dgl.evaluation.evaluate import (
 from cmfg_dgl.evaluation.examples import retrieved_examples
 from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
 from cmfg_dgl.evaluation.ogb import ogb_record, write_edges
-from cmfg_dgl.evaluation.ranking import DEFINITIONS, Ranking, cmc, precision_recall
+from cmfg_dgl.evaluation.ranking import Ranking, cmc, precision_recall
 from cmfg_dgl.jobs.results import Progress, known_result, result_identity, silent
+from cmfg_dgl.jobs.stored import evaluation_inputs
 from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.ownership import claim
 from cmfg_dgl.reporting.report import write_card, write_report
@@ -115,6 +117,7 @@ def _evaluate_run(
     measured = _measure(matcher, experiment, split, folds, ogb, progress)
     seen = shared_items(run.read("manifest-train.json"), dataset.manifest(split), texts=False)
     record = {**measured.record, "images_seen_in_training": len(seen), "made_from": made_from}
+    record["inputs"] = evaluation_inputs(run, dataset, split, folds)
     if ogb:
         claim(run.folder, ["ogb-edges.safetensors"])
         write_edges(run.folder / "ogb-edges.safetensors", dataset)

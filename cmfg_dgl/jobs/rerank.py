@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.evaluation.definitions import DEFINITIONS
 from cmfg_dgl.evaluation.evaluate import ALPHAS, first_stage, first_stage_rsum, score
-from cmfg_dgl.evaluation.ranking import DEFINITIONS
 from cmfg_dgl.evaluation.rerank import curve, query_seconds
 from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.bench.methods import make_method

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cmfg_dgl.config import PRECOMPUTED, Config
+from cmfg_dgl.config.directories import features_directory
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.data.losses import check_training, require_trainable, require_whole
@@ -97,7 +98,7 @@ class Experiment:
         DataError
             If the data set cannot be read, or such a split cannot be used.
         """
-        dataset = read_dataset(config.data)
+        dataset = read_dataset(config.data, features_directory(config))
         if trained:
             check_training(dataset, config.data.max_bad_fraction)
         if evaluated:

@@ -57,7 +57,7 @@ def check_stage(stage: dict[str, Any], images: int, captions: int) -> None:
 def check_contract(record: dict[str, Any], split: str) -> None:
     assert set(record) == {
         "dataset", "split", "protocol", "n_images", "n_captions", "first_stage", "two_stage",
-        "pairs_per_second", "seconds", "made_from",
+        "pairs_per_second", "seconds", "made_from", "images_seen_in_training", "inputs",
     }  # fmt: skip
     assert (record["dataset"], record["split"]) == ("shapes", split)
     N, M = record["n_images"], record["n_captions"]

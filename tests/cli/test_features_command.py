@@ -32,6 +32,11 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     return ("-c", "folder", f"data.root={root}", "features.shard_items=8", *SMALL, "data.max_bad_fraction=0.5")
 
 
+def stores(folder: Path) -> dict[str, str]:
+    """What lies in a folder, without the table that takes up digests of pictures once these are old enough."""
+    return {path: digest for path, digest in contents(folder).items() if not path.endswith("reading-1.sqlite")}
+
+
 def test_build_verify_damage_heal(
     options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,7 +52,7 @@ def test_build_verify_damage_heal(
     assert "images: 12/12" in result.err
     folder = Path(told["images"]["folder"])
     assert folder.parent == tmp_path / "cache"
-    before = contents(tmp_path)
+    before = stores(tmp_path)
 
     verified = cmfg("features", "verify", *options, "--json")
     assert (verified.code, verified.err) == (0, "")
@@ -56,7 +61,7 @@ def test_build_verify_damage_heal(
         patch.setattr(HybridStem, "forward", None)
         again = cmfg("features", "build", *options, "--json")
     assert (again.out, again.err) == (result.out, "")
-    assert contents(tmp_path) == before
+    assert stores(tmp_path) == before
 
     shard = folder / "shard-00001.safetensors"
     flip_byte(shard, -1)
@@ -72,7 +77,7 @@ def test_build_verify_damage_heal(
 
     assert cmfg("features", "build", *options, "--force", "-q").err == ""
     assert cmfg("features", "verify", *options).code == 0
-    assert {path: digest for path, digest in contents(tmp_path).items() if "/run" not in path} == before
+    assert {path: digest for path, digest in stores(tmp_path).items() if "/run" not in path} == before
 
 
 def test_build_tells_what_is_bad_and_what_is_cut(options: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """Groups of near-duplicates, and splits by hash.
 
 - Groups and the count equal those of a quadratic search written apart; the similarity join misses no pair.
+- In scripts without spaces pairs of characters count as words; words of other scripts stay words, as before.
 - A group is never parted; every image is in exactly one split.
 - Neither the order of images nor images that join no group of theirs move an image.
 - No normalised caption and no digest of one split occurs in another.
@@ -9,6 +10,8 @@
 """
 
 from __future__ import annotations
+
+import unicodedata
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from cmfg_dgl.data.splits import (
     near_duplicate_groups,
     normalise_caption,
     shared_captions,
+    word_set,
 )
 from cmfg_dgl.errors import ConfigError
 
@@ -92,6 +96,30 @@ def test_normalised_captions() -> None:
     assert normalise_caption("cafe\u0301") == normalise_caption("CAF\u00c9")
     assert normalise_caption("two dogs") != normalise_caption("two dots")
     assert normalise_caption("🐕") != normalise_caption("🐈")
+
+
+def test_scripts_without_spaces_are_compared_by_pairs_of_characters() -> None:
+    near = [
+        ("一只小狗在绿色的草地上奔跑", "一只小狗在绿色的草地上奔跑着"),
+        ("草原を走っている茶色の犬", "草原を走っている茶色の犬。"),
+        ("สุนัขสีน้ำตาลวิ่งบนหญ้าสีเขียว", "สุนัขสีน้ำตาลวิ่งบนหญ้าสีเขียวๆ"),
+    ]
+    for one, other in near:
+        assert near_duplicate_groups([[one], [other]], ["1", "2"], 0.75)[1] == 2
+    other_things = ["一只小狗在绿色的草地上奔跑", "两个女人坐在红色的沙发上", "一座高山"]
+    assert near_duplicate_groups([[text] for text in other_things], ["1", "2", "3"], 0.75)[1] == 0
+    assert word_set("红色的猫 red猫 한국어 단어 狗 🐕") == {
+        *("红色", "色的", "的猫", "red", "猫", "한국어", "단어", "狗", "🐕")
+    }
+
+
+@given(st.text(st.characters(max_codepoint=0x24FF, exclude_characters=[chr(c) for c in range(0xE00, 0x1800)])))
+@settings(deadline=None)
+def test_words_of_scripts_with_spaces_are_words(text: str) -> None:
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    spaced = "".join(" " if unicodedata.category(c)[0] in "PCZ" else c for c in folded)
+    assert word_set(text) == set(spaced.split())
+    assert normalise_caption(text) == " ".join(spaced.split())
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 1.1, float("nan")])

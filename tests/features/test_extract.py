@@ -1,6 +1,7 @@
 """Pins of the extraction.
 
 - The store holds, item for item, what the encoder gives (as float16), at its position in the data set.
+- Captions with equal texts have equal nodes to the bit, whatever their shards, and though rows of a batch differ.
 - What cannot be decoded or tokenised is quarantined with its reason, also where a whole shard is bad.
 - A finished store with the same key is opened without decoding, weights or tokenizer; whatever determines
   the content changes the key.
@@ -119,6 +120,20 @@ def test_an_image_that_cannot_be_prepared_is_quarantined_by_name(tmp_path):
 
     store = images_of(dataset(), Refusing(), tmp_path)
     assert store.quarantined == {"img3": "img3: 8 x 8 pixels, which is too thin"}
+
+
+def test_equal_texts_have_equal_nodes_in_every_shard(tmp_path, monkeypatch):
+    encoder = load_text("minilm", max_tokens=16, device="cpu")
+    # A device whose kernels round by the size of the batch.
+    real = type(encoder)._hidden
+    monkeypatch.setattr(type(encoder), "_hidden", lambda self, ids: real(self, ids) * (1 + 0.01 * len(ids)))
+    texts = [f"{i} {word}" for i in range(8) for word in ("cats", "dogs", "birds")]
+    texts = [*texts, *texts[:9], "a red dog", *texts[3:7]]
+    store = captions_of(dataset(texts=texts), encoder, tmp_path, shard_items=5)
+    values = {}
+    for i, text in enumerate(texts):
+        nodes = store.read(np.array([i])).values
+        assert torch.equal(nodes, values.setdefault(text, nodes))
 
 
 def test_batches_do_not_cross_shards(tmp_path):

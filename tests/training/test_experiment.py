@@ -22,6 +22,7 @@ from graphs import random_nodes
 from PIL import Image
 
 from cmfg_dgl.config import load_config
+from cmfg_dgl.config.directories import features_directory
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.scenes import scene_of
 from cmfg_dgl.errors import ConfigError, DataError
@@ -29,7 +30,6 @@ from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.store.build import build_store
 from cmfg_dgl.features.store.shards import ShardContent, StoreSpec
-from cmfg_dgl.features.stores import features_directory
 from cmfg_dgl.training.experiment import (
     Experiment,
     _warn_of_slow_products,

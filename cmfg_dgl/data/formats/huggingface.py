@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from cmfg_dgl.config import DataConfig
+from cmfg_dgl.data.cache import file_digest
 from cmfg_dgl.data.dataset import BadItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.entries import Entry
 from cmfg_dgl.data.formats.first_rows import first_rows
@@ -25,7 +26,7 @@ from cmfg_dgl.data.formats.split_files import split_of
 from cmfg_dgl.data.images import decode, read_image
 from cmfg_dgl.data.validation import caption_problem, path_problem, printable
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.files import canonical_json, sha256_bytes, sha256_file
+from cmfg_dgl.files import canonical_json, sha256_bytes
 
 __all__ = ["HUGGINGFACE", "THEOJIANG300K", "huggingface", "theojiang300k"]
 
@@ -265,7 +266,7 @@ def _entries(source: _Source, bad: list[BadItem]) -> Iterator[Entry]:
                 try:
                     found = source.picture(image.as_py())
                     texts = _texts(said)
-                    digest = sha256_file(found) if isinstance(found, Path) else sha256_bytes(found)
+                    digest = file_digest(found) if isinstance(found, Path) else sha256_bytes(found)
                 except (ValueError, OSError) as error:
                     lost = said if isinstance(said, list) else [said]
                     words = tuple(text if isinstance(text, str) else "" for text in lost)

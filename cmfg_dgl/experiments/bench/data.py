@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmfg_dgl.config import Config
 from cmfg_dgl.data.dataset import Split
-from cmfg_dgl.evaluation.ranking import DEFINITIONS
+from cmfg_dgl.evaluation.definitions import DEFINITIONS
 from cmfg_dgl.experiments.baselines.method import TrainingSet
 from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.nodes import Nodes

@@ -6,14 +6,14 @@ import importlib
 import io
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from huggingface_hub import snapshot_download
-from torch import Tensor
-
+from cmfg_dgl.data.cache import file_digest
 from cmfg_dgl.errors import ConfigError, DataError
-from cmfg_dgl.files import sha256_bytes, sha256_file
+from cmfg_dgl.files import sha256_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["describe_folder", "load_pinned_weights", "load_pretrained", "locate_model"]
 
@@ -52,6 +52,8 @@ def locate_model(name: str, key: str, offline_default: str) -> Path:
 
 def _snapshot(name: str) -> Path | None:
     """Find a hub model in the cache, else download it; None where neither works."""
+    from huggingface_hub import snapshot_download
+
     for cached in (True, False):
         try:
             folder = Path(snapshot_download(name, allow_patterns=list(_FILES), local_files_only=cached))
@@ -66,7 +68,7 @@ def describe_folder(folder: Path) -> dict[str, Any]:
     """SHA-256 of each file that transformers reads, and its version: what determines the output."""
     files = sorted({path for pattern in _FILES for path in folder.glob(pattern)})
     return {
-        "files": {path.name: sha256_file(path) for path in files},
+        "files": {path.name: file_digest(path) for path in files},
         "transformers": version("transformers"),
     }
 
@@ -109,6 +111,8 @@ def load_pinned_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     DataError
         If the file cannot be read, or its digest is another one.
     """
+    import torch
+
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.encoders.pretrained import describe_folder, load_pretrained, locate_model
@@ -159,21 +159,29 @@ class TextEncoder:
         )
 
     @torch.inference_mode()
-    def forward(self, captions: list[TokenizedCaption], *, batch_size: int = 32) -> EncodedCaptions:
+    def forward(
+        self, captions: list[TokenizedCaption], *, batch_size: int = 32, alone: Collection[int] = ()
+    ) -> EncodedCaptions:
         """Token nodes of prepared captions.
 
-        Captions of similar length run together, `batch_size` at a time, so that little padding is computed.
+        Captions with the same tokens are encoded once and get the same nodes. Only captions of one length run
+        together, at most `batch_size` at a time, so that nothing is padded: where torch multiplies each row of a
+        matrix alike, as it does on the CPUs tried, the nodes of a caption do not depend on its batch, bit for bit.
+
+        Parameters
+        ----------
+        alone
+            Positions of captions that run by themselves, so that their nodes are the same in every call on any
+            device.
         """
         counts = torch.tensor([int(caption.kept.sum()) for caption in captions], dtype=torch.int64)
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
         values = torch.empty(int(offsets[-1]), self.width)
-        by_length = sorted(range(len(captions)), key=lambda i: len(captions[i].input_ids))
-        for start in range(0, len(captions), batch_size):
-            batch = by_length[start : start + batch_size]
-            states = self._hidden([captions[i].input_ids for i in batch])  # (B, T, D)
-            for row, i in enumerate(batch):
-                kept = captions[i].kept
-                values[offsets[i] : offsets[i + 1]] = states[row, : len(kept)][kept]
+        for batch in _equal_lengths(captions, batch_size, frozenset(alone)):
+            states = self._hidden(torch.stack([captions[same[0]].input_ids for same in batch]))  # (B, T, D)
+            for state, same in zip(states, batch, strict=True):
+                for i in same:
+                    values[offsets[i] : offsets[i + 1]] = state[captions[i].kept]
         return EncodedCaptions(
             Nodes(values, offsets, torch.stack([torch.ones_like(counts), counts], 1)),
             torch.cat([_NO_SPANS, *(caption.spans[caption.kept] for caption in captions)]),
@@ -181,13 +189,10 @@ class TextEncoder:
             sum(caption.truncated for caption in captions),
         )
 
-    def _hidden(self, captions: list[Tensor]) -> Tensor:
-        """Last hidden states (B, longest, D) of the token ids of B captions, on the host."""
-        lengths = torch.tensor([len(caption) for caption in captions])
-        padding = getattr(self._config, "pad_token_id", None) or 0
-        input_ids = pad_sequence(captions, batch_first=True, padding_value=padding)
-        mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
-        output = self._model(input_ids=input_ids.to(self._device), attention_mask=mask.long().to(self._device))
+    def _hidden(self, input_ids: Tensor) -> Tensor:
+        """Last hidden states (B, T, D), on the host, of the token ids (B, T) of captions without padding."""
+        input_ids = input_ids.to(self._device)
+        output = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
         states: Tensor = output.last_hidden_state.float().cpu()
         return states
 
@@ -200,6 +205,24 @@ class TextEncoder:
             If no token is left of a caption.
         """
         return self.forward([self.prepare(caption) for caption in captions])
+
+
+def _equal_lengths(
+    captions: list[TokenizedCaption], batch_size: int, alone: frozenset[int]
+) -> Iterator[list[list[int]]]:
+    """Batches of captions of one length; for each of a batch, the positions of all captions with its tokens."""
+    same: dict[tuple[int, ...], list[int]] = {}
+    for i, caption in enumerate(captions):
+        same.setdefault(tuple(caption.input_ids.tolist()), []).append(i)
+    of_length: dict[int, list[list[int]]] = {}
+    for tokens, positions in same.items():
+        if alone.isdisjoint(positions):
+            of_length.setdefault(len(tokens), []).append(positions)
+        else:
+            yield [positions]
+    for groups in of_length.values():
+        for start in range(0, len(groups), batch_size):
+            yield groups[start : start + batch_size]
 
 
 def load_text(name: str, *, max_tokens: int, device: str) -> TextEncoder:

@@ -1,6 +1,7 @@
 """Pins of the caption encoders.
 
 - Token nodes equal the model run on each caption alone, without special tokens; the batch changes nothing.
+- Captions with the same tokens have the same nodes to the bit, in every batch; those that run alone, in every call.
 - Spans are the characters of the tokens; captions are cut at `max_tokens` nodes, and counted.
 - Pieces of a word share its number; a space or a mark of punctuation begins another; special tokens have none.
 - A caption without a token, too many tokens for the model, and a missing model are errors of one line.
@@ -89,6 +90,49 @@ def test_the_batch_changes_nothing(minilm, captions, batch_size):
         torch.testing.assert_close(together.nodes.values[rows], alone.nodes.values, rtol=0, atol=1e-5)
         assert torch.equal(together.spans[rows], alone.spans)
         assert torch.equal(together.token_ids[rows], alone.token_ids)
+
+
+WORDS = [
+    "a",
+    "red",
+    "cat",
+    "dog",
+    "on",
+    "the",
+    "left",
+    "of",
+    "small",
+    "blue",
+    "boat",
+    "and",
+    "two",
+    "old",
+    "men",
+    "ride",
+]
+SENTENCES = [" ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 3 + i % 9)) for i in range(40)]
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.sampled_from(SENTENCES), min_size=2, max_size=30), st.integers(1, 9))
+def test_equal_captions_tie_to_the_bit(minilm, captions, batch_size):
+    prepared = [minilm.prepare(caption.upper() if i % 2 else caption) for i, caption in enumerate(captions)]
+    together = minilm.forward(prepared, batch_size=batch_size, alone=[0]).nodes
+    first = {}
+    for i, caption in enumerate(captions):
+        nodes = together.select(torch.tensor([i])).values
+        assert torch.equal(nodes, first.setdefault(caption, nodes))
+    alone = minilm.forward([prepared[0]]).nodes.values
+    assert torch.equal(together.select(torch.tensor([0])).values, alone)
+
+
+def test_only_captions_of_one_length_share_a_batch_and_each_text_runs_once(minilm, monkeypatch):
+    batches = []
+    real = type(minilm)._hidden
+    monkeypatch.setattr(type(minilm), "_hidden", lambda self, ids: batches.append(ids) or real(self, ids))
+    captions = ["a dog", "A dog", "two cats", "a red dog", "a cat", "a dog", "one"]
+    minilm.forward([minilm.prepare(caption) for caption in captions], batch_size=2, alone=[6])
+    assert sorted(tuple(ids.shape) for ids in batches) == [(1, 3), (1, 4), (1, 5), (2, 4)]
 
 
 def test_spans_are_the_characters_of_the_tokens(minilm):
