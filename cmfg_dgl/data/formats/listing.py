@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cmfg_dgl.config import DataConfig
+from cmfg_dgl.data.cache import file_digest
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
 from cmfg_dgl.data.formats.entries import Entry, merge_equal_pictures
 from cmfg_dgl.data.formats.split_files import split_files, split_of
