@@ -26,12 +26,8 @@ from cmfg_dgl.data.formats.split_files import split_of
 from cmfg_dgl.data.images import decode, read_image
 from cmfg_dgl.data.validation import caption_problem, path_problem, printable
 from cmfg_dgl.errors import DataError
-<<<<<<< HEAD
 from cmfg_dgl.files import canonical_json, sha256_bytes
-=======
-from cmfg_dgl.files import canonical_json, sha256_bytes, sha256_file
 from cmfg_dgl.ownership import MARKER
->>>>>>> dataa
 
 __all__ = ["HUGGINGFACE", "THEOJIANG300K", "huggingface", "theojiang300k"]
 
