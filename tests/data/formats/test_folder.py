@@ -28,6 +28,7 @@ from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.formats.folder import folder
 from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import DataError
+from cmfg_dgl.ownership import claim
 
 FRACTIONS = {"train": 0.6, "val": 0.1, "test": 0.3}
 
@@ -359,3 +360,16 @@ def test_reading_twice_gives_the_same_protocol(root: Path) -> None:
     assert one == two
     draw(root / "b.png", 77)
     assert read(root, fractions={"all": 1.0}).protocol("all") != one
+
+
+def test_what_cmfg_wrote_is_passed_over(root: Path) -> None:
+    (root / "captions.csv").write_text(as_csv(ROWS), encoding="utf-8")
+    before = read(root)
+    draw(root / "runs" / "a" / "tb" / "sprite.png")
+    claim(root / "runs" / "a")
+    claim(root, ["figures/rsum.png"])
+    draw(root / "figures" / "rsum.png")
+    after = read(root)
+    assert (homes(after), bad(after), texts(after)) == (homes(before), bad(before), texts(before))
+    draw(root / "figures" / "mine.png")
+    assert "figures/mine.png" in bad(read(root))
