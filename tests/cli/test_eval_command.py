@@ -125,7 +125,7 @@ def test_another_correction_needs_no_training_and_is_another_result(evaluated: P
     assert refused.code == 2 and "the run was trained with 4096" in refused.err
     opened.query_bank.unlink()
     missing = cmfg("eval", run, "--force", "-q")
-    assert missing.code == 4 and "query-bank.safetensors: missing" in missing.err
+    assert missing.code == 4 and "query-bank.safetensors: no such checkpoint" in missing.err
 
 
 def test_the_table_shows_both_stages_and_the_protocol(evaluated: Path) -> None:
@@ -200,9 +200,9 @@ def test_a_result_of_other_settings_is_refused(evaluated: Path, override: str, k
     assert contents(evaluated) == before
 
 
-def test_ogb_is_added_to_a_result(evaluated: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ogb_is_added_to_a_result(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = json.loads((evaluated / "evaluation-test.json").read_text())
-    shutil.copy(evaluated / "evaluation-test.json", run)
+    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
     later = cmfg("eval", run, "--ogb", "--json")
     assert later.code == 0, later.err
     assert later.json == json.loads((run / "evaluation-test.json").read_text())
