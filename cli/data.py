@@ -145,21 +145,26 @@ def check(
 ) -> None:
     """Decode every image and look for what would spoil a result; exit code 3 on errors, 0 with warnings alone.
 
-    Missing and broken files, faulty captions and labels, splits that overlap, and pictures or captions that two
-    splits share: the same ones, and pictures that look the same.
+    Missing and broken files, faulty captions and labels, captions that the text encoder does not know, confuses or
+    cuts, splits that overlap, and pictures or captions that two splits share: the same ones, and pictures that look
+    the same.
 
     \b
     cmfg data check -c openmoji
     cmfg data check data.name=folder data.root=DIR
     """
     from cmfg_dgl.config.directories import features_directory
-    from cmfg_dgl.data.doctor import check_dataset
+    from cmfg_dgl.data.doctor import Finding, check_dataset
     from cmfg_dgl.data.load import read_dataset
     from cmfg_dgl.errors import DataError
+    from cmfg_dgl.features.captions import read_captions
+    from cmfg_dgl.features.encoders.load import load_encoders
 
     with Bars(verbosity.quiet) as bars:
         dataset = read_dataset(settings.data, features_directory(settings))
         findings = check_dataset(dataset, lambda done, total: bars("images", done, total))
+        reading = read_captions(load_encoders(settings)[1], [caption.text for caption in dataset.captions])
+        findings += [Finding("warning", code, dataset.name, message) for code, message in reading.warnings()]
     errors, warnings = (sum(f.severity == kind for f in findings) for kind in ("error", "warning"))
     if as_json:
         print_json(

@@ -107,7 +107,7 @@ def _evaluate_run(
 ) -> dict[str, Any]:
     config, name = run.config, f"evaluation-{split}.json"
     select_device(config)
-    matcher, experiment = Matcher.of_run(run), Experiment.prepare(config, progress)
+    matcher, experiment = Matcher.of_run(run), Experiment.prepare(config, progress, splits=(split,))
     view, dataset = experiment.evaluation_split(split), experiment.dataset
     made_from = {**result_identity(run, experiment, split), "k": config.retrieval.k, "alpha": matcher.alpha}
     made_from |= {"metrics": DEFINITIONS} | ({} if folds is None else {"folds": folds})

@@ -144,7 +144,7 @@ def train_run(
             finished: dict[str, Any] = run.read("selection.json")
             return run, finished
         select_device(config)
-        experiment = Experiment.prepare(config, progress)
+        experiment = Experiment.prepare(config, progress, splits=("train", "val"))
         # All that may be wrong with the data is said before anything is written.
         splits = {name: experiment.training_split(name) for name in ("train", "val")}
         begin_run(run, force=force)

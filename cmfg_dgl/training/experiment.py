@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.features.captions import read_captions
 from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.extract import to_half
 from cmfg_dgl.features.nodes import Nodes
@@ -69,7 +71,14 @@ class Experiment:
     captions: FeatureStore
 
     @classmethod
-    def prepare(cls, config: Config, progress: Progress | None = None, *, force: bool = False) -> Experiment:
+    def prepare(
+        cls,
+        config: Config,
+        progress: Progress | None = None,
+        *,
+        force: bool = False,
+        splits: Sequence[str] = (),
+    ) -> Experiment:
         """Read the data set and extract, or find, its features.
 
         Parameters
@@ -78,8 +87,23 @@ class Experiment:
             Called with (what, done, total).
         force
             Extract anew.
+        splits
+            Splits that are needed: whether they are there is told before features are extracted, and so is, in log
+            lines, what the text encoder does not read of their captions.
+
+        Raises
+        ------
+        DataError
+            If a split that is needed is missing or empty.
         """
-        return cls.of(config, read_dataset(config.data, features_directory(config)), progress, force=force)
+        dataset = read_dataset(config.data, features_directory(config))
+        for name in splits:
+            dataset.split(name)
+        if splits:
+            texts = [dataset.captions[c].text for c in dataset.union(splits).captions]
+            for _, message in read_captions(load_encoders(config)[1], texts).warnings():
+                _log.warning("%s: %s", "+".join(splits), message)
+        return cls.of(config, dataset, progress, force=force)
 
     @classmethod
     def of(

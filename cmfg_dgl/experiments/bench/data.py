@@ -46,7 +46,7 @@ class BenchData:
     def prepare(cls, config: Config, progress: Callable[[str, int, int], None] | None) -> BenchData:
         """Read the data set and extract, or find, its features."""
         select_device(config)
-        return cls(config, Experiment.prepare(config, progress))
+        return cls(config, Experiment.prepare(config, progress, splits=("train", "val", "test")))
 
     @cached_property
     def widths(self) -> dict[str, int]:

@@ -72,8 +72,8 @@ class FeatureStore:
         Ids of all items of the data set, in its order.
     quarantined
         Id to reason of the items without features.
-    truncated
-        How many captions were cut.
+    truncated, unknown
+        How many captions were cut, and how many of their tokens are unknown to the encoder.
     width
         Width of a node.
     """
@@ -85,6 +85,7 @@ class FeatureStore:
         self.ids: tuple[str, ...] = tuple(index["ids"])
         self.quarantined: dict[str, str] = index["quarantined"]
         self.truncated: int = index["truncated"]
+        self.unknown: int = index.get("unknown", 0)
         self.width: int = index["width"]
         self._shards: list[dict[str, Any]] = index["shards"]
         self._firsts = torch.tensor([shard["first"] for shard in self._shards], dtype=torch.int64)
