@@ -26,13 +26,15 @@ from cmfg_dgl.config import BenchConfig, Config, load_config, parse_yaml
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.evaluation.significance import holm, paired_bootstrap
+from cmfg_dgl.experiments.bench.columns import PLAIN
 from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.bench.methods import method_class
 from cmfg_dgl.experiments.bench.settings import check_settings
-from cmfg_dgl.experiments.cache import digest_of
-from cmfg_dgl.files import write_json
+from cmfg_dgl.experiments.cache import CellFile, digest_of
+from cmfg_dgl.files import to_json
 from cmfg_dgl.jobs.bench import finished_cell
-from cmfg_dgl.reporting.vocabulary import STAGES, shown
+from cmfg_dgl.ownership import COMPARISON, claim, write_owned, writing
+from cmfg_dgl.reporting.vocabulary import CORRECTIONS, STAGES, shown
 from cmfg_dgl.training.experiment import Experiment
 
 __all__ = ["compare", "fold_datasets", "fold_masks", "image_groups", "main", "measure_folds", "parse_try"]
@@ -43,7 +45,7 @@ Try = tuple[str, Mapping[str, Any]]
 VALIDATION = 8
 """Of the groups that a fold leaves, one in so many is its validation split."""
 
-HEAD = ("method", "setting", "stage", "rsum", "less the first", "95 %", "p")
+HEAD = ("method", "setting", "stage", "correction", "rsum", "less the first", "95 %", "p")
 
 
 def fold_masks(groups: Tensor, folds: int, repeats: int) -> Iterator[Tensor]:
@@ -107,8 +109,8 @@ def measure_folds(
         for number, (name, setting) in enumerate(tries):
             # Called by what is tried, so that more can be tried beside it.
             tried = f"{name}-{digest_of(setting)[:12]}"
-            path = folder / "cells" / tried / f"fold-{fold}.json"
-            cell = finished_cell(path, data, name, fold, setting, minutes=minutes, audited=False)
+            file = CellFile(folder, f"cells/{tried}/fold-{fold}.json")
+            cell = finished_cell(file, data, name, fold, setting, minutes=minutes, audited=False)
             row.append(cell | {"images": split.images, "owners": split.images[split.caption_image]})
             done, message = fold * len(tries) + number + 1, f"{name} fold {fold}: {cell['val']:.1f} on validation"
             progress("folds", done, folds * repeats * len(tries), message)
@@ -117,31 +119,39 @@ def measure_folds(
 
 
 def compare(found: Sequence[Sequence[Record]]) -> list[Record]:
-    """A row for each stage of each try: rsum over all queries, and the difference from the first try's first stage.
+    """A row for each correction and stage of each try: rsum over all queries, and what it is less the first try's.
 
-    Queries are resampled as `paired_bootstrap` does, an image with all its captions and repeats; p after Holm.
+    The difference is from the first stage of the first try with the same correction, where that has it. Queries are
+    resampled as `paired_bootstrap` does, an image with all its captions and repeats; p after Holm, of the rows with
+    the same correction.
     """
     size = 1 + max(int(row[0]["images"].max()) for row in found)
     clusters = [np.concatenate([row[0][key] for row in found]) for key in ("images", "owners")]
-    base: list[NDArray[np.float64]] = []
+    base = {column: _points(found, 0, column, "first_stage") for column in found[0][0]["corrections"]}
     rows: list[Record] = []
     for number, cell in enumerate(found[0]):
-        for stage in cell["stages"]:
-            points = [
-                np.concatenate([np.asarray(row[number]["stages"][stage]["per_query"][way]) for row in found])
-                for way in ("i2t", "t2i")
-            ]
-            record: Record = {"method": cell["method"], "setting": cell["setting"], "stage": stage}
-            record["rsum"] = float(sum(part.mean() for part in points))
-            record["timed_out"] = sum(row[number]["timed_out"] for row in found)
-            if base:
-                less = [theirs - ours for theirs, ours in zip(points, base, strict=True)]
-                record |= asdict(paired_bootstrap(less, clusters, size))
-            base = base or points
-            rows.append(record)
-    for record, p in zip(rows, holm([record.get("p") for record in rows]), strict=True):
-        record["p"] = p
+        for column, measured in cell["corrections"].items():
+            for stage in measured["stages"]:
+                points = _points(found, number, column, stage)
+                record: Record = {key: cell[key] for key in ("method", "setting")}
+                record |= {"stage": stage, "correction": column}
+                record["rsum"] = float(sum(part.mean() for part in points))
+                record["timed_out"] = sum(row[number]["timed_out"] for row in found)
+                if column in base and (number, stage) != (0, "first_stage"):
+                    less = [theirs - ours for theirs, ours in zip(points, base[column], strict=True)]
+                    record |= asdict(paired_bootstrap(less, clusters, size))
+                rows.append(record)
+    for column in {record["correction"] for record in rows}:
+        family = [record for record in rows if record["correction"] == column]
+        for record, p in zip(family, holm([record.get("p") for record in family]), strict=True):
+            record["p"] = p
     return rows
+
+
+def _points(found: Sequence[Sequence[Record]], number: int, column: str, stage: str) -> list[NDArray[np.float64]]:
+    """R@1 + R@5 + R@10 of each query of all folds by what is tried at a position, for each direction."""
+    stages = [row[number]["corrections"][column]["stages"][stage] for row in found]
+    return [np.concatenate([stage["per_query"][way] for stage in stages]) for way in ("i2t", "t2i")]
 
 
 def parse_try(text: str) -> Try:
@@ -184,18 +194,20 @@ def main(
     recipe = load_config(config, overrides)
     _check(parsed, recipe)
     prepare_process(recipe.run.threads)
-    with Bars(quiet=False) as bars:
+    with Bars(quiet=False) as bars, writing(output_dir, "benchmarks/folds.py", COMPARISON):
         experiment = Experiment.prepare(recipe, bars)
+        claim(output_dir, kind=COMPARISON)
         found = measure_folds(
             experiment, parsed, folds=folds, repeats=repeats, minutes=minutes, folder=output_dir, progress=bars
         )
-    rows = compare(found)
-    write_json(output_dir / "folds.json", rows)
+        rows = compare(found)
+        write_owned(output_dir, "folds.json", (to_json(rows) + "\n").encode())
     cells = [
         (
             row["method"],
             ", ".join(f"{key} {value}" for key, value in row["setting"].items()),
             STAGES[row["stage"]],
+            CORRECTIONS[row["correction"]],
             f"{row['rsum']:.1f}",
             *((f"{row['value']:+.1f}", f"[{row['lo']:+.1f}, {row['hi']:+.1f}]") if "value" in row else ("", "")),
             "" if row["p"] is None else shown("p", row["p"]),
@@ -204,7 +216,7 @@ def main(
     ]
     print_table(f"{experiment.dataset.name}, {folds} folds of train and val, {repeats} times", HEAD, cells)
     for row in rows:
-        if row["timed_out"] and row["stage"] == "first_stage":
+        if row["timed_out"] and (row["stage"], row["correction"]) == ("first_stage", PLAIN):
             kept = f"{row['timed_out']} fits reached --minutes {minutes:g} and kept the best that they had"
             click.echo(f"{row['method']} {row['setting'] or ''}: {kept}")
 

@@ -22,15 +22,17 @@ from cmfg_dgl.cli.process import prepare_process
 from cmfg_dgl.config import BenchConfig, load_config
 from cmfg_dgl.files import read_json, write_atomic, write_json
 from cmfg_dgl.jobs.bench import bench
+from cmfg_dgl.reporting.comparison import shown_rows
 from cmfg_dgl.reporting.figures import FONT, GREY, STYLE, WIDTH, png_bytes, svg_text
-from cmfg_dgl.reporting.vocabulary import STAGES, shown, with_interval
+from cmfg_dgl.reporting.vocabulary import CORRECTIONS, STAGES, shown, with_interval
 from cmfg_dgl.training.experiment import Experiment
 
 __all__ = ["main", "measure_pairs", "pairs_figure", "pairs_table"]
 
 Record = dict[str, Any]
+SHARED = ("dataset", "split", "protocol", "chance_rsum", "correction", "seeds", "trials")
 METHODS = "cmfg,cca,clip-head,albef"
-HEAD = ("pairs", "method", "stage", "rsum", "95 %", "less cmfg", "p")
+HEAD = ("pairs", "method", "stage", "correction", "rsum", "95 %", "less cmfg", "p")
 
 
 def measure_pairs(
@@ -52,9 +54,9 @@ def measure_pairs(
     Returns
     -------
     dict
-        {"dataset", "split", "protocol", "chance_rsum", "seeds", "trials", "sizes"}; of each size the pairs and
-        images that were trained on, the protocol id of those, and `rows`: the rows of `results.json` less their
-        curves, with Student's 95 % interval over the seeds.
+        The keys `SHARED` of `results.json`, and "sizes"; of each size the pairs and images that were trained on,
+        the protocol id of those, and `rows`: the rows of `results.json` less their curves, with Student's 95 %
+        interval over the seeds.
     """
     sizes: list[Record] = []
     whole: Record = {}
@@ -71,7 +73,7 @@ def measure_pairs(
         )
         (written,) = bench(comparison, force=False, progress=progress)
         results = read_json(written / "results.json")
-        shared = {key: results[key] for key in ("dataset", "split", "protocol", "chance_rsum", "seeds", "trials")}
+        shared = {key: results[key] for key in SHARED}
         if whole and shared != whole:
             raise click.ClickException(f"{written}: measured on {shared}, and others on {whole}")
         whole = shared
@@ -89,7 +91,7 @@ def measure_pairs(
 
 
 def pairs_table(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Rows of text under `HEAD`; the p of a difference from cmfg is that of `tables.md`."""
+    """Rows of text under `HEAD`; the difference from cmfg with the same correction and its p are `tables.md`'s."""
     rows: list[tuple[str, ...]] = []
     for size in record["sizes"]:
         for row in size["rows"]:
@@ -97,15 +99,19 @@ def pairs_table(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
             mean, around = with_interval("sum", row["rsum"])
             less = "" if tests is None else f"{tests['difference']:+.1f}"
             p = "" if tests is None else shown("p", row["p_vs_cmfg"])
-            rows.append((f"{size['pairs']:,}", row["method"], STAGES[row["stage"]], mean, around, less, p))
+            names = row["method"], STAGES[row["stage"]], CORRECTIONS[row["correction"]]
+            rows.append((f"{size['pairs']:,}", *names, mean, around, less, p))
     return rows
 
 
 def pairs_figure(record: Mapping[str, Any]) -> Figure:
-    """Draw the rsum of each method and stage over the number of training pairs, with intervals over the seeds."""
+    """Draw the rsum of each method and stage over the number of training pairs, with intervals over the seeds.
+
+    Methods that can be corrected have the recipe's correction.
+    """
     curves: dict[str, list[tuple[int, Record]]] = {}
     for size in record["sizes"]:
-        for row in size["rows"]:
+        for row in shown_rows({**record, "rows": size["rows"]}):
             name = row["method"] + (", two stages" if row["stage"] == "two_stage" else "")
             curves.setdefault(name, []).append((size["pairs"], row["rsum"]))
     with matplotlib.rc_context(STYLE):
@@ -130,7 +136,7 @@ def pairs_figure(record: Mapping[str, Any]) -> Figure:
 def _write(record: Record, folder: Path) -> None:
     """Write `pairs.json`, `pairs.md`, `pairs.svg` and `pairs.png`."""
     figure = pairs_figure(record)
-    lines = [HEAD, ("---:", "---", "---", "---:", "---", "---:", "---:"), *pairs_table(record)]
+    lines = [HEAD, ("---:", "---", "---", "---", "---:", "---", "---:", "---:"), *pairs_table(record)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     title = f"# Rsum on {record['dataset']}, {record['split']}, over training pairs"
     note = f"Seeds {', '.join(map(str, record['seeds']))}; {record['protocol']}."

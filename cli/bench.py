@@ -62,12 +62,11 @@ def command(
         raise click.UsageError("give -c FILE|NAME, such as -c smoke, or --report RUN")
     from cmfg_dgl.config import load_bench, load_config
     from cmfg_dgl.files import read_json
-    from cmfg_dgl.jobs.bench import bench
-    from cmfg_dgl.reporting.bench_pages import write_outputs
+    from cmfg_dgl.jobs.bench import bench, write_report
 
     if report is not None:
         folders = [Path(report)]
-        write_outputs(folders[0])
+        write_report(folders[0])
     else:
         given = [] if output_dir is None else [f"output_dir={output_dir}"]
         settings = load_bench(config, [*overrides, *given])

@@ -135,12 +135,19 @@ def info(
 
 @command.command("check")
 @config_options
+@click.option(
+    "--write-exclude",
+    "exclude",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the ids of what cannot be used to this file, for data.exclude=FILE.",
+)
 @json_option
 @verbosity_options
 @click.pass_obj
 def check(
     verbosity: Verbosity,
     settings: Config,
+    exclude: Path | None,
     as_json: bool,
 ) -> None:
     """Decode every image and look for what would spoil a result; exit code 3 on errors, 0 with warnings alone.
@@ -152,19 +159,31 @@ def check(
     \b
     cmfg data check -c openmoji
     cmfg data check data.name=folder data.root=DIR
+    cmfg data check data.name=folder data.root=DIR --write-exclude bad.txt
+    cmfg eval runs/folder data.exclude=bad.txt
     """
     from cmfg_dgl.config.directories import features_directory
-    from cmfg_dgl.data.doctor import Finding, check_dataset
+    from cmfg_dgl.data.doctor import Finding, check_dataset, unusable
+    from cmfg_dgl.data.exclude import write_ids
     from cmfg_dgl.data.load import read_dataset
     from cmfg_dgl.errors import DataError
     from cmfg_dgl.features.captions import read_captions
     from cmfg_dgl.features.encoders.load import load_encoders
+    from cmfg_dgl.features.stores import known_quarantined
 
     with Bars(verbosity.quiet) as bars:
         dataset = read_dataset(settings.data, features_directory(settings))
         findings = check_dataset(dataset, lambda done, total: bars("images", done, total))
         reading = read_captions(load_encoders(settings)[1], [caption.text for caption in dataset.captions])
         findings += [Finding("warning", code, dataset.name, message) for code, message in reading.warnings()]
+        known = {finding.item for finding in findings if finding.severity == "error"}
+        findings += [
+            Finding("error", "quarantined", item, reason)
+            for item, reason in known_quarantined(settings, dataset).items()
+            if item not in known
+        ]
+    if exclude is not None:
+        write_ids(exclude, unusable(dataset, findings))
     errors, warnings = (sum(f.severity == kind for f in findings) for kind in ("error", "warning"))
     if as_json:
         print_json(

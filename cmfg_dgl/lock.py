@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -47,18 +47,22 @@ def folder_lock(folder: Path, what: str) -> Iterator[None]:
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
-            if made and not any(folder.iterdir()):
-                folder.rmdir()
+            if made:
+                # It holds something, or another process has removed it since the lock is gone.
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def _acquire(folder: Path) -> TextIO:
     path = folder / LOCK
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             file = path.open("a+", encoding="utf-8")
-        except FileNotFoundError:  # removed by another process since
-            continue
+        except (FileNotFoundError, FileExistsError):
+            if folder.exists() and not folder.is_dir():
+                raise
+            continue  # the folder was removed by another process since
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -66,7 +70,14 @@ def _acquire(folder: Path) -> TextIO:
             holder = file.read() or "another process"
             file.close()
             raise ConfigError(f"{folder}: {holder} writes here; wait for it, or choose another folder") from None
-        # Whoever had the lock before may have removed the file since it was opened here.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        if _is_open_at(path, file):
             return file
         file.close()
+
+
+def _is_open_at(path: Path, file: TextIO) -> bool:
+    """Whether a path still leads to an open file; whoever had the lock before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

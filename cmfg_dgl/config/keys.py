@@ -90,9 +90,18 @@ class DataConfig:
         0.75, "captions whose word sets are this similar (Jaccard) share a split", least=0.1, most=1.0
     )
     max_bad_fraction: float = option(
-        0.05, "training fails when a larger share of its images and captions is unusable", least=0.0, most=1.0
+        0.05,
+        "training fails when a larger share of the pairs of a split is lost",
+        least=0.0,
+        most=1.0,
     )
-    max_pixels: int = option(64_000_000, "a larger image is refused before it is decoded", least=1)
+    exclude: str | None = option(
+        None, "file with the ids of images and captions to leave out; `cmfg data check --write-exclude` writes one"
+    )
+    follow_links: bool = option(False, "use files outside of `root` that links in it lead to")
+    max_pixels: int = option(
+        64_000_000, "a larger image is refused before it is decoded, or before it is made larger", least=1
+    )
     max_bytes: int = option(64 << 20, "a larger image file is refused before it is read", least=1)
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
 

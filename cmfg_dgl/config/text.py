@@ -51,7 +51,11 @@ def resolve_paths(config: Config) -> Config:
     data, features, run = config.data, config.features, config.run
     return replace(
         config,
-        data=replace(data, root=None if data.root is None else _existing(data.root)),
+        data=replace(
+            data,
+            root=None if data.root is None else _existing(data.root),
+            exclude=None if data.exclude is None else absolute(data.exclude),
+        ),
         features=replace(
             features,
             dir=None if features.dir is None else absolute(features.dir),

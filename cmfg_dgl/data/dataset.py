@@ -37,10 +37,28 @@ class CaptionItem:
 
 @dataclass(frozen=True)
 class BadItem:
-    """An image or a caption that cannot be used, and why, in words that name the file."""
+    """An image, a caption or a row that cannot be used.
+
+    Parameters
+    ----------
+    reason
+        Why, in words that name the file.
+    split
+        The split that it would be in, '' where that is not known.
+    texts
+        The captions that an image has in the listing, which are lost with it; none where the listing does not name
+        the image. None for a caption or a row, with which one pair is lost.
+    """
 
     id: str
     reason: str
+    split: str = ""
+    texts: tuple[str, ...] | None = None
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of the listing are lost with it."""
+        return 1 if self.texts is None else len(self.texts)
 
 
 @dataclass(frozen=True)
@@ -116,6 +134,12 @@ class Dataset:
     groups
         int64, (images,): images that a split should not part, such as near-duplicates, have equal numbers; None
         where nothing is known of that.
+    excluded
+        Ids of what `data.exclude` leaves out, each with its split, '' where that is not known.
+    uncut
+        Captions that a split had before `data.train_pairs` cut it.
+    limits
+        `max_pixels` and `max_bytes` of a picture: a larger one cannot be used.
     """
 
     name: str
@@ -133,6 +157,9 @@ class Dataset:
     regions: Callable[[ImageItem], NDArray[np.float32]] | None = None
     hard_negatives: Callable[[ImageItem], Mapping[str, Sequence[str]]] | None = None
     groups: NDArray[np.int64] | None = None
+    excluded: tuple[tuple[str, str], ...] = ()
+    uncut: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
     _captions_of: list[list[int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -173,7 +200,7 @@ class Dataset:
             caption_image.extend([len(images)] * len(kept))
             images.append(int(image))
         if not images:
-            raise DataError(f"{self.name}: the split {name!r} is empty; {self._filling()}")
+            raise DataError(f"{self.name}: the split {name!r} is empty; {self.what_fills_a_split()}")
         return Split(
             name,
             np.asarray(images, np.int64),
@@ -181,20 +208,22 @@ class Dataset:
             np.asarray(caption_image, np.int64),
         )
 
-    def _filling(self) -> str:
+    def what_fills_a_split(self) -> str:
         """What helps where a split is empty."""
         largest = 0 if self.groups is None or not len(self.groups) else int(np.bincount(self.groups).max())
         if self.rule.endswith("given") or 2 * largest <= len(self.images):
-            return "change data.fractions or add images"
+            return "change data.fractions or data.seed, or add images"
         return (
             f"{largest:,} of {len(self.images):,} images are one group of near-duplicate captions, which no split "
             "parts; set data.near_duplicate=1.0, or name the split of each image in its row"
         )
 
     def manifest(self, split: str) -> dict[str, Any]:
-        """What the split holds, item by item: image ids and digests, caption texts, labels."""
+        """What the split holds, item by item: image ids and digests, caption texts, labels; what is excluded."""
         view = self.split(split)
+        excluded = sorted(item for item, home in self.excluded if home in (split, ""))
         return {
+            **({"excluded": excluded} if excluded else {}),
             "dataset": self.name,
             "rule": self.rule,
             "split": split,

@@ -13,12 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cmfg_dgl.data.dataset import Dataset
+from cmfg_dgl.data.formats.split_files import SPLITS
+from cmfg_dgl.data.losses import missing_split
 from cmfg_dgl.data.similarity import SIGNATURE, alike, signature
 from cmfg_dgl.data.splits import normalise_caption, shared_captions
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import sha256_bytes
 
-__all__ = ["Finding", "check_dataset"]
+__all__ = ["Finding", "check_dataset", "unusable"]
+
+UNUSABLE = frozenset({"bad-image", "bad-item", "empty-caption", "no-caption", "quarantined"})
+"""Codes of what no evaluation can use."""
 
 SMALL = 16
 """Pixels of a side: a picture with a shorter one is less than a patch of ViT-B/16."""
@@ -49,11 +54,13 @@ class _Pictures:
 def check_dataset(dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
     """Tell everything that is wrong with `dataset`, and its counts.
 
-    - Errors: `bad-item` (a missing file, a faulty row), `bad-image` (cannot be decoded), `no-caption`,
+    - Errors: `bad-item` (a missing file, a faulty row; a warning where no pair is lost, as with a picture that has
+      no row), `bad-image` (cannot be decoded), `no-caption`,
       `empty-caption`, `split-overlap` (an image is in two splits), `same-image` (equal bytes or equal pixels in two
       splits), `same-caption` (a caption, normalised, in two splits).
     - Warnings: `counts-differ` (from the published ones), `near-image` (pictures of two splits that look the same,
-      see `alike`), `repeated-caption`, `empty-split`, `no-split`, `small-image`, `no-label`,
+      see `alike`), `repeated-image` (equal pixels within a split), `repeated-caption`,
+      `empty-split`, `missing-split` (of train, val and test), `no-split`, `small-image`, `no-label`,
       `alike-labels`.
     - Info: `counts`, `near-duplicates`, `image-sizes`, `labels`, `note`.
 
@@ -69,17 +76,24 @@ def check_dataset(dataset: Dataset, progress: Callable[[int, int], None] | None 
     """
     bad_images, pictures = _decode_all(dataset, progress)
     return [
-        *(Finding("error", "bad-item", item.id, item.reason) for item in dataset.bad),
+        *(Finding("error" if item.pairs else "warning", "bad-item", item.id, item.reason) for item in dataset.bad),
         *bad_images,
         *_check_captions(dataset),
         *_check_repeated_captions(dataset),
         *_check_splits(dataset),
         *_check_same_images(dataset, pictures.digests),
+        *_check_repeated_images(dataset, pictures.digests),
         *_check_near_images(dataset, pictures),
         *_check_sizes(dataset, pictures.sizes),
         *_check_labels(dataset),
         *_counts(dataset),
     ]
+
+
+def unusable(dataset: Dataset, findings: Sequence[Finding]) -> dict[str, str]:
+    """What `data.exclude` leaves out already and what findings say cannot be used, by id, with the reason."""
+    before = {item: "left out before" for item, _ in dataset.excluded}
+    return before | {f.item: f.message for f in findings if f.severity == "error" and f.code in UNUSABLE}
 
 
 def _decode_all(dataset: Dataset, progress: Callable[[int, int], None] | None) -> tuple[list[Finding], _Pictures]:
@@ -150,9 +164,9 @@ def _check_splits(dataset: Dataset) -> Iterator[Finding]:
         for text in () if dataset.published else shared:
             message = f"the caption {text!r} of the split {a} is also in {b}; put its images in one split"
             yield Finding("error", "same-caption", f"{a}/{b}", message)
-    for name in sorted(members):
-        if not members[name]:
-            yield Finding("warning", "empty-split", name, "the split has no image")
+    for name in sorted({*members, *SPLITS}):
+        if problem := missing_split(dataset, name):
+            yield Finding("warning", "empty-split" if name in members else "missing-split", name, problem)
     for position in sorted(set(range(len(dataset.images))).difference(*members.values())):
         yield Finding("warning", "no-split", dataset.images[position].id, "the image is in no split")
 
@@ -178,6 +192,28 @@ def _check_same_images(dataset: Dataset, pictures: list[set[str]]) -> Iterator[F
                     yield Finding("error", "same-image", item.id, f"{message}; {remedy}")
             for digest in pictures[position]:
                 first.setdefault(digest, {}).setdefault(split, item.id)
+
+
+def _check_repeated_images(dataset: Dataset, pictures: list[set[str]]) -> Iterator[Finding]:
+    """Find pictures that a split has twice: where the bytes differ too, a format has not made one image of them."""
+    for split, positions in sorted(dataset.splits.items()):
+        first: dict[str, int] = {}
+        again: list[int] = []
+        twin = -1
+        for position in positions.tolist():
+            earlier = [first[digest] for digest in pictures[position] if digest in first]
+            if earlier:
+                twin = earlier[0] if twin < 0 else twin
+                again.append(position)
+            for digest in pictures[position]:
+                first.setdefault(digest, position)
+        if again:
+            message = (
+                f"{_many(dataset, again)} the pixels of an earlier image of {split}, the first those of "
+                f"{dataset.images[twin].id}; an evaluation by pairs takes one of them for right: give all "
+                "captions to one file"
+            )
+            yield Finding("warning", "repeated-image", dataset.images[again[0]].id, message)
 
 
 def _check_near_images(dataset: Dataset, pictures: _Pictures) -> Iterator[Finding]:

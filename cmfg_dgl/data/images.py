@@ -10,13 +10,13 @@ from PIL import Image, ImageFile, ImageOps
 
 from cmfg_dgl.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_BYTES", "MAX_PIXELS", "decode", "read_image", "to_rgb"]
+__all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "MAX_BYTES", "MAX_PIXELS", "decode", "read_image", "to_rgb"]
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 64 << 20
 
 # Not every format that Pillow knows: its EPS reader, for one, runs another program on the file.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
@@ -48,7 +48,7 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, max_bytes: i
     try:
         image = _open(data)
         if image is None:
-            raise DataError(f"{name}: not an image ({', '.join(FORMATS)} are read)")
+            raise DataError(f"{name}: not an image ({', '.join(IMAGE_FORMATS)} are read)")
         if image.width * image.height > max_pixels:
             raise DataError(
                 f"{name}: {image.width} x {image.height} pixels, more than data.max_pixels={max_pixels:,}"
@@ -90,7 +90,7 @@ def _open(data: bytes) -> ImageFile.ImageFile | None:
     and an error at 179 million, whatever the caller allows.
     """
     Image.init()
-    for name in FORMATS:
+    for name in IMAGE_FORMATS:
         factory, accepts = Image.OPEN[name]
         if accepts is None or accepts(data[:16]) is True:
             return factory(BytesIO(data), "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from cmfg_dgl.config.directories import features_directory
 from cmfg_dgl.config.text import resolve_paths
 from cmfg_dgl.data.cache import cached_in
 from cmfg_dgl.data.dataset import Dataset
+from cmfg_dgl.data.exclude import exclude_items, read_ids
 from cmfg_dgl.data.formats.blip import BLIP
 from cmfg_dgl.data.formats.clip_benchmark import CLIP_BENCHMARK
 from cmfg_dgl.data.formats.folder import FOLDER
@@ -73,8 +74,8 @@ def read_dataset(data: DataConfig, cache: Path | None = None, *, remember: bool 
     Parameters
     ----------
     data
-        Which data set, and how it is read and split. With `train_pairs` only the first pairs by hash are trained
-        on, see `first_pairs`.
+        Which data set, and how it is read and split. Items of `exclude` are left out; with `train_pairs` only the
+        first pairs by hash are trained on, see `first_pairs`.
     cache
         Folder of the table of what was worked out before, see `cached_in`; None to work everything out.
     remember
@@ -93,8 +94,11 @@ def read_dataset(data: DataConfig, cache: Path | None = None, *, remember: bool 
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"data.name={data.name!r}: no such data set; {hint}There are {', '.join(FORMATS)}")
     _refuse_unread(data)
+    limits = {"max_pixels": data.max_pixels, "max_bytes": data.max_bytes}
     with cached_in(cache, write=remember):
-        dataset = FORMATS[data.name].read(data)
+        dataset = replace(FORMATS[data.name].read(data), limits=limits)
+    if data.exclude is not None:
+        dataset = exclude_items(dataset, read_ids(Path(data.exclude)), data.exclude)
     return dataset if data.train_pairs is None else first_pairs(dataset, data.train_pairs, data.seed)
 
 

@@ -263,7 +263,7 @@ def first_pairs(dataset: Dataset, pairs: int, seed: int) -> Dataset:
     if "train" in dataset.database:
         splits["database"] = np.sort(np.concatenate([splits["database"], others]))
     note = f"trained on {so_far[len(kept) - 1]} of {so_far[-1]} pairs (data.train_pairs={pairs})"
-    return replace(dataset, splits=splits, notes=(*dataset.notes, note))
+    return replace(dataset, splits=splits, notes=(*dataset.notes, note), uncut={"train": int(so_far[-1])})
 
 
 def hash_rule(fractions: dict[str, float], seed: int, near_duplicate: float) -> str:
@@ -288,9 +288,11 @@ def parted_pictures(
         int64, positions of what was taken out, ascending.
     """
     names = np.asarray(digests, np.str_)
-    kept, seen = dict(splits), names[splits["test"]]
-    taken: list[NDArray[np.int64]] = []
+    kept, seen = dict(splits), names[splits.get("test", np.arange(0))]
+    taken: list[NDArray[np.int64]] = [np.arange(0)]
     for split in ("val", "train"):
+        if split not in splits:
+            continue
         twin = np.isin(names[splits[split]], seen)
         kept[split] = splits[split][~twin]
         taken.append(splits[split][twin])

@@ -28,7 +28,7 @@ TOLERANCE = 1e-2
 def attention_metrics(weights: Tensor, target: Tensor, targets: int) -> dict[str, float]:
     r"""Spread and agreement of the attention of one relation, computed in float64.
 
-    Target u hears d_u edges; :math:`e_{uv}` of one head sum to 1 over them. Their entropy is
+    Target u has d_u in-edges; :math:`e_{uv}` of one head sum to 1 over them. Their entropy is
     :math:`S_u = -\sum_v e_{uv} \ln e_{uv}` (Shannon 1948), from 0 at one source to :math:`\ln d_u` at uniform.
     Targets without an edge are in no mean.
 
@@ -68,23 +68,23 @@ def attention_metrics(weights: Tensor, target: Tensor, targets: int) -> dict[str
         raise ValueError(f"attention: an edge leads to none of {targets} targets")
     weights, H = weights.detach().double(), weights.shape[1]
     degrees = torch.bincount(target, minlength=targets)
-    heard = degrees > 0
+    reached = degrees > 0
 
     def over_edges(values: Tensor) -> Tensor:
         """Sums of (E, columns) over the edges of each target that has any, (targets with edges, columns)."""
-        return values.new_zeros(targets, values.shape[1]).index_add_(0, target, values)[heard]
+        return values.new_zeros(targets, values.shape[1]).index_add_(0, target, values)[reached]
 
     if bool((weights < 0).any()) or not bool(((over_edges(weights) - 1).abs() <= TOLERANCE).all()):
         raise ValueError("attention: the weights of a target are negative or do not sum to 1 in each head")
     entropy = over_edges(torch.special.entr(weights))
-    choice = degrees[heard] > 1
+    choice = degrees[reached] > 1
     # Of attention vectors of length 1, the square of their sum over heads holds the cosine of every pair twice.
     lengths = over_edges(weights.square()).sqrt()  # at least (1 - TOLERANCE) / sqrt(d_u)
-    place = heard.cumsum(0) - 1
-    square = over_edges((weights / lengths[place[target]]).sum(1, keepdim=True).square())
+    index = reached.cumsum(0) - 1
+    square = over_edges((weights / lengths[index[target]]).sum(1, keepdim=True).square())
     return {
         "entropy": _mean(entropy),
-        "normalised_entropy": _mean(entropy[choice] / degrees[heard][choice, None].double().log()),
+        "normalised_entropy": _mean(entropy[choice] / degrees[reached][choice, None].double().log()),
         "effective_neighbours": _mean(entropy.exp()),
         "head_agreement": _mean((square - H) / (H * (H - 1))) if H > 1 else math.nan,
     }
@@ -125,8 +125,8 @@ def relation_mass(lse: Mapping[str, Tensor]) -> dict[str, float]:
         raise ValueError("relation_mass: a log-sum-exp is NaN or infinitely large")
     # A block without edges adds the logarithm of its width to NO_EDGE, and rounding may lower it.
     table = table.masked_fill(table < NO_EDGE / 2, -math.inf)
-    heard = (table > -math.inf).any(0)
-    shares = table[:, heard].softmax(0)
+    reached = (table > -math.inf).any(0)
+    shares = table[:, reached].softmax(0)
     return {name: _mean(share) for name, share in zip(lse, shares, strict=True)}
 
 
@@ -139,8 +139,8 @@ def metrics_by_relation(attention: JointAttention) -> dict[str, dict[str, float]
         ``RELATION.LAYER`` (layers from 0), first layer first, to the values of `attention_metrics` and
         ``mass``, its share of `relation_mass` among the relations that enter the same node type in that layer.
     """
-    doors = _doors(attention)
-    masses = {door: relation_mass(lses) for door, lses in doors.items()}
+    entering = _entering(attention)
+    masses = {target_type: relation_mass(lses) for target_type, lses in entering.items()}
     return {
         _name(part): {
             **attention_metrics(part.weights, part.target, len(part.lse)),
@@ -223,30 +223,30 @@ def attention_summary(model: CMFG, pair_dataset: PairDataset, *, pairs: int = 64
 
 def _counts(attention: JointAttention) -> dict[str, dict[str, int]]:
     """Over how many nodes each value of `metrics_by_relation` is a mean."""
-    listeners = {
-        door: int((torch.stack(list(lses.values())) > NO_EDGE / 2).any(0)[:, 0].sum())
-        for door, lses in _doors(attention).items()
+    reached_nodes = {
+        target_type: int((torch.stack(list(lses.values())) > NO_EDGE / 2).any(0)[:, 0].sum())
+        for target_type, lses in _entering(attention).items()
     }
     counts = {}
     for part in attention.relations:
         degrees = torch.bincount(part.target, minlength=len(part.lse))
-        heard, choosing = int((degrees > 0).sum()), int((degrees > 1).sum())
+        reached, choosing = int((degrees > 0).sum()), int((degrees > 1).sum())
         counts[_name(part)] = {
-            "entropy": heard,
+            "entropy": reached,
             "normalised_entropy": choosing,
-            "effective_neighbours": heard,
-            "head_agreement": heard,
-            "mass": listeners[part.layer, part.kinds[1]],
+            "effective_neighbours": reached,
+            "head_agreement": reached,
+            "mass": reached_nodes[part.layer, part.kinds[1]],
         }
     return counts
 
 
-def _doors(attention: JointAttention) -> dict[tuple[int, str], dict[str, Tensor]]:
+def _entering(attention: JointAttention) -> dict[tuple[int, str], dict[str, Tensor]]:
     """Log-sum-exps of the relations that meet: (layer, node type they enter) to relation to (N_t, H)."""
-    doors: dict[tuple[int, str], dict[str, Tensor]] = {}
+    entering: dict[tuple[int, str], dict[str, Tensor]] = {}
     for part in attention.relations:
-        doors.setdefault((part.layer, part.kinds[1]), {})[part.relation] = part.lse
-    return doors
+        entering.setdefault((part.layer, part.kinds[1]), {})[part.relation] = part.lse
+    return entering
 
 
 def _name(part: RelationWeights) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cmfg_dgl.config import Config
 from cmfg_dgl.errors import CheckpointError, ConfigError
-from cmfg_dgl.files import canonical_json, read_json, sha256_bytes
+from cmfg_dgl.files import canonical_json, read_json, sha256_bytes, to_json
+from cmfg_dgl.ownership import refuse_foreign, write_owned
 
-__all__ = ["cached_cell", "digest_of"]
+__all__ = ["CellFile", "digest_of", "placeless"]
 
 Record = dict[str, Any]
 
@@ -19,31 +22,59 @@ def digest_of(made_from: Mapping[str, Any]) -> str:
     return sha256_bytes(canonical_json(made_from))
 
 
-def cached_cell(path: Path, digest: str) -> Record | None:
-    """The finished cell in a file, None where there is no file.
+def placeless(config: Config) -> Config:
+    """A configuration less its seed and where data, features and results lie, which change no cell of a seed."""
+    return replace(
+        config,
+        data=replace(config.data, root=None),
+        features=replace(config.features, dir=None),
+        run=replace(config.run, seed=0, output_dir="", threads=0),
+    )
 
-    Parameters
-    ----------
-    digest
-        Of what the cell must have been made from, see `digest_of`; it stands in the cell as `made_from`.
 
-    Raises
-    ------
-    ConfigError
-        If it was made from other data or settings.
-    CheckpointError
-        If it is damaged.
-    """
-    if not path.is_file():
-        return None
-    try:
-        record = read_json(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); delete it, and the same command runs it again") from None
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{path}: holds no cell; delete it, and the same command runs it again")
-    if record.get("made_from") != digest:
-        raise ConfigError(
-            f"{path}: made from other data or settings; add --force to run every cell again, or choose another -o"
-        )
-    return record
+@dataclass(frozen=True)
+class CellFile:
+    """The file of a cell: its name within the folder of a comparison or an ablation."""
+
+    folder: Path
+    name: str
+
+    def read(self, digest: str, *, force: bool) -> Record | None:
+        """The finished cell, None where there is no file, or `force` says to replace it.
+
+        Parameters
+        ----------
+        digest
+            Of what the cell must have been made from, see `digest_of`; it stands in the cell as `made_from`.
+
+        Raises
+        ------
+        ConfigError
+            If it was made from other data or settings, or is to be replaced and somebody else wrote or changed it.
+        CheckpointError
+            If it is damaged.
+        """
+        path = self.folder / self.name
+        if force:
+            refuse_foreign(self.folder, [self.name])
+            return None
+        if not path.is_file():
+            return None
+        try:
+            record = read_json(path)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: damaged ({error}); delete it, and the same command runs it again"
+            ) from None
+        if not isinstance(record, dict):
+            raise CheckpointError(f"{path}: holds no cell; delete it, and the same command runs it again")
+        if record.get("made_from") != digest:
+            raise ConfigError(
+                f"{path}: made from other data or settings; add --force to run every cell again, or choose another "
+                "-o"
+            )
+        return record
+
+    def write(self, record: Record) -> None:
+        """Write the cell; ConfigError if somebody else wrote or changed the file that is there."""
+        write_owned(self.folder, self.name, (to_json(record) + "\n").encode())

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from cmfg_dgl.evaluation.attention import metrics_by_relation
@@ -19,10 +19,11 @@ from cmfg_dgl.explain.faithfulness import Faithfulness, measure_faithfulness
 from cmfg_dgl.explain.pointing import NamedObject, pointing_of_pair, pointing_of_pairs
 from cmfg_dgl.features.encoders.vision import Box
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.files import write_atomic, write_json
+from cmfg_dgl.files import to_json
 from cmfg_dgl.nn.drop import drop_relation
 from cmfg_dgl.nn.joint_attention import RelationWeights, joint_attention
 from cmfg_dgl.nn.model import CMFG
+from cmfg_dgl.ownership import write_all_owned
 
 __all__ = ["Inspection", "Pair", "RelationSummary", "inspect_pair", "strongest_edges", "write_attention"]
 
@@ -227,10 +228,10 @@ def write_attention(inspection: Inspection, folder: Path) -> list[Path]:
     for part in inspection.relations:
         values = {"source": part.source, "target": part.target, "weight": inspection.used(part), "lse": part.lse}
         tensors |= {f"{part.relation}.{part.layer}.{key}": value.contiguous() for key, value in values.items()}
-    paths = [folder / "attention.safetensors", folder / "attention.json"]
-    write_atomic(paths[0], lambda temporary: save_file(tensors, temporary))
-    write_json(paths[1], _description(inspection))
-    return paths
+    description = (to_json(_description(inspection)) + "\n").encode()
+    files = {"attention.safetensors": save(tensors), "attention.json": description}
+    write_all_owned(folder, files)
+    return [folder / name for name in files]
 
 
 def _description(inspection: Inspection) -> dict[str, Any]:

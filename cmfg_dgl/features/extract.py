@@ -168,12 +168,16 @@ def prepare_image(dataset: Dataset, item: ImageItem, encoder: VisionEncoder) -> 
     Raises
     ------
     DataError
-        If the image cannot be decoded, or its regions are not usable.
+        If the image cannot be decoded or prepared, or its regions are not usable.
     ConfigError
         If the encoder takes regions and the data set has pictures.
     """
     if not encoder.takes_regions:
-        return encoder.prepare(dataset.load(item))
+        image = dataset.load(item)
+        try:
+            return encoder.prepare(image)
+        except DataError as error:
+            raise DataError(f"{item.id}: {error}") from error
     if dataset.regions is None:
         raise ConfigError(f"features.vision={encoder.name}: {dataset.name} has pictures; choose an image encoder")
     return torch.from_numpy(dataset.regions(item))
@@ -201,7 +205,8 @@ def image_extraction(
     ids = tuple(image.id for image in images)
     key = _key("images", dataset.name, encoder.describe(), ids, [image.sha256 for image in images])
     folder = store_folder(directory, key, encoder.name)
-    return Extraction(StoreSpec(folder, key, ids, shard_items), ImageShards(dataset, encoder, batch_size))
+    spec = StoreSpec(folder, key, ids, shard_items, dataset.limits)
+    return Extraction(spec, ImageShards(dataset, encoder, batch_size))
 
 
 def caption_extraction(

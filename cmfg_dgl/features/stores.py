@@ -10,11 +10,12 @@ from cmfg_dgl.config.directories import features_directory
 from cmfg_dgl.data.cache import cached_in
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.load import read_dataset
+from cmfg_dgl.errors import CmfgError
 from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.extract import Extraction, caption_extraction, image_extraction
 from cmfg_dgl.features.store.reader import FeatureStore
 
-__all__ = ["Progress", "build_stores", "extractions", "find_stores", "progress_of"]
+__all__ = ["Progress", "build_stores", "extractions", "find_stores", "known_quarantined", "progress_of"]
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is done, how much of it is done, and how much there is in all."""
@@ -62,6 +63,15 @@ def build_stores(
         for extraction in extractions(config, dataset)
     )
     return images, captions
+
+
+def known_quarantined(config: Config, dataset: Dataset) -> dict[str, str]:
+    """Items of a data set that have no features, with the reason of each, where the stores are built already."""
+    try:
+        images, captions = (extraction.find() for extraction in extractions(config, dataset))
+    except CmfgError:
+        return {}
+    return {**images.quarantined, **captions.quarantined}
 
 
 def progress_of(extraction: Extraction, progress: Progress | None) -> Callable[[int, int], object] | None:

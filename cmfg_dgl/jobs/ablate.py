@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cmfg_dgl.config import Config, to_yaml
+from cmfg_dgl.config import Config, RunConfig, to_yaml
 from cmfg_dgl.experiments.ablation.cells import cut_down, evaluated, trained
 from cmfg_dgl.experiments.ablation.results import collect
 from cmfg_dgl.experiments.ablation.variants import Variant
 from cmfg_dgl.experiments.bench.data import BenchData
-from cmfg_dgl.experiments.cache import cached_cell, digest_of
-from cmfg_dgl.files import canonical_json, sha256_bytes, write_atomic, write_json
+from cmfg_dgl.experiments.cache import CellFile, digest_of, placeless
+from cmfg_dgl.files import canonical_json, sha256_bytes, to_json
+from cmfg_dgl.ownership import ABLATION, claim, refuse_foreign, remove_owned, write_all_owned, writing
 from cmfg_dgl.reporting.ablation_pages import write_outputs
 from cmfg_dgl.training.checkpoint import save_checkpoint
 
@@ -22,6 +23,10 @@ __all__ = ["Plan", "ablate", "identity_of"]
 
 Record = dict[str, Any]
 Progress = Callable[..., None]
+
+PAGES = ("ablation.md", "ablation.svg", "ablation.png", "ablation.html")
+WRITTEN = ("config.yaml", "ablation.json", *PAGES)
+"""Files of an ablation, its cells and weights aside."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,22 @@ def ablate(plan: Plan, folder: Path, *, force: bool, progress: Progress) -> Reco
     Raises
     ------
     ConfigError
-        If a finished cell was made from other data or settings.
+        If a finished cell was made from other data or settings, another process writes there, or a file that would
+        be replaced is not cmfg's.
     CheckpointError
         If a cell or the weights of the baseline are damaged.
     """
+    with writing(folder, "cmfg ablate", ABLATION):
+        refuse_foreign(folder, WRITTEN)
+        return _ablate(plan, folder, force, progress)
+
+
+def _ablate(plan: Plan, folder: Path, force: bool, progress: Progress) -> Record:
     runner = _Runner(plan, folder, force, progress)
+    if force:
+        # Data and features first, for they may be at fault. Results must be of the cells that lie beside them.
+        runner.data(plan.baseline.config)
+        remove_owned(folder, WRITTEN)
     cells: dict[Variant, list[Record]] = {}
     planned = plan.cells()
     for done, (variant, seed) in enumerate(planned):
@@ -108,9 +124,10 @@ def ablate(plan: Plan, folder: Path, *, force: bool, progress: Progress) -> Reco
             caption_image=split.caption_image,
         ),
     }
-    text = to_yaml(plan.baseline.config)
-    write_atomic(folder / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
-    write_json(folder / "ablation.json", results)
+    # A baseline has no run directory.
+    config = replace(plan.baseline.config, run=replace(plan.baseline.config.run, output_dir=RunConfig().output_dir))
+    contents = {"config.yaml": to_yaml(config), "ablation.json": to_json(results) + "\n"}
+    write_all_owned(folder, {name: text.encode() for name, text in contents.items()})
     write_outputs(results, folder)
     return results
 
@@ -129,7 +146,8 @@ class _Runner:
         """Data and features of a configuration; only features may differ between variants."""
         key = canonical_json(asdict(config.features))
         if key not in self.prepared:
-            self.prepared[key] = BenchData.prepare(config, self.progress)
+            evaluated = ("test",) if self.plan.split == "test" else ()
+            self.prepared[key] = BenchData.prepare(config, self.progress, evaluated=evaluated)
         return self.prepared[key]
 
     def cell(self, variant: Variant, seed: int) -> Record:
@@ -137,8 +155,10 @@ class _Runner:
         config, base = variant.config, variant is self.plan.baseline
         data = self.data(config)
         kind = "" if base else variant.mode
-        path = self.folder / "cells" / kind / _file_name(variant.change) / f"seed-{seed}.json"
-        weights = self.folder / "weights" / f"seed-{seed}.safetensors"
+        parts = ("cells", kind, _file_name(variant.change), f"seed-{seed}.json")
+        file = CellFile(self.folder, "/".join(part for part in parts if part))
+        name = f"weights/seed-{seed}.safetensors"
+        weights = self.folder / name
         digest = digest_of(
             {
                 "seed": seed,
@@ -147,9 +167,12 @@ class _Runner:
                 **identity_of(data, config, ("train", "val", self.plan.split)),
             }
         )
-        kept = None if self.force else cached_cell(path, digest)
+        kept = file.read(digest, force=self.force)
         if kept is not None and (not base or weights.is_file()):
             return kept
+        if base:
+            refuse_foreign(self.folder, [file.name, name])
+        claim(self.folder, [name] * base, kind=ABLATION)
         if variant.mode == "drop":
             model = cut_down(data, config, weights, variant.dropped)
         else:
@@ -159,15 +182,13 @@ class _Runner:
         if base:
             # Before the cell, which says that both are there.
             save_checkpoint(weights, model.state_dict(), {"seed": seed, "made_from": digest})
-        write_json(path, record)
+        file.write(record)
         return record
 
 
 def identity_of(data: BenchData, config: Config, splits: Sequence[str]) -> Mapping[str, Any]:
     """Everything that a cell depends on, beside its seed: items, features and settings, less where it runs."""
-    here = replace(config, run=replace(config.run, seed=0, output_dir="", threads=0))
-    here = replace(here, features=replace(config.features, dir=None))
-    return {**data.identity(dict.fromkeys(splits)), "recipe": asdict(here)}
+    return {**data.identity(dict.fromkeys(splits)), "recipe": asdict(placeless(config))}
 
 
 def _file_name(change: str) -> str:

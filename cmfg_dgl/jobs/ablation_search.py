@@ -20,8 +20,9 @@ from cmfg_dgl.experiments.ablation.cells import choose_on_validation, trained
 from cmfg_dgl.experiments.ablation.variants import Recipe, parse_sweep
 from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.cache import digest_of
-from cmfg_dgl.files import write_json
+from cmfg_dgl.files import to_json
 from cmfg_dgl.jobs.ablate import identity_of
+from cmfg_dgl.ownership import ABLATION, claim, refuse_foreign, write_owned, writing
 
 __all__ = ["Axis", "parse_space", "search"]
 
@@ -130,16 +131,26 @@ def search(
     Raises
     ------
     ConfigError
-        If the folder holds a search of other data or settings, or no trial could be trained.
+        If the folder holds a search of other data or settings, no trial could be trained, another process writes
+        there, or a file that would be replaced is not cmfg's.
     CheckpointError
         If `search.db` is damaged.
     """
+    with writing(folder, "cmfg ablate --search", ABLATION):
+        refuse_foreign(folder, ("search.db", "search.json"))
+        return _search(recipe, axes, trials, seeds, folder, progress)
+
+
+def _search(
+    recipe: Recipe, axes: Sequence[Axis], trials: int, seeds: Sequence[int], folder: Path, progress: Progress
+) -> Record:
     data = BenchData.prepare(recipe.config(), progress)
     made_from = {
         "seeds": list(seeds),
         "space": [vars(axis) for axis in axes],
         **identity_of(data, recipe.config(), ("train", "val")),
     }
+    claim(folder, ["search.db"], kind=ABLATION)
     study = _study(folder, digest_of(made_from))
     while (number := len(finished := _finished(study))) < trials:
         # Of its own number, not of how often the search was started.
@@ -156,14 +167,13 @@ def search(
         "space": [vars(axis) for axis in axes],
         **_summary(recipe, finished),
     }
-    write_json(folder / "search.json", record)
+    write_owned(folder, "search.json", (to_json(record) + "\n").encode())
     return record
 
 
 def _study(folder: Path, digest: str) -> optuna.Study:
     """The study of a folder, begun or found again; trials that a kill cut short are closed as failed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "search.db"
     try:
         study = optuna.create_study(

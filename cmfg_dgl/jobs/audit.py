@@ -9,12 +9,11 @@ import torch
 from cmfg_dgl.evaluation.audit import BankEvidence, audit
 from cmfg_dgl.evaluation.overlap import training_overlap
 from cmfg_dgl.jobs.results import Progress, known_result, result_identity
-from cmfg_dgl.lock import folder_lock
 from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.reporting.report import write_card, write_report
 from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.experiment import Experiment, select_device
-from cmfg_dgl.training.run_directory import Run
+from cmfg_dgl.training.run_directory import Run, hold_run
 
 __all__ = ["audit_run"]
 
@@ -27,9 +26,9 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
     dict
         What `audit.json` holds.
     """
-    with folder_lock(run.folder, "cmfg audit"):
+    with hold_run(run, "cmfg audit"):
         select_device(run.config)
-        matcher, experiment = Matcher.of_run(run), Experiment.prepare(run.config, progress)
+        matcher, experiment = Matcher.of_run(run), Experiment.prepare(run.config, progress, evaluated=("test",))
         view = experiment.evaluation_split("test")
         made_from = result_identity(run, experiment, "test")
         if (run.folder / "audit.json").is_file() and not force:

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmfg_dgl.config import BenchConfig, load_config, to_yaml
-from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.config import BenchConfig, Config, load_config, to_yaml
+from cmfg_dgl.errors import CheckpointError, ConfigError
 from cmfg_dgl.evaluation.evaluate import label_chance
 from cmfg_dgl.experiments.bench.cells import chance_rsum, run_cell
+from cmfg_dgl.experiments.bench.columns import columns_of
 from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.bench.methods import method_class, recipe_of
-from cmfg_dgl.experiments.bench.results import OURS, collect
+from cmfg_dgl.experiments.bench.results import OURS, Compared, collect
 from cmfg_dgl.experiments.bench.settings import check_settings, settings_of
-from cmfg_dgl.experiments.cache import cached_cell, digest_of
-from cmfg_dgl.files import write_atomic, write_json
+from cmfg_dgl.experiments.cache import CellFile, digest_of
+from cmfg_dgl.files import to_json
+from cmfg_dgl.ownership import (
+    COMPARISON,
+    claim,
+    refuse_foreign,
+    remove_owned,
+    write_all_owned,
+    write_owned,
+    writing,
+)
 from cmfg_dgl.reporting.bench_pages import write_outputs
 
-__all__ = ["bench", "finished_cell"]
+__all__ = ["bench", "finished_cell", "write_report"]
 
 Record = dict[str, Any]
 Progress = Callable[..., None]
+
+WRITTEN = ("bench.yaml", "results.json", "examples.json", "tables.md", "tables.tex", "report.html")
+"""Files of a comparison, its cells and figures aside."""
 
 
 def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool = False) -> list[Path]:
@@ -46,7 +60,8 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool =
     ------
     ConfigError
         If a method is unknown, one of the settings is not to be had, a finished cell was made from other data or
-        settings, or the leak is asked for and cmfg is not among the methods.
+        settings, the leak is asked for and cmfg is not among the methods, another process writes there, or a file
+        that would be replaced is not cmfg's.
     AuditFailed
         If the audit of a method failed: no table is written.
     """
@@ -57,20 +72,44 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool =
     recipes = {name: load_config(name, config.overrides) for name in config.recipes}
     check_settings(config, recipes)
     root = Path(config.output_dir)
-    write_atomic(root / "bench.yaml", lambda path: path.write_text(to_yaml(config), encoding="utf-8"))
-    folders = []
-    runs = [*config.methods, *[OURS] * leaky]
+    folders = {name: root if len(recipes) == 1 else root / Path(name).stem for name in recipes}
+    leaks = {name: folder / "matched-pair" for name, folder in folders.items()} if leaky else {}
+    with ExitStack() as held:
+        for folder in dict.fromkeys((root, *folders.values(), *leaks.values())):
+            held.enter_context(writing(folder, "cmfg bench", COMPARISON))
+            refuse_foreign(folder, WRITTEN)
+        _run(config, recipes, folders, leaks, force, progress)
+        claim(root, kind=COMPARISON)
+        # Last, for it says of what the results are.
+        write_owned(root, "bench.yaml", to_yaml(config).encode())
+    return list((leaks or folders).values())
+
+
+def write_report(folder: Path) -> None:
+    """Write the tables and pages of a finished comparison again, see `write_outputs`."""
+    if not (folder / "results.json").is_file():
+        raise CheckpointError(f"{folder / 'results.json'}: missing; run cmfg bench")
+    with writing(folder, "cmfg bench --report", COMPARISON):
+        write_outputs(folder)
+
+
+def _run(
+    config: BenchConfig,
+    recipes: Mapping[str, Config],
+    folders: Mapping[str, Path],
+    leaks: Mapping[str, Path],
+    force: bool,
+    progress: Progress,
+) -> None:
+    """Compare on the data of each recipe, in its folder; and in that of the leaky protocol, where it has one."""
+    runs = [*config.methods, *[OURS] * bool(leaks)]
     cells = sum(len(settings_of(name, config)) + len(config.seeds) - 1 for name in runs)
     tick = _Tick(progress, len(recipes) * cells)
     for name, recipe in recipes.items():
-        folder = root if len(recipes) == 1 else root / Path(name).stem
-        data = BenchData.prepare(recipe, progress)
-        results = _compare(config, config.methods, data, folder, force, tick)
-        if leaky:
-            folder = folder / "matched-pair"
-            _compare(config, [OURS], data, folder, force, tick, honest=results)
-        folders.append(folder)
-    return folders
+        data = BenchData.prepare(recipe, progress, evaluated=("test",))
+        results = _compare(config, config.methods, data, folders[name], force, tick)
+        if name in leaks:
+            _compare(config, [OURS], data, leaks[name], force, tick, honest=results)
 
 
 def _label_relevance(data: BenchData) -> Record | None:
@@ -111,28 +150,29 @@ def _compare(
     honest: Record | None = None,
 ) -> Record:
     """Run methods on one data set and write what `write_outputs` writes; with `honest` by the leaky protocol."""
+    claim(folder, kind=COMPARISON)
+    if force:
+        # Before the first cell is replaced: results must be of the cells that lie beside them.
+        remove_owned(folder, WRITTEN)
     cells: dict[str, list[Record]] = {}
     searches: dict[str, list[Record]] = {}
     for method in methods:
-        runner = _Runner(config, data, folder / "cells" / method, method, force, leaky=honest is not None)
+        runner = _Runner(config, data, folder, method, force, leaky=honest is not None)
         for record in runner.run():
             tick(method, record)
         cells[method], searches[method] = runner.kept, runner.trials
-    results = collect(
-        cells,
-        searches,
-        config,
+    compared = Compared(
         protocol=data.experiment.dataset.protocol("test"),
         dataset=data.experiment.dataset.name,
         images=len(data.test.split.images),
         caption_image=data.test.split.caption_image,
         label_relevance=_label_relevance(data),
         chance=chance_rsum(data.test),
-        honest=honest,
     )
+    results = collect(cells, searches, config, compared, honest=honest)
     examples = {m: next(c["examples"] for c in kept if "examples" in c) for m, kept in cells.items()}
-    write_json(folder / "examples.json", examples)
-    write_json(folder / "results.json", results)
+    contents = {"examples.json": examples, "results.json": results}
+    write_all_owned(folder, {name: (to_json(value) + "\n").encode() for name, value in contents.items()})
     write_outputs(folder)
     return results
 
@@ -169,7 +209,7 @@ class _Runner:
 
     def _cell(self, name: str, seed: int, setting: Mapping[str, Any]) -> Record:
         return finished_cell(
-            self.folder / f"{name}.json",
+            CellFile(self.folder, f"cells/{self.method}/{name}.json"),
             self.data,
             self.method,
             seed,
@@ -182,7 +222,7 @@ class _Runner:
 
 
 def finished_cell(
-    path: Path,
+    file: CellFile,
     data: BenchData,
     method: str,
     seed: int,
@@ -198,7 +238,8 @@ def finished_cell(
     Raises
     ------
     ConfigError
-        If the file's was made from other data or settings, unless `force` says to run it anyway.
+        If the file's was made from other data or settings, unless `force` says to run it anyway; or if somebody
+        else wrote or changed a file that would be replaced.
     CheckpointError
         If the file is damaged.
     """
@@ -210,12 +251,13 @@ def finished_cell(
             "minutes": minutes,
             **data.identity(dict.fromkeys(("train", "val", "test", *data.experiment.dataset.database))),
             "recipe": recipe_of(method, data.config),
+            "corrections": columns_of(method, data.config, leaky=leaky),
         }
     )
-    kept = None if force else cached_cell(path, made_from)
+    kept = file.read(made_from, force=force)
     if kept is not None and (not audited or "audit" in kept):
         return kept
     record = run_cell(data, method, seed, setting, minutes=minutes, audited=audited, leaky=leaky)
     record["made_from"] = made_from
-    write_json(path, record)
+    file.write(record)
     return record

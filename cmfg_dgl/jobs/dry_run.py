@@ -11,6 +11,7 @@ from cmfg_dgl.config import Config
 from cmfg_dgl.config.directories import features_directory
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.load import read_dataset
+from cmfg_dgl.data.losses import check_training
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.encoders.text import TextEncoder
@@ -41,6 +42,7 @@ def dry_run(config: Config) -> DryRun:
     """One batch through backbones, graph, model, forward and backward, with nothing written."""
     select_device(config)
     dataset = read_dataset(config.data, features_directory(config), remember=False)
+    check_training(dataset, config.data.max_bad_fraction)
     split = dataset.split("train")
     vision, text = load_encoders(config)
     pair_dataset = _first_batch(dataset, split, vision, text, config.training.batch_size)

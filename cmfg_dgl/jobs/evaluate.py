@@ -24,14 +24,13 @@ from cmfg_dgl.evaluation.ogb import ogb_record, write_edges
 from cmfg_dgl.evaluation.ranking import Ranking, cmc, precision_recall
 from cmfg_dgl.jobs.results import Progress, known_result, result_identity, silent
 from cmfg_dgl.jobs.stored import evaluation_inputs
-from cmfg_dgl.lock import folder_lock
 from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.ownership import claim
 from cmfg_dgl.reporting.report import write_card, write_report
 from cmfg_dgl.reporting.vocabulary import DIRECTIONS, STAGES
 from cmfg_dgl.retrieval.scorer import Scorer
 from cmfg_dgl.training.experiment import Experiment, select_device
-from cmfg_dgl.training.run_directory import Run
+from cmfg_dgl.training.run_directory import Run, hold_run
 
 __all__ = ["evaluate", "evaluate_run"]
 
@@ -98,7 +97,7 @@ def evaluate_run(
     dict
         What `evaluation-SPLIT.json` holds.
     """
-    with folder_lock(run.folder, "cmfg eval"):
+    with hold_run(run, "cmfg eval"):
         return _evaluate_run(run, split, force, progress, folds, ogb)
 
 
@@ -107,7 +106,7 @@ def _evaluate_run(
 ) -> dict[str, Any]:
     config, name = run.config, f"evaluation-{split}.json"
     select_device(config)
-    matcher, experiment = Matcher.of_run(run), Experiment.prepare(config, progress, splits=(split,))
+    matcher, experiment = Matcher.of_run(run), Experiment.prepare(config, progress, evaluated=(split,))
     view, dataset = experiment.evaluation_split(split), experiment.dataset
     made_from = {**result_identity(run, experiment, split), "k": config.retrieval.k, "alpha": matcher.alpha}
     made_from |= {"metrics": DEFINITIONS} | ({} if folds is None else {"folds": folds})
@@ -178,7 +177,7 @@ def _label_record(
 ) -> dict[str, Any] | None:
     """Both stages under label relevance, None without labels; `scores` serve where the split searches itself."""
     view, queries = experiment.searched(split)
-    labels, names = experiment.labels(view), [split]
+    labels, names = experiment.labels(view, queries), [split]
     if labels is None:
         return None
     pair_dataset, retrieval = experiment.pair_dataset(view), experiment.config.retrieval

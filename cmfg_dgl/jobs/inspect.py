@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,19 +22,22 @@ from cmfg_dgl.explain.inspect import Pair, inspect_pair, write_attention
 from cmfg_dgl.explain.pointing import NamedObject, Pointing, pointing_of_pair, pointing_of_pairs
 from cmfg_dgl.features.stores import Progress
 from cmfg_dgl.files import sha256_bytes
-from cmfg_dgl.lock import folder_lock
 from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.nn.joint_attention import joint_attention
 from cmfg_dgl.nn.model import CMFG
+from cmfg_dgl.ownership import INSPECTION, claim, owned_files, refuse_foreign, remove_owned, writing
 from cmfg_dgl.reporting.inspect_page import write_inspection
 from cmfg_dgl.reporting.overlays import write_overlays
 from cmfg_dgl.retrieval.scorer import candidates, fuse
 from cmfg_dgl.training.experiment import Experiment, build_model
-from cmfg_dgl.training.run_directory import Run
+from cmfg_dgl.training.run_directory import Run, hold_run
 
 __all__ = ["inspect_file", "inspect_item", "inspect_query", "inspect_split"]
 
-WRITTEN = ("inspect.html", "attention.json", "attention.safetensors", "edges.png", "token-*.png")
+COMMAND = "cmfg inspect"
+PAGE = "inspect.html"
+WRITTEN = (PAGE, "attention.json", "attention.safetensors", "edges.png")
+"""Files of an inspection, the pictures of its tokens aside."""
 
 
 def inspect_file(
@@ -60,13 +64,14 @@ def inspect_file(
     DataError
         If the picture cannot be read, or nothing of the caption.
     ConfigError
-        If something is there that may not be overwritten.
+        If something is there that may not be overwritten, or another process writes there.
     """
-    models = _models(run, faithfulness)
-    pair = models.matcher.pair(image, text)
-    digest = sha256_bytes(pair.picture.tobytes() + text.encode())[:8]
-    folder = output or run.folder / "inspect" / f"{_slug(image.stem)}-{digest}"
-    return _write(models, pair, folder, force)
+    with _held(run, output):
+        models = _models(run, faithfulness)
+        pair = models.matcher.pair(image, text)
+        digest = sha256_bytes(pair.picture.tobytes() + text.encode())[:8]
+        folder = output or run.folder / "inspect" / f"{_slug(image.stem)}-{digest}"
+        return _write(models, pair, folder, force)
 
 
 def inspect_item(
@@ -84,11 +89,12 @@ def inspect_item(
     DataError
         If there is no such id, or the item cannot be used.
     """
-    source = _Source.open(run, faithfulness, progress)
-    caption = source.caption(item)
-    folder = output or run.folder / "inspect" / _slug(item)
-    pair = source.pair(source.experiment.dataset.captions[caption].image, caption)
-    return _write(source.models, pair, folder, force)
+    with _held(run, output):
+        source = _Source.open(run, faithfulness, progress)
+        caption = source.caption(item)
+        folder = output or run.folder / "inspect" / _slug(item)
+        pair = source.pair(source.experiment.dataset.captions[caption].image, caption)
+        return _write(source.models, pair, folder, force)
 
 
 def inspect_query(
@@ -116,26 +122,27 @@ def inspect_query(
     DataError
         If there is no such id, or the split is not whole.
     """
-    source = _Source.open(run, faithfulness, progress)
-    dataset = source.experiment.dataset
-    direction, split, query = source.query(item)
-    best, scores = _retrieve(run, source, split, direction, query, top, progress)
-    folder = output or run.folder / "inspect" / _slug(item)
-    results = []
-    for rank, (found, score) in enumerate(zip(best.tolist(), scores.tolist(), strict=True), start=1):
-        left, right = (query, found) if direction == "i2t" else (found, query)
-        image, caption = int(split.images[left]), int(split.captions[right])
-        results.append(
-            {
-                "rank": rank,
-                "image": dataset.images[image].id,
-                "caption": dataset.captions[caption].id,
-                "text": dataset.captions[caption].text,
-                "correct": bool(split.caption_image[right] == left),
-                "final_score": score,
-                **_write(source.models, source.pair(image, caption), folder / str(rank), force),
-            }
-        )
+    with _held(run, output):
+        source = _Source.open(run, faithfulness, progress)
+        dataset = source.experiment.dataset
+        direction, split, query = source.query(item)
+        best, scores = _retrieve(run, source, split, direction, query, top, progress)
+        folder = output or run.folder / "inspect" / _slug(item)
+        results = []
+        for rank, (found, score) in enumerate(zip(best.tolist(), scores.tolist(), strict=True), start=1):
+            left, right = (query, found) if direction == "i2t" else (found, query)
+            image, caption = int(split.images[left]), int(split.captions[right])
+            results.append(
+                {
+                    "rank": rank,
+                    "image": dataset.images[image].id,
+                    "caption": dataset.captions[caption].id,
+                    "text": dataset.captions[caption].text,
+                    "correct": bool(split.caption_image[right] == left),
+                    "final_score": score,
+                    **_write(source.models, source.pair(image, caption), folder / str(rank), force),
+                }
+            )
     return {"query": item, "direction": direction, "split": split.name, "results": results}
 
 
@@ -162,6 +169,11 @@ def inspect_split(run: Run, split: str, *, pairs: int, force: bool, progress: Pr
     path = run.folder / f"faithfulness-{split}.json"
     if path.exists() and not force:
         raise ConfigError(f"{path}: is there already; add --force to replace it")
+    with hold_run(run, COMMAND):
+        return _inspect_split(run, split, pairs, progress)
+
+
+def _inspect_split(run: Run, split: str, pairs: int, progress: Progress) -> dict[str, Any]:
     source = _Source.open(run, True, progress)
     dataset, view = source.experiment.dataset, source.experiment.evaluation_split(split)
     chosen = np.unique(np.linspace(0, len(view.captions) - 1, pairs).round().astype(np.int64))
@@ -188,8 +200,7 @@ def inspect_split(run: Run, split: str, *, pairs: int, force: bool, progress: Pr
         **faithfulness_of_pairs(curves),
         **({"pointing": {name: pointing_of_pairs(pairs) for name, pairs in pointed.items()}} if pointed else {}),
     }
-    with folder_lock(run.folder, "cmfg inspect"):
-        run.write(path.name, record)
+    run.write(f"faithfulness-{split}.json", record)
     return record
 
 
@@ -286,6 +297,11 @@ def _retrieve(
     return best.indices, best.values
 
 
+def _held(run: Run, output: Path | None) -> AbstractContextManager[None]:
+    """The right to write an inspection: to the run, or to the folder that was asked for."""
+    return hold_run(run, COMMAND) if output is None else writing(output, COMMAND, INSPECTION)
+
+
 def _models(run: Run, faithfulness: bool) -> _Models:
     matcher = Matcher.of_run(run)
     if not faithfulness:
@@ -300,14 +316,14 @@ def _models(run: Run, faithfulness: bool) -> _Models:
 
 def _write(models: _Models, pair: Pair, folder: Path, force: bool) -> dict[str, Any]:
     """Inspect a pair and write all of it into a folder of its own."""
-    there = [path for pattern in WRITTEN for path in folder.glob(pattern)]
-    if there and not force:
+    owned = owned_files(folder)
+    # The page is written last: without it a kill came between, and there is nothing to lose.
+    if PAGE in owned and (folder / PAGE).exists() and not force:
         raise ConfigError(f"{folder}: holds an inspection; add --force to replace it, or choose another -o")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder}: is no folder; choose another -o")
+    refuse_foreign(folder, (*WRITTEN, *owned))
     inspection = inspect_pair(models.trained, pair, untrained=models.untrained)
-    for path in there:
-        path.unlink()
+    remove_owned(folder)
+    claim(folder, kind=INSPECTION)
     files = [*write_attention(inspection, folder), *write_overlays(inspection, folder)]
     return inspection.record([write_inspection(inspection, folder), *files])
 

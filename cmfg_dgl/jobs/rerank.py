@@ -19,14 +19,13 @@ from cmfg_dgl.experiments.bench.methods import make_method
 from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.files import sha256_file
 from cmfg_dgl.jobs.results import Progress, known_result, result_identity
-from cmfg_dgl.lock import folder_lock
 from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.ownership import claim
 from cmfg_dgl.reporting.figures import png_bytes, svg_text
 from cmfg_dgl.reporting.rerank_figure import rerank_figure
 from cmfg_dgl.retrieval.embeddings import Embedded, read_embeddings, spread, write_embeddings
 from cmfg_dgl.training.experiment import Experiment, select_device
-from cmfg_dgl.training.run_directory import Run
+from cmfg_dgl.training.run_directory import Run, hold_run
 
 __all__ = ["METHODS", "OWN", "rerank_run"]
 
@@ -70,7 +69,7 @@ def rerank_run(
     for name in first_stages:
         _check_name(name)
     select_device(run.config)
-    with folder_lock(run.folder, "cmfg rerank"):
+    with hold_run(run, "cmfg rerank"):
         job = _Job.prepare(run, tuple(dict.fromkeys(("val", split))), progress)
         record = job.measure("val", ks, first_stages, force)
         if split != "val":
@@ -107,7 +106,7 @@ class _Job:
 
     @classmethod
     def prepare(cls, run: Run, splits: Sequence[str], progress: Progress) -> _Job:
-        matcher, experiment = Matcher.of_run(run), Experiment.prepare(run.config, progress)
+        matcher, experiment = Matcher.of_run(run), Experiment.prepare(run.config, progress, evaluated=splits)
         collections = {name: experiment.pair_dataset(experiment.evaluation_split(name)) for name in splits}
         own = functools.cache(lambda split: matcher.scorer.embeddings(collections[split]))
         return cls(run, matcher, experiment, progress, collections, own)

@@ -24,9 +24,8 @@ from cmfg_dgl.evaluation.evaluate import (
 from cmfg_dgl.evaluation.examples import retrieved_examples
 from cmfg_dgl.files import canonical_json, sha256_bytes
 from cmfg_dgl.jobs.results import Progress, silent
-from cmfg_dgl.lock import folder_lock
 from cmfg_dgl.matcher import Matcher
-from cmfg_dgl.ownership import claim
+from cmfg_dgl.ownership import RUN, claim, writing
 from cmfg_dgl.reporting.board import write_board
 from cmfg_dgl.reporting.report import write_card, write_report
 from cmfg_dgl.retrieval.hubness import Correction, corrected
@@ -135,7 +134,7 @@ def train_run(
         When `stopping` ended the training.
     """
     folder = Path(config.run.output_dir)
-    with folder_lock(folder, "cmfg train"):
+    with writing(folder, "cmfg train", RUN):
         run = check_run(config, resume=checkpoint is not None, force=force)
         source = run.last if checkpoint == "auto" else find_checkpoint(checkpoint) if checkpoint else None
         if (folder / "selection.json").is_file() and not force:
@@ -144,7 +143,7 @@ def train_run(
             finished: dict[str, Any] = run.read("selection.json")
             return run, finished
         select_device(config)
-        experiment = Experiment.prepare(config, progress, splits=("train", "val"))
+        experiment = Experiment.prepare(config, progress, trained=True)
         # All that may be wrong with the data is said before anything is written.
         splits = {name: experiment.training_split(name) for name in ("train", "val")}
         begin_run(run, force=force)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -12,7 +13,17 @@ from PIL import Image
 
 from cmfg_dgl.errors import CheckpointError
 from cmfg_dgl.evaluation.examples import decode_picture
-from cmfg_dgl.reporting.comparison import OURS, Row, leading, row_name, rows_of
+from cmfg_dgl.reporting.comparison import (
+    OURS,
+    PLAIN_ALONE,
+    PLAIN_MARK,
+    Row,
+    columns_shown,
+    leading,
+    row_name,
+    rows_of,
+    shown_rows,
+)
 from cmfg_dgl.reporting.figures import (
     CMC,
     PRECISION_RECALL,
@@ -23,7 +34,7 @@ from cmfg_dgl.reporting.figures import (
 )
 from cmfg_dgl.reporting.pages import FIGURE_WIDTH, score_of
 from cmfg_dgl.reporting.tables import Cell, Table
-from cmfg_dgl.reporting.vocabulary import DIRECTIONS, STAGES, mean_of, shown
+from cmfg_dgl.reporting.vocabulary import CORRECTIONS, DIRECTIONS, STAGES, mean_of, shown
 
 __all__ = ["CURVES", "Drawing", "drawings", "example_drawings"]
 
@@ -68,15 +79,18 @@ def _warning(results: Row) -> str:
 
 def _rsum_drawing(results: Row) -> Drawing:
     groups: dict[str, dict[str, tuple[float, float | None, float | None]]] = {}
-    for stage in STAGES:
-        for row in rows_of(results, stage):
+    columns = columns_shown(results)
+    for stage, column in product(STAGES, columns):
+        for row in rows_of(results, stage, column):
             mean, low, high = (mean_of(row["rsum"].get(key)) for key in ("mean", "lo", "hi"))
             if mean is not None:
-                groups.setdefault(STAGES[stage], {})[row_name(row)] = (mean, low, high)
+                group = f"{STAGES[stage]}, {CORRECTIONS[column]}"
+                groups.setdefault(group, {})[row_name(row)] = (mean, low, high)
     figure = interval_figure(
         groups, "rsum (of 600)", chance=mean_of(results["chance_rsum"]), thick=OURS, title=_warning(results)
     )
-    title = f"{leading(results)}Rsum of all methods, with 95 % intervals"
+    names = " and with ".join(CORRECTIONS[column] for column in columns)
+    title = f"{leading(results)}Rsum of all methods, {names}, with 95 % intervals"
     best = "; ".join(
         f"{stage}: " + ", ".join(f"{name} {shown('sum', entry[0])}" for name, entry in list(entries.items())[:3])
         for stage, entries in groups.items()
@@ -90,7 +104,7 @@ def _curves(results: Row, kind: str, way: str) -> Drawing | None:
     panels: dict[str, dict[str, tuple[Any, Any]]] = {}
     rows = []
     for stage in STAGES:
-        for row in rows_of(results, stage):
+        for row in shown_rows(results, stage):
             values = (row["curves"] or {}).get(way, {}).get(kind)
             if not values or SHORTER_CODE.search(row["method"]) or None in values:
                 continue
@@ -102,9 +116,11 @@ def _curves(results: Row, kind: str, way: str) -> Drawing | None:
         return None
     width = max(map(len, rows))
     rows = [(*row, *[Cell(shown("percent", None))] * (width - len(row))) for row in rows]
-    title = f"{leading(results)}{title}, {DIRECTIONS[way]}"
+    title = f"{leading(results)}{title}, {DIRECTIONS[way]}, {CORRECTIONS[results['correction']]}"
     heads = ("method", "stage", *(f"{prefix}{place}" for place in list(places)[: width - 2]))
-    numbers = Table(f"{kind}-{way}", title, "In %.", heads, tuple(rows), names=2)
+    plain = any(PLAIN_MARK in row[0].text for row in rows)
+    note = f"In %.{f' {PLAIN_MARK} {PLAIN_ALONE}' * plain}"
+    numbers = Table(f"{kind}-{way}", title, note, heads, tuple(rows), names=2)
     figure = curve_panels(panels, labels, thick=OURS, title=_warning(results))
     alt = f"{title}: curves of {', '.join(dict.fromkeys(row[0].text for row in rows))}. Its numbers stand below."
     return Drawing(f"{kind.replace('_', '-')}-{way}", figure, title, alt, numbers)

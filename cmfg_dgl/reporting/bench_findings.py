@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cmfg_dgl.reporting.comparison import LEAK, MARK, OURS, Row, label_mean, leading, ranked, row_name, rows_of
-from cmfg_dgl.reporting.vocabulary import STAGES, mean_of, shown, with_interval
+from cmfg_dgl.reporting.comparison import (
+    LEAK,
+    MARK,
+    OURS,
+    PLAIN,
+    Row,
+    columns_shown,
+    label_mean,
+    leading,
+    ranked,
+    row_name,
+    rows_of,
+    shown_rows,
+)
+from cmfg_dgl.reporting.vocabulary import CORRECTIONS, STAGES, mean_of, shown, with_interval
 
 __all__ = ["cards", "introduction", "sentences"]
 
@@ -21,6 +34,13 @@ def introduction(results: Row) -> list[str]:
     leak = [LEAK + beside] if results["leaky"] else []
     tried = [len(row["search"]) for row in results["rows"]] or [results["trials"]]
     few, many = shown("count", min(tried)), shown("count", max(tried))
+    corrected = [CORRECTIONS[name] for name in columns_shown(results) if name != PLAIN]
+    columns = [
+        f"One fit of a method is measured plain and with {' and '.join(corrected)}, against a query bank of "
+        "training items. Methods are compared and tested plain with plain and corrected with corrected, never "
+        "across. Validation chooses the setting of every method by the recipe's scores, "
+        f"{CORRECTIONS[results['correction']]}; that of hash codes, which have no correction, by plain ones."
+    ] * bool(corrected)
     return [
         *leak,
         "Rsum is the sum of six R@K in %, at 1, 5 and 10 from image to text and from text to image, so 600 is "
@@ -30,6 +50,7 @@ def introduction(results: Row) -> list[str]:
         "Rows are ordered by mean rsum, those of label relevance by mean mAP@all, and the best value of a column "
         f"is bold. {MARK} marks methods judged by label relevance: they learn from labels, not from pairs, so "
         "instance relevance asks more of them than they were taught.",
+        *columns,
     ]
 
 
@@ -37,12 +58,14 @@ def cards(results: Row) -> list[dict[str, str]]:
     """The numbers to see first: who leads each stage, and where CMFG stands."""
     cards = []
     for stage in STAGES:
-        rows = [row for row in rows_of(results, stage) if mean_of(row["rsum"]) is not None]
+        column = rows_of(results, stage, results["correction"])
+        rows = [row for row in column if mean_of(row["rsum"]) is not None]
+        where = f"{STAGES[stage]}, {CORRECTIONS[results['correction']]}"
         if rows:
-            cards.append(_card(results, f"Highest, {STAGES[stage]}", rows[0], rows[0]["method"]))
+            cards.append(_card(results, f"Highest, {where}", rows[0], rows[0]["method"]))
         for place, row in enumerate(rows, start=1):
             if row["method"] == OURS:
-                cards.append(_card(results, f"cmfg, {STAGES[stage]}", row, f"place {place} of {len(rows)}"))
+                cards.append(_card(results, f"cmfg, {where}", row, f"place {place} of {len(rows)}"))
     chance = {"value": shown("sum", results["chance_rsum"]), "interval": "", "after": "rsum of random scores"}
     return [*cards, {"title": f"{leading(results)}Chance", **chance}]
 
@@ -53,10 +76,15 @@ def _card(results: Row, title: str, row: Row, after: str) -> dict[str, str]:
 
 
 def sentences(results: Row) -> list[str]:
-    """Who won and how far CMFG is from it, said as plainly where it loses as where it wins."""
-    stages = {stage: rows_of(results, stage) for stage in STAGES}
-    sentences = [_standing(WITH[stage], rows) for stage, rows in stages.items() if rows]
-    judged = ranked((row for row in results["rows"] if row["label"]), label_mean)
+    """Who won and how far CMFG is from it in each column, said as plainly where it loses as where it wins."""
+    columns = sorted(columns_shown(results), key=lambda name: name != results["correction"])
+    sentences = [
+        _standing(f"{WITH[stage]}, {CORRECTIONS[column]},", rows)
+        for stage in STAGES
+        for column in columns
+        if (rows := rows_of(results, stage, column))
+    ]
+    judged = ranked((row for row in shown_rows(results) if row["label"]), label_mean)
     if judged:
         sentences.append(_label_standing(judged))
     return [leading(results) + sentence for sentence in sentences]
@@ -92,7 +120,11 @@ def _compared(row: Row) -> str:
 
 def _label_standing(rows: Sequence[Row]) -> str:
     first, mean = rows[0], shown("percent", label_mean(rows[0]))
-    highest = f"{row_name(first)}, {STAGES[first['stage']]}, has the highest mAP@all, {mean} %"
+    # The correction is told in words, so its mark is left out.
+    which = (
+        f"{row_name({**first, 'stands_in': False})}, {STAGES[first['stage']]}, {CORRECTIONS[first['correction']]},"
+    )
+    highest = f"{which} has the highest mAP@all, {mean} %"
     places = [f"{place}" for place, row in enumerate(rows, start=1) if row["method"] == OURS]
     if first["method"] == OURS:
         return f"By label relevance {highest}, of {len(rows)} rows."

@@ -11,7 +11,7 @@ from cmfg_dgl.files import read_json
 from cmfg_dgl.reporting.bench_figures import drawings, example_drawings
 from cmfg_dgl.reporting.bench_findings import cards, introduction, sentences
 from cmfg_dgl.reporting.bench_tables import comparison_tables
-from cmfg_dgl.reporting.comparison import LEAK, OURS, Row, audit_passed, leading, ranked
+from cmfg_dgl.reporting.comparison import LEAK, OURS, Row, audit_passed, leading, shown_rows
 from cmfg_dgl.reporting.figures import png_bytes, svg_text
 from cmfg_dgl.reporting.pages import check_views, example_views, figure_view, page_environment, write_files
 from cmfg_dgl.reporting.records import BENCH_EXAMPLES, BENCH_RESULTS, checked
@@ -125,7 +125,7 @@ def _page(results: Row, examples: Mapping[str, list[Row]], figures: Mapping[str,
 
 def _examples_view(results: Row, examples: Mapping[str, list[Row]]) -> list[dict[str, Any]]:
     """The examples of CMFG and of the best other method that has some."""
-    others = [row["method"] for row in ranked(results["rows"]) if row["method"] != OURS]
+    others = [row["method"] for row in shown_rows(results) if row["method"] != OURS]
     chosen = [method for method in (OURS, *dict.fromkeys(others)) if examples.get(method)]
     shown_methods = [method for method in chosen if method == OURS] + [m for m in chosen if m != OURS][:1]
     return [
@@ -140,7 +140,7 @@ def _examples_view(results: Row, examples: Mapping[str, list[Row]]) -> list[dict
 
 def _audits_view(results: Row) -> list[dict[str, Any]]:
     """A verdict for each method, also for those that were not audited."""
-    methods = dict.fromkeys(row["method"] for row in ranked(results["rows"]))
+    methods = dict.fromkeys(row["method"] for row in shown_rows(results))
     audits = results["audits"]
     return [
         {
@@ -155,7 +155,7 @@ def _audits_view(results: Row) -> list[dict[str, Any]]:
 def _searches(results: Row) -> list[dict[str, Any]]:
     """The settings that each method tried; a second stage with the search of the first is told once."""
     views: list[dict[str, Any]] = []
-    for row in ranked(results["rows"]):
+    for row in shown_rows(results):
         tried = [
             (
                 Cell(_setting(trial["setting"])),

@@ -8,17 +8,29 @@ from typing import Any
 
 from cmfg_dgl.reporting.comparison import (
     MARK,
+    PLAIN,
+    PLAIN_ALONE,
+    PLAIN_MARK,
     Row,
+    columns_shown,
     label_mean,
     leading,
     ranked,
     read_at,
     refuse_failed_audits,
     row_name,
-    rows_of,
+    shown_rows,
 )
 from cmfg_dgl.reporting.tables import Cell, Table
-from cmfg_dgl.reporting.vocabulary import DIRECTIONS, RECALL_AT_K_BOUND, STAGES, mean_of, shown, with_interval
+from cmfg_dgl.reporting.vocabulary import (
+    CORRECTIONS,
+    DIRECTIONS,
+    RECALL_AT_K_BOUND,
+    STAGES,
+    mean_of,
+    shown,
+    with_interval,
+)
 
 __all__ = ["comparison_tables"]
 
@@ -27,8 +39,9 @@ INTERVALS = (
     "without width."
 )
 TESTS = (
-    "Tests against cmfg in the same stage, on the difference in rsum: paired bootstrap over the queries, with "
-    "images drawn anew with their captions, and exact sign flips over the seeds; p is corrected by Holm's method."
+    "Tests against cmfg in the same stage, both plain or both with the same correction, on the difference in rsum: "
+    "paired bootstrap over the queries, with images drawn anew with their captions, and exact sign flips over the "
+    "seeds; p is adjusted by Holm's method over the methods that are tested so."
 )
 
 
@@ -56,9 +69,10 @@ def comparison_tables(results: Row) -> list[Table]:
         If the audit of a method failed, unless the protocol is leaky: there it must fail, and all is labelled.
     """
     refuse_failed_audits(results)
-    stages = {stage: rows_of(results, stage) for stage in STAGES}
     tables = [_beside_honest(results)] if results["leaky"] and results.get("honest") else []
-    for stage, rows in stages.items():
+    tables.append(_columns(results))
+    for stage in STAGES:
+        rows = shown_rows(results, stage)
         tables += [_summary(stage, rows, results), *(_direction(stage, way, rows, results) for way in DIRECTIONS)]
     tables += [
         _tests(results),
@@ -73,12 +87,17 @@ def comparison_tables(results: Row) -> list[Table]:
 
 def _labelled(table: Table, results: Row) -> Table:
     """The table with what every caption tells: data, protocol and seeds; leaky ones begin with LEAKY."""
-    used = {cell.text.removesuffix(MARK) for row in table.rows for cell in row[:1]}
+    used = {cell.text.rstrip(MARK + PLAIN_MARK) for row in table.rows for cell in row[:1]}
     usual = results["seeds"]
     other = {row["method"]: row["seeds"] for row in results["rows"] if row["seeds"] != usual}
     except_for = "".join(f"; {name}: {_listed(other[name])}" for name in sorted(used & set(other)))
-    marked = any(MARK in row[0].text for row in table.rows)
-    mark = f" {MARK} Judged by label relevance: learns from labels, not from pairs." if marked else ""
+    signs = {
+        MARK: "Judged by label relevance: learns from labels, not from pairs.",
+        PLAIN_MARK: PLAIN_ALONE,
+    }
+    mark = "".join(
+        f" {sign} {told}" for sign, told in signs.items() if any(sign in row[0].text for row in table.rows)
+    )
     data = (
         f"{results['dataset']}, {results['split']} split: {shown('count', results['n_images'])} images and "
         f"{shown('count', results['n_captions'])} captions. Protocol {results['protocol']}. "
@@ -129,6 +148,38 @@ def _short(stage: str) -> str:
     return stage.removesuffix("_stage")
 
 
+def _with(results: Row) -> str:
+    """The correction of the rows that a table shows, for its title."""
+    return CORRECTIONS[results["correction"]]
+
+
+def _columns(results: Row) -> Table:
+    """Rsum of every method, plain and corrected, in both stages."""
+    corrections = columns_shown(results)
+    methods: dict[str, dict[str, Any]] = {}
+    for row in (*shown_rows(results), *results["rows"]):
+        line = methods.setdefault(row["method"], {key: row[key] for key in ("method", "judged_by")})
+        line.setdefault(row["stage"], {})[row["correction"]] = row["rsum"]
+    stages = [stage for stage in STAGES if any(stage in line for line in methods.values())]
+    columns = [
+        _Column("plain" if correction == PLAIN else "corrected", "sum", read_at(stage, correction), 1)
+        for stage in stages
+        for correction in corrections
+    ]
+    corrected = [CORRECTIONS[name] for name in corrections if name != PLAIN]
+    told = (
+        f" Corrected are scores with {corrected[0]}, which hash codes do not have. Compare methods within a "
+        f"column. Rows are ordered by the recipe's scores, {_with(results)}."
+        if corrected
+        else ""
+    )
+    note = f"Of 600; chance is {shown('sum', results['chance_rsum'])}.{told} Tests stand in the tables below."
+    title = f"Instance relevance: rsum, {' and with '.join(['plain', *corrected])}"
+    groups = tuple((STAGES[stage], len(corrections)) for stage in stages)
+    head, cells = ("method", *_heads(columns)), _cells(list(methods.values()), _one_name, columns)
+    return Table("rsum", title, note, head, cells, groups=groups, tests=INTERVALS)
+
+
 def _summary(stage: str, rows: list[Row], results: Row) -> Table:
     columns = [
         _Column("rsum", "sum", read_at("rsum"), 1),
@@ -149,7 +200,7 @@ def _summary(stage: str, rows: list[Row], results: Row) -> Table:
             "bound, the first stage's R@k in %, is the most that re-ranking can reach."
         )
     note = f"Of 600; chance is {shown('sum', results['chance_rsum'])}. p here is over the queries.{more}"
-    title = f"Instance relevance, {STAGES[stage]}: rsum"
+    title = f"Instance relevance, {STAGES[stage]}, {_with(results)}: rsum"
     head, cells = ("method", *_heads(columns)), _cells(rows, _one_name, columns)
     return Table(f"summary-{_short(stage)}", title, note, head, cells, tests=f"{INTERVALS} {TESTS}")
 
@@ -167,14 +218,19 @@ def _direction(stage: str, way: str, rows: list[Row], results: Row) -> Table:
         ]
         bound = " The recall@k upper bound is the first stage's R@k."
     note = f"In %, MRR 0 to 1.{bound}"
-    title = f"Instance relevance, {STAGES[stage]}: {DIRECTIONS[way]}"
+    title = f"Instance relevance, {STAGES[stage]}, {_with(results)}: {DIRECTIONS[way]}"
     cells = _cells(rows, _one_name, columns)
     head, tests = ("method", *_heads(columns)), f"{INTERVALS} {TESTS}"
     return Table(f"{way}-{_short(stage)}", title, note, head, cells, compact=True, tests=tests)
 
 
 def _tests(results: Row) -> Table:
-    rows = ranked(row for row in results["rows"] if row["tests"])
+    rows = [
+        row
+        for correction in columns_shown(results)
+        for row in ranked(results["rows"])
+        if row["tests"] and row["correction"] == correction
+    ]
     rows += [
         {**row, "stage": "first stage, cmfg two stages", "tests": row["tests_of_two"]}
         for row in rows
@@ -188,16 +244,17 @@ def _tests(results: Row) -> Table:
         _Column("p, seeds, Holm", "p", read_at("tests", "p_seeds_holm")),
     ]
     note = (
-        "The method's rsum less that of cmfg in the same stage, or its first stage less both stages of cmfg; below "
-        "zero cmfg is better; in brackets the 95 % interval. Uncorrected p stand beside the corrected ones."
+        "The method's rsum less that of cmfg in the same stage, or its first stage less both stages of cmfg, both "
+        "plain or both with the correction that is named; below zero cmfg is better; in brackets the 95 % "
+        "interval. Unadjusted p stand beside the adjusted ones."
     )
-    head = ("method", "stage", *_heads(columns))
-    cells = _cells(rows, _two_names, columns)
-    return Table("tests", "Tests against cmfg", note, head, cells, names=2, tests=TESTS)
+    head = ("method", "stage", "correction", *_heads(columns))
+    cells = _cells(rows, lambda row: (*_two_names(row), CORRECTIONS[row["correction"]]), columns)
+    return Table("tests", "Tests against cmfg, within each correction", note, head, cells, names=3, tests=TESTS)
 
 
 def _hard_negatives(results: Row) -> Table:
-    rows = ranked((row for row in results["rows"] if row["hard_negatives"]), read_at("hard_negatives", "all"))
+    rows = ranked((row for row in shown_rows(results) if row["hard_negatives"]), read_at("hard_negatives", "all"))
     kinds = list(rows[0]["hard_negatives"]) if rows else []
     columns = [_Column(kind, "percent", read_at("hard_negatives", kind), 1) for kind in kinds]
     note = (
@@ -206,14 +263,15 @@ def _hard_negatives(results: Row) -> Table:
         "between methods are not tested."
     )
     head, cells = ("method", "stage", *_heads(columns)), _cells(rows, _two_names, columns)
-    return Table("hard-negatives", "Hard negatives", note, head, cells, names=2, tests=INTERVALS)
+    title = f"Hard negatives, {_with(results)}"
+    return Table("hard-negatives", title, note, head, cells, names=2, tests=INTERVALS)
 
 
 LABEL = ("mAP@all", "mAP@50", "P@5", "P@10")
 
 
 def _labels(results: Row) -> Table:
-    rows = ranked((row for row in results["rows"] if row["label"]), label_mean)
+    rows = ranked((row for row in shown_rows(results) if row["label"]), label_mean)
     columns = [_Column("mAP@all, mean", "percent", label_mean, 1)]
     columns += [_Column(key, "percent", read_at("label", way, key), 1) for way in DIRECTIONS for key in LABEL]
     relevance = results["label_relevance"] or {}
@@ -232,11 +290,12 @@ def _labels(results: Row) -> Table:
     groups = (("both", 1), *((way, len(LABEL)) for way in DIRECTIONS.values()))
     head = ("method", "stage", *_heads(columns))
     cells = _cells(rows, _two_names, columns)
-    return Table("labels", "Label relevance", note, head, cells, 2, groups, compact=True, tests=INTERVALS)
+    title = f"Label relevance, {_with(results)}"
+    return Table("labels", title, note, head, cells, 2, groups, compact=True, tests=INTERVALS)
 
 
 def _cost(results: Row) -> Table:
-    rows = ranked(results["rows"])
+    rows = [{**row, "stands_in": False} for row in shown_rows(results)]
     columns = [
         _Column("parameters", "count", read_at("parameters")),
         _Column("training, s", "seconds", read_at("train_seconds"), -1),
@@ -248,7 +307,8 @@ def _cost(results: Row) -> Table:
     told = f"stopped by the time budget: {'; '.join(stopped)}" if stopped else "no fit was stopped by it"
     note = (
         "Least seconds and memory and most pairs are bold; parameters are no contest. "
-        f"Time budget {budget}; {told}. Times are measured once, on the machine of the run, and are not tested."
+        f"Time budget {budget}; {told}. Times are measured once, on the machine of the run, and are not tested. "
+        "A fit serves plain and corrected scores."
     )
     head = ("method", "stage", *_heads(columns))
     return Table("cost", "Cost", note, head, _cells(rows, _two_names, columns), names=2)
@@ -267,12 +327,12 @@ ALIGNMENT = {
 def _alignment(results: Row) -> Table:
     # Both stages of a method share the embeddings, and re-ranking leaves them as they are.
     chosen: dict[str, Row] = {}
-    for row in sorted(results["rows"], key=lambda row: str(row["stage"])):
+    for row in sorted(shown_rows(results), key=lambda row: str(row["stage"])):
         if row["alignment"]:
-            chosen.setdefault(row["method"], row)
+            chosen.setdefault(row["method"], {**row, "stands_in": False})
     columns = [_Column(head, "unit", read_at("alignment", key)) for key, head in ALIGNMENT.items()]
     note = (
-        "Of the first stage's embeddings. Alignment, uniformity and modality gap: less is closer, more even, "
+        "Of the first stage's plain embeddings. Alignment, uniformity and modality gap: less is closer, more even, "
         "smaller; CKA and mutual kNN: more is more alike. They describe a space and are no score: none is "
         "bold and none is tested."
     )
@@ -293,7 +353,7 @@ ATTENTION = {
 def _attention(results: Row) -> Table:
     lines = [
         {"method": row["method"], "stage": row["stage"], "judged_by": row["judged_by"], "relation": name, **values}
-        for row in ranked(results["rows"])
+        for row in shown_rows(results)
         for name, values in (row["attention"] or {}).items()
     ]
     columns = [_Column(head, "unit", read_at(key)) for key, head in ATTENTION.items()]
@@ -308,11 +368,12 @@ def _attention(results: Row) -> Table:
 
 def _beside_honest(results: Row) -> Table:
     """Each row of the leaky protocol with the same row of the honest one."""
-    honest = {(row["method"], row["stage"]): row for row in results["honest"]}
+    # A leaky vector is no embedding of an item and has no correction, so plain stands beside plain.
+    honest = {(row["method"], row["stage"]): row for row in results["honest"] if row["correction"] == PLAIN}
     both = [{**row, "honest": honest.get((row["method"], row["stage"]))} for row in ranked(results["rows"])]
     there = {(row["method"], row["stage"]) for row in both}
     both += [
-        {**{key: row[key] for key in ("method", "stage", "judged_by")}, "honest": row}
+        {**{key: row[key] for key in ("method", "stage", "judged_by", "correction")}, "honest": row}
         for row in ranked(honest.values())
         if (row["method"], row["stage"]) not in there
     ]
@@ -324,7 +385,7 @@ def _beside_honest(results: Row) -> Table:
     ]
     note = (
         "HONEST are the same methods on the same items by the protocol without the leak; only these may be quoted. "
-        "Rsum of 600, R@1 in %. No test compares the two."
+        "Both are plain. Rsum of 600, R@1 in %. No test compares the two."
     )
     groups = tuple((name, 2) for name in read)
     head = ("method", "stage", *_heads(columns))

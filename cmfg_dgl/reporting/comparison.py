@@ -8,15 +8,20 @@ from typing import Any
 
 from cmfg_dgl.errors import CmfgError
 from cmfg_dgl.evaluation.audit import shown as shown_check
+from cmfg_dgl.experiments.bench.columns import PLAIN
 from cmfg_dgl.reporting.vocabulary import DIRECTIONS, mean_of
 
 __all__ = [
     "LEAK",
     "MARK",
     "OURS",
+    "PLAIN",
+    "PLAIN_ALONE",
+    "PLAIN_MARK",
     "AuditFailed",
     "Row",
     "audit_passed",
+    "columns_shown",
     "label_mean",
     "leading",
     "ranked",
@@ -24,11 +29,14 @@ __all__ = [
     "refuse_failed_audits",
     "row_name",
     "rows_of",
+    "shown_rows",
 ]
 
 Row = Mapping[str, Any]
 OURS = "cmfg"
 MARK = "†"
+PLAIN_MARK = "‡"
+PLAIN_ALONE = "Plain: hash codes have no correction, and are tested against cmfg plain."
 LEAK = (
     "LEAKY: an image and its own caption were joined in one graph before the ranking, so embeddings have seen "
     "their answers. These numbers measure the leak and say nothing of retrieval: do not quote them as results."
@@ -42,21 +50,42 @@ class AuditFailed(CmfgError):
 def ranked(rows: Iterable[Row], read: Callable[[Row], Any] = lambda row: row["rsum"]) -> list[Row]:
     """Rows with the highest mean first; equal means are ordered by name, and rows without one are last."""
 
-    def place(row: Row) -> tuple[float, str, str]:
+    def place(row: Row) -> tuple[float, str, str, str]:
         mean = mean_of(read(row))
-        return (math.inf if mean is None else -mean, row["method"], row["stage"])
+        return (math.inf if mean is None else -mean, row["method"], row["stage"], row["correction"])
 
     return sorted(rows, key=place)
 
 
-def rows_of(results: Row, stage: str) -> list[Row]:
-    """The rows of a stage, the highest mean rsum first."""
-    return ranked(row for row in results["rows"] if row["stage"] == stage)
+def rows_of(results: Row, stage: str, correction: str) -> list[Row]:
+    """The rows of a stage that have a correction, the highest mean rsum first."""
+    return ranked(row for row in results["rows"] if (row["stage"], row["correction"]) == (stage, correction))
+
+
+def columns_shown(results: Row) -> list[str]:
+    """The corrections that some row has, plain first."""
+    return sorted({row["correction"] for row in results["rows"]}, key=lambda name: (name != PLAIN, name))
+
+
+def shown_rows(results: Row, stage: str | None = None) -> list[Row]:
+    """A row for each method and stage: that of the recipe's correction, the highest mean rsum first.
+
+    A method that cannot be corrected has its plain row, which says so under `stands_in`.
+    """
+    chosen: dict[tuple[str, str], Row] = {}
+    for row in results["rows"]:
+        key = row["method"], row["stage"]
+        if row["correction"] == results["correction"]:
+            chosen[key] = row
+        elif row["correction"] == PLAIN:
+            chosen.setdefault(key, {**row, "stands_in": True})
+    return ranked(row for row in chosen.values() if stage in (None, row["stage"]))
 
 
 def row_name(row: Row) -> str:
-    """The method, marked where it is judged by label relevance."""
-    return f"{row['method']}{MARK if row['judged_by'] == 'label' else ''}"
+    """The method, marked where it is judged by label relevance, and where it stands plain among corrected ones."""
+    judged = MARK if row["judged_by"] == "label" else ""
+    return f"{row['method']}{judged}{PLAIN_MARK if row.get('stands_in') else ''}"
 
 
 def read_at(*keys: str) -> Callable[[Row], Any]:

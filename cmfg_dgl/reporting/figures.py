@@ -73,6 +73,7 @@ MARGIN, GAP, PADDING, LABEL = 8.0, 8.0, 5.0, 16.0
 CELL = (WIDTH - 2 * MARGIN - TOP * GAP) / (TOP + 1)
 FONT = 9.0
 LEADING = 1.25
+LONG_NAME = 20
 
 # Names of the axes.
 CMC = "rank K", "hit rate in the top K (%)"
@@ -231,7 +232,8 @@ def interval_figure(
         axes.set_xlim(left=0)
         _warn(figure, title)
         if axes.get_legend_handles_labels()[0]:
-            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=FONT)
+            columns = 3 if max(map(len, groups), default=0) < LONG_NAME else 2
+            figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=FONT)
     return figure
 
 
@@ -239,7 +241,7 @@ def _draw_intervals(axes: Axes, groups: Mapping[str, Mapping[str, Interval]], na
     """Dots and lines of each group, every name at the height of its place in `names`."""
     # A name of several groups has its dots apart, so that none hides another.
     shared = {name for name in names if sum(name in entries for entries in groups.values()) > 1}
-    lift = np.linspace(0.15, -0.15, len(groups))
+    lift = np.linspace(1, -1, len(groups)) * min(0.3, 0.075 * len(groups))
     for shift, look, (group, entries) in zip(lift, STYLE["axes.prop_cycle"], groups.items(), strict=False):
         look = {"color": look["color"], "zorder": 3, "marker": look["marker"], "linestyle": ""}
         places = [names.index(name) + shift * (name in shared) for name in entries]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cmfg_dgl.explain.faithfulness import Faithfulness
 from cmfg_dgl.explain.inspect import Inspection, Pair
-from cmfg_dgl.files import write_atomic
 from cmfg_dgl.nn.joint_attention import RelationWeights
 from cmfg_dgl.reporting.figures import BLUE, FONT, GREY, ORANGE, STYLE, VERMILION, png_bytes, wrap_text
+from cmfg_dgl.reporting.pages import write_files
 
 __all__ = ["edges_figure", "faithfulness_figure", "heat_figure", "token_attention", "write_overlays"]
 
@@ -47,15 +47,7 @@ def write_overlays(inspection: Inspection, folder: Path) -> list[Path]:
         for number, (token, row) in enumerate(zip(pair.tokens, table, strict=True))
     }
     figures["edges.png"] = edges_figure(pair, table, f"strongest edges · {_named(part)}")
-    paths = []
-    for name, figure in figures.items():
-        paths.append(_write(folder / name, png_bytes(figure, DPI)))
-    return paths
-
-
-def _write(path: Path, content: bytes) -> Path:
-    write_atomic(path, lambda temporary: temporary.write_bytes(content))
-    return path
+    return write_files(folder, {name: png_bytes(figure, DPI) for name, figure in figures.items()})
 
 
 def token_attention(inspection: Inspection) -> tuple[RelationWeights, Tensor] | None:

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from cmfg_dgl.evaluation.audit import shown as shown_check
-from cmfg_dgl.ownership import write_owned
+from cmfg_dgl.ownership import write_all_owned
 from cmfg_dgl.reporting.tables import Table
 from cmfg_dgl.reporting.vocabulary import DIRECTIONS
 
@@ -43,15 +43,14 @@ def page_environment(**options: Any) -> Environment:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Write each content to its name in the folder, whole or not at all, and give the paths.
+    """Write each content to its name in the folder, whole or not at all; the paths.
 
     Raises
     ------
     ConfigError
         If somebody else wrote or changed a file that is there.
     """
-    for name, content in files.items():
-        write_owned(folder, name, content)
+    write_all_owned(folder, files)
     return [folder / name for name in files]
 
 

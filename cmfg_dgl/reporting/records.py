@@ -32,6 +32,7 @@ Number = float | None  # null where it is not finite
 # A method's name becomes the name of a file.
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 Stage = Literal["first_stage", "two_stage"]
+Correction = Literal["none", "hubness", "csls"]
 T = TypeVar("T")
 
 
@@ -114,6 +115,7 @@ class HonestRow(Record):
 
     method: Name
     stage: Stage
+    correction: Correction
     judged_by: str
     rsum: Mean
     i2t: AtOne
@@ -121,7 +123,7 @@ class HonestRow(Record):
 
 
 class Row(HonestRow):
-    """A method in a stage."""
+    """A method in a stage, with a correction."""
 
     i2t: Instance
     t2i: Instance
@@ -185,16 +187,17 @@ class BenchResults(Record):
     minutes: Number
     label_relevance: LabelRelevance | None
     chance_rsum: Number
+    correction: Correction
     rows: list[Row]
     audits: dict[str, Checks]
     honest: list[HonestRow] = []
 
     @validator(mode="after")
     def no_row_twice(self) -> BenchResults:
-        """Refuse a method that stands in a stage for the second time."""
+        """Refuse a method that stands in a stage and a correction for the second time."""
         seen = set()
         for number, row in enumerate(self.rows):
-            if (key := (row.method, row.stage)) in seen:
+            if (key := (row.method, row.stage, row.correction)) in seen:
                 raise ValueError(f"rows[{number}] is {' '.join(key)} for the second time")
             seen.add(key)
         return self

@@ -75,7 +75,8 @@ def _markdown_cell(cell: Cell) -> str:
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$", '"': "''",
-    "`": r"\`{}", "→": r"$\to$", "–": "--", "†": r"\textsuperscript{\dag}", "−": "$-$", "’": "'",
+    "`": r"\`{}", "→": r"$\to$", "–": "--", "†": r"\textsuperscript{\dag}", "‡": r"\textsuperscript{\ddag}",
+    "−": "$-$", "’": "'",
 }  # fmt: skip
 
 

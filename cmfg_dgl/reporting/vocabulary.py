@@ -1,4 +1,4 @@
-"""The words and number formats of every page, table, figure and terminal: stages, directions, metrics."""
+"""The words and number formats of every page, table, figure and terminal: stages, corrections, metrics."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 __all__ = [
+    "CORRECTIONS",
     "DIRECTIONS",
     "NOTHING",
     "RECALL_AT_K_BOUND",
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 STAGES = {"first_stage": "first stage", "two_stage": "two stages"}
+CORRECTIONS = {"none": "plain", "hubness": "hubness correction", "csls": "CSLS correction"}
 DIRECTIONS = {"i2t": "image → text", "t2i": "text → image"}
 RECALL_AT_K_BOUND = "recall@k upper bound"
 NOTHING = "–"

@@ -107,7 +107,7 @@ class GraphScorer:
     def match(self, images: Encoded, captions: Encoded, left: Tensor, right: Tensor) -> Tensor:
         """Joint scores (pairs,) of encoded items, on their device.
 
-        Pairs that share an item are scored as a star around it, where the model allows that and they are enough.
+        Pairs that share an item are scored one to many, where the model supports it and they are enough.
 
         Parameters
         ----------
@@ -118,16 +118,16 @@ class GraphScorer:
         few = torch.arange(len(left))
         if self.model.supports_one_to_many:
             sides = (images, left), (captions, right)
-            (hubs, hub), (leaves, leaf) = sorted(sides, key=lambda side: len(torch.unique(side[1])))
-            # Leaves of one size together leave little to pad.
-            order = torch.argsort(leaves.nodes.counts[leaf], stable=True)
-            order = order[torch.argsort(hub[order], stable=True)]
-            for star in order.split(torch.unique_consecutive(hub[order], return_counts=True)[1].tolist()):
-                if len(star) >= ONE_TO_MANY_PAIRS:
-                    center = hubs.select(hub[star[:1]])
-                    for part in star.split(ONE_TO_MANY_CANDIDATES):
-                        scores[part] = self.model.match_one_to_many(center, leaves.select(leaf[part]))
-            few = order[torch.bincount(hub, minlength=len(hubs))[hub[order]] < ONE_TO_MANY_PAIRS]
+            (queries, query), (others, candidate) = sorted(sides, key=lambda side: len(torch.unique(side[1])))
+            # Candidates of one size together need little padding.
+            order = torch.argsort(others.nodes.counts[candidate], stable=True)
+            order = order[torch.argsort(query[order], stable=True)]
+            for group in order.split(torch.unique_consecutive(query[order], return_counts=True)[1].tolist()):
+                if len(group) >= ONE_TO_MANY_PAIRS:
+                    one = queries.select(query[group[:1]])
+                    for part in group.split(ONE_TO_MANY_CANDIDATES):
+                        scores[part] = self.model.match_one_to_many(one, others.select(candidate[part]))
+            few = order[torch.bincount(query, minlength=len(queries))[query[order]] < ONE_TO_MANY_PAIRS]
         few = few[torch.argsort(captions.nodes.counts[right[few]], stable=True)]
         for part in few.split(self.pair_batch) if len(few) else ():
             scores[part] = self.model.match(images.select(left[part]), captions.select(right[part]))

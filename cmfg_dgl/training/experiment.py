@@ -16,8 +16,9 @@ from cmfg_dgl.config import PRECOMPUTED, Config
 from cmfg_dgl.config.directories import features_directory
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.load import read_dataset
+from cmfg_dgl.data.losses import check_training, require_trainable, require_whole
 from cmfg_dgl.data.splits import normalise_caption
-from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.features.captions import read_captions
 from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.extract import to_half
@@ -77,7 +78,8 @@ class Experiment:
         progress: Progress | None = None,
         *,
         force: bool = False,
-        splits: Sequence[str] = (),
+        trained: bool = False,
+        evaluated: Sequence[str] = (),
     ) -> Experiment:
         """Read the data set and extract, or find, its features.
 
@@ -87,22 +89,23 @@ class Experiment:
             Called with (what, done, total).
         force
             Extract anew.
-        splits
-            Splits that are needed: whether they are there is told before features are extracted, and so is, in log
-            lines, what the text encoder does not read of their captions.
+        trained
+            Whether train and val are asked for later: what can be known of them without features is checked first.
+        evaluated
+            The splits that are evaluated later, which are checked likewise. What the text encoder does not read of
+            the captions of all these is told in log lines.
 
         Raises
         ------
         DataError
-            If a split that is needed is missing or empty.
+            If the data set cannot be read, or such a split cannot be used.
         """
         dataset = read_dataset(config.data, features_directory(config))
-        for name in splits:
-            dataset.split(name)
-        if splits:
-            texts = [dataset.captions[c].text for c in dataset.union(splits).captions]
-            for _, message in read_captions(load_encoders(config)[1], texts).warnings():
-                _log.warning("%s: %s", "+".join(splits), message)
+        if trained:
+            check_training(dataset, config.data.max_bad_fraction)
+        if evaluated:
+            require_whole(dataset, evaluated)
+        _warn_of_captions(config, dataset, [*(("train", "val") if trained else ()), *evaluated])
         return cls.of(config, dataset, progress, force=force)
 
     @classmethod
@@ -128,17 +131,11 @@ class Experiment:
         Raises
         ------
         DataError
-            If more than `data.max_bad_fraction` of its items is quarantined.
+            If more than `data.max_bad_fraction` of its pairs is lost, see `lost_share`.
         """
+        require_trainable(self.dataset, name, self.config.data.max_bad_fraction)
         bad = self.quarantined(name)
-        view = self.dataset.split(name)
-        share, allowed = len(bad) / (len(view.images) + len(view.captions)), self.config.data.max_bad_fraction
-        if share > allowed:
-            some = "; ".join(list(bad.values())[:3])
-            raise DataError(
-                f"{self.dataset.name}: {share:.0%} of the {name} split is unusable, data.max_bad_fraction allows "
-                f"{allowed:.0%}: {some}; see `cmfg data check`"
-            )
+        require_trainable(self.dataset, name, self.config.data.max_bad_fraction, bad)
         return self.dataset.split(name, frozenset(bad))
 
     def evaluation_split(self, *names: str) -> Split:
@@ -147,17 +144,10 @@ class Experiment:
         Raises
         ------
         DataError
-            If anything of it is quarantined, or anything of the data set was left out while reading; the message
-            lists all that is unusable.
+            If anything of it is quarantined or was left out while reading, see `require_whole`.
         """
-        if self.dataset.bad or self.quarantined(*names):
-            # The person mends all of the data set at once, so the list is not cut to the split.
-            bad = [item.reason for item in self.dataset.bad]
-            bad += [*self.images.quarantined.values(), *self.captions.quarantined.values()]
-            raise DataError(
-                f"{self.dataset.name}: {len(bad)} items are unusable, and an evaluation leaves nothing out; repair "
-                f"or remove: {'; '.join(bad)}"
-            )
+        require_whole(self.dataset, names)
+        require_whole(self.dataset, names, self.quarantined(*names))
         return self.dataset.union(names)
 
     def searched(self, name: str) -> tuple[Split, Tensor | None]:
@@ -174,17 +164,27 @@ class Experiment:
         view = self.evaluation_split(name, *self.dataset.database)
         return view, torch.from_numpy(np.isin(view.images, self.dataset.splits[name]))
 
-    def labels(self, split: Split) -> Tensor | None:
-        """Labels of a split's images, bool (N, L) with the data set's labels in order of name; None without any."""
+    def labels(self, split: Split, queries: Tensor | None = None) -> Tensor | None:
+        """Labels of a split's images, bool (N, L) with the data set's labels in order of name.
+
+        Parameters
+        ----------
+        queries
+            As from `searched`.
+
+        Returns
+        -------
+        Tensor or None
+            None where no query shares a label with what it searches, as where only other splits have labels.
+        """
         names = sorted({label for image in self.dataset.images for label in image.labels})
-        if not names:
-            return None
         column = {name: i for i, name in enumerate(names)}
         labels = torch.zeros(len(split.images), len(names), dtype=torch.bool)
         for row, image in enumerate(split.images):
             for label in self.dataset.images[image].labels:
                 labels[row, column[label]] = True
-        return labels
+        shared = labels.any(0) if queries is None else labels[queries].any(0) & labels[~queries].any(0)
+        return labels if shared.any() else None
 
     def hard_negatives(self, split: Split) -> HardNegatives | None:
         """The false captions that the data set knows for a split's images, encoded as captions are, or None."""
@@ -235,6 +235,14 @@ class Experiment:
     def model(self, seed: int) -> CMFG:
         """The model with random weights that depend on `seed` alone."""
         return build_model(self.config, {"patch": self.images.width, "token": self.captions.width}, seed)
+
+
+def _warn_of_captions(config: Config, dataset: Dataset, splits: Sequence[str]) -> None:
+    """Say in log lines what the text encoder does not read of the captions of some splits."""
+    if splits:
+        texts = [dataset.captions[c].text for c in dataset.union(sorted(set(splits))).captions]
+        for _, message in read_captions(load_encoders(config)[1], texts).warnings():
+            _log.warning("%s: %s", "+".join(splits), message)
 
 
 def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,27 @@ from cmfg_dgl.config import Config, load_config, to_yaml
 from cmfg_dgl.config.text import absolute
 from cmfg_dgl.environment import environment
 from cmfg_dgl.errors import CheckpointError, ConfigError
-from cmfg_dgl.files import read_json, to_json
+from cmfg_dgl.files import read_json, sha256_file, to_json
 from cmfg_dgl.lock import LOCK
-from cmfg_dgl.ownership import MARKER, claim, owned_files, refuse_foreign, remove_owned, write_owned
+from cmfg_dgl.ownership import (
+    MARKER,
+    RUN,
+    claim,
+    owned_files,
+    refuse_foreign,
+    remove_half_written,
+    remove_owned,
+    write_owned,
+    writing,
+)
 
-__all__ = ["Run", "begin_run", "check_run", "open_run"]
+__all__ = ["Run", "begin_run", "check_run", "hold_run", "open_run"]
 
 OWN_FOLDERS = {
-    "checkpoints": ("*.safetensors",),
+    "checkpoints": ("last.safetensors", "best.safetensors", "query-bank.safetensors"),
     "tb": ("events.out.tfevents.*", "projector_config.pbtxt", "*/embeddings/*.tsv", "*/embeddings/sprite.png"),
-    "inspect": (
-        *(f"{depth}{name}" for depth in ("*/", "*/*/") for name in ("inspect.html", "attention.json", "edges.png")),
-        *(f"{depth}{name}" for depth in ("*/", "*/*/") for name in ("attention.safetensors", "token-*.png")),
-    ),
 }
-"""Folders of a run, and the patterns of the files that cmfg writes into them."""
+"""Folders of a run without a list of files, and the patterns of what cmfg writes into them."""
 
 BEFORE_TRAINING = {"config.yaml", "env.json", "manifest-train.json"}
 """Files that are there before the first step."""
@@ -46,6 +53,8 @@ class Run:
 
     folder: Path
     config: Config
+    opened: str | None = None
+    """SHA-256 of the `config.yaml` that was read; None where the run was begun here."""
 
     @property
     def last(self) -> Path:
@@ -104,7 +113,8 @@ def check_run(config: Config, *, resume: bool, force: bool) -> Run:
             raise ConfigError(f"{folder}: holds files that cmfg did not write; choose another -o")
         return run
     if force or _begins_anew(folder):
-        refuse_foreign(folder, owned_files(folder))
+        for part in (folder, *_inspections(folder)):
+            refuse_foreign(part, owned_files(part))
         return run
     if not resume:
         raise ConfigError(
@@ -126,11 +136,13 @@ def begin_run(run: Run, *, force: bool) -> None:
     """
     folder = run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_half_written(folder)
+    remove_half_written(
+        folder, [*owned_files(folder), *(f"checkpoints/{name}" for name in OWN_FOLDERS["checkpoints"])]
+    )
     if (folder / MARKER).is_file() and (force or _begins_anew(folder)):
         remove_owned(folder)
         _remove_own_folders(folder)
-    claim(folder)
+    claim(folder, kind=RUN)
     # Each on its own, for a kill may have come between the two.
     if not (folder / "config.yaml").is_file():
         run.write_file("config.yaml", to_yaml(run.config).encode())
@@ -149,8 +161,25 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> Run:
     folder = Path(absolute(path))
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"{path}: no run here (no config.yaml); train one with cmfg train -o {path}")
+    opened = sha256_file(folder / "config.yaml")
     config = load_config(str(folder / "config.yaml"), overrides)
-    return Run(folder, replace(config, run=replace(config.run, output_dir=str(folder))))
+    return Run(folder, replace(config, run=replace(config.run, output_dir=str(folder))), opened)
+
+
+@contextmanager
+def hold_run(run: Run, what: str) -> Iterator[None]:
+    """Hold the right to write to a run that `open_run` read, see `writing`.
+
+    Raises
+    ------
+    ConfigError
+        If another process writes there, or has begun another run there since.
+    """
+    with writing(run.folder, what, RUN):
+        path = run.folder / "config.yaml"
+        if run.opened is not None and not (path.is_file() and sha256_file(path) == run.opened):
+            raise ConfigError(f"{run.folder}: another run was begun here meanwhile; run the same command again")
+        yield
 
 
 def _unused(folder: Path) -> bool:
@@ -160,18 +189,21 @@ def _unused(folder: Path) -> bool:
 
 def _begins_anew(folder: Path) -> bool:
     """Whether a run was stopped before it had anything to lose: no checkpoint, no metrics, no result."""
-    return owned_files(folder).keys() <= BEFORE_TRAINING and not any((folder / "checkpoints").glob("*.safetensors"))
+    written = {name for name in owned_files(folder) if (folder / name).exists()}
+    return written <= BEFORE_TRAINING and not any((folder / "checkpoints").glob("*.safetensors"))
 
 
-def _remove_half_written(folder: Path) -> None:
-    """Remove what killed processes had begun to write."""
-    for path in (*folder.glob(".*.tmp"), *folder.glob("checkpoints/.*.tmp")):
-        path.unlink(missing_ok=True)
+def _inspections(folder: Path) -> list[Path]:
+    """Folders of the inspections that lie in a run."""
+    return sorted(path.parent for path in (folder / "inspect").rglob(MARKER))
 
 
 def _remove_own_folders(folder: Path) -> None:
     """Remove what cmfg wrote into the folders of a run, and those that are then empty."""
-    for name, patterns in OWN_FOLDERS.items():
+    for inspection in _inspections(folder):
+        remove_owned(inspection)
+        (inspection / MARKER).unlink()
+    for name, patterns in {**OWN_FOLDERS, "inspect": ()}.items():
         for path in [path for pattern in patterns for path in (folder / name).glob(pattern)]:
             path.unlink(missing_ok=True)
         for path in sorted((folder / name).rglob("*"), reverse=True):

@@ -40,7 +40,7 @@ def recalls(scores, owner):
     for row, right in zip(scores, owner, strict=True):
         wrong = np.delete(row, right)
         ranks = sorted(1 + (wrong >= row[i]).sum() + (row[right] > row[i]).sum() for i in right)
-        total += sum(sum(rank <= k for rank in ranks) / len(right) for k in (1, 5, 10))
+        total += sum(ranks[0] <= k for k in (1, 5, 10))
     return 100 * total / len(owner)
 
 

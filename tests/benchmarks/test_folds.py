@@ -2,7 +2,8 @@
 
 - A fold's test images are of the recipe's training and validation splits, each once a repeat; no group is parted.
 - Every cell is what `run_cell` gives on that fold, its number the seed; started again, none is repeated.
-- Rsum and difference are those of all queries, an image with all its queries drawn anew; p are Holm's.
+- Rsum and difference are those of all queries, an image with all its queries drawn anew, plain less plain and
+  corrected less corrected; p are Holm's.
 - Fits that reached their budget are counted.
 - What is tried is read as `settings` of a comparison are, and refused in one line.
 """
@@ -98,7 +99,9 @@ def test_cells_are_those_of_the_comparison(experiment: Experiment, measured: tup
     for place, (name, setting) in enumerate(TRIES):
         cell = measured[1][number][place]
         fresh = run_cell(data, name, number, setting, minutes=5, audited=False)
-        assert cell["stages"]["first_stage"]["per_query"] == fresh["stages"]["first_stage"]["per_query"]
+        for column in ("none", "hubness"):
+            kept, again = (c["corrections"][column]["stages"]["first_stage"] for c in (cell, fresh))
+            assert kept["per_query"] == again["per_query"]
         assert (cell["seed"], cell["setting"]) == (number, setting)
         assert cell["images"].tolist() == dataset.splits["test"].tolist()
 
@@ -115,38 +118,48 @@ def test_no_finished_cell_is_repeated(experiment: Experiment, measured: tuple[Pa
         measure(replace(experiment, config=other, dataset=read_dataset(other.data)), folder)
 
 
-def test_differences_are_of_all_queries(measured: tuple[Path, Any]) -> None:
+def test_differences_are_of_all_queries_and_within_a_correction(measured: tuple[Path, Any]) -> None:
     found = measured[1]
-    rows = compare(found)
-    assert [(row["method"], row["setting"], row["stage"]) for row in rows] == [(*t, "first_stage") for t in TRIES]
-    totals = []
-    for place in range(len(TRIES)):
-        cells = [fold[place] for fold in found]
-        ways = [[p for c in cells for p in c["stages"]["first_stage"]["per_query"][way]] for way in ("i2t", "t2i")]
-        totals.append(ways)
-        assert rows[place]["rsum"] == pytest.approx(sum(sum(way) / len(way) for way in ways))
-    assert "value" not in rows[0] and rows[0]["p"] is None
+    rows = {(row["method"], str(row["setting"]), row["correction"]): row for row in compare(found)}
+    names = [(name, str(setting), column) for name, setting in TRIES for column in ("hubness", "none")]
+    assert sorted(rows) == sorted(names) and len(names) == len(compare(found))
     owners = [[i for fold in found for i in fold[0][key].tolist()] for key in ("images", "owners")]
-    raw = []
-    for place in (1, 2):
-        expected = paired_bootstrap(
-            [np.subtract(a, b) for a, b in zip(totals[place], totals[0], strict=True)],
-            [np.array(owner) for owner in owners],
-            1 + max(max(owner) for owner in owners),
-        )
-        row = rows[place]
-        assert (row["value"], row["lo"], row["hi"]) == (expected.value, expected.lo, expected.hi)
-        assert row["value"] == pytest.approx(row["rsum"] - rows[0]["rsum"])
-        raw.append(expected.p)
-    least, most = sorted(raw)
-    assert sorted(row["p"] for row in rows[1:]) == pytest.approx([min(1, 2 * least), min(1, max(2 * least, most))])
+    for column in ("hubness", "none"):
+        totals, raw = [], []
+        family = [rows[name, str(setting), column] for name, setting in TRIES]
+        for place, row in enumerate(family):
+            stages = [fold[place]["corrections"][column]["stages"]["first_stage"] for fold in found]
+            ways = [[p for stage in stages for p in stage["per_query"][way]] for way in ("i2t", "t2i")]
+            totals.append(ways)
+            assert row["rsum"] == pytest.approx(sum(sum(way) / len(way) for way in ways))
+        assert "value" not in family[0] and family[0]["p"] is None
+        for place, row in enumerate(family[1:], start=1):
+            expected = paired_bootstrap(
+                [np.subtract(a, b) for a, b in zip(totals[place], totals[0], strict=True)],
+                [np.array(owner) for owner in owners],
+                1 + max(max(owner) for owner in owners),
+            )
+            assert (row["value"], row["lo"], row["hi"]) == (expected.value, expected.lo, expected.hi)
+            assert row["value"] == pytest.approx(row["rsum"] - family[0]["rsum"])
+            raw.append(expected.p)
+        least, most = sorted(raw)
+        adjusted = [min(1, 2 * least), min(1, max(2 * least, most))]
+        assert sorted(row["p"] for row in family[1:]) == pytest.approx(adjusted)
+
+
+def test_a_correction_that_the_first_try_lacks_is_compared_with_nothing(measured: tuple[Path, Any]) -> None:
+    found = [[*fold] for fold in measured[1]]
+    for fold in found:
+        fold[0] = fold[0] | {"corrections": {"none": fold[0]["corrections"]["none"]}}
+    for row in compare(found)[1:]:
+        assert ("value" in row) == (row["correction"] == "none") == (row["p"] is not None)
 
 
 def test_fits_that_ran_out_of_time_are_counted(measured: tuple[Path, Any]) -> None:
     found = [[*fold] for fold in measured[1]]
     for fold in found[1:3]:
         fold[1] = fold[1] | {"timed_out": True}
-    assert [row["timed_out"] for row in compare(found)] == [0, 2, 0]
+    assert [row["timed_out"] for row in compare(found)] == [0, 0, 2, 2, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -67,16 +67,18 @@ def test_every_size_is_a_comparison_of_its_own(
         output_dir=str(tmp_path / "20"),
     )
     (folder,) = bench(comparison, force=False, progress=lambda *_: None)
-    fresh = {row["method"]: row["rsum"] for row in read_json(folder / "results.json")["rows"]}
-    assert {row["method"]: row["rsum"] for row in record["sizes"][0]["rows"]} == fresh
+    fresh = {(row["method"], row["correction"]): row["rsum"] for row in read_json(folder / "results.json")["rows"]}
+    assert {(row["method"], row["correction"]): row["rsum"] for row in record["sizes"][0]["rows"]} == fresh
+    assert set(fresh) == {(method, correction) for method in METHODS for correction in ("none", "hubness")}
     assert record["sizes"][0]["rows"][0]["rsum"] != record["sizes"][1]["rows"][0]["rsum"]
 
 
 def test_intervals_are_over_the_seeds(given: tuple[list[str], Path, dict[str, Any]]) -> None:
     _, folder, record = given
-    (row,) = (row for row in record["sizes"][1]["rows"] if row["method"] == "clip-head")
+    rows = record["sizes"][1]["rows"]
+    (row,) = (row for row in rows if (row["method"], row["correction"]) == ("clip-head", "hubness"))
     cells = [read_json(folder / "pairs-40" / "cells" / "clip-head" / f"{n}.json") for n in ("trial-0", "seed-1")]
-    expected = mean_interval([cell["stages"]["first_stage"]["rsum"] for cell in cells])
+    expected = mean_interval([cell["corrections"]["hubness"]["stages"]["first_stage"]["rsum"] for cell in cells])
     assert (row["rsum"]["mean"], row["rsum"]["lo"], row["rsum"]["hi"]) == pytest.approx(expected)
 
 
@@ -91,10 +93,22 @@ def test_no_finished_cell_is_repeated(given: tuple[list[str], Path, dict[str, An
 def test_table_and_picture_hold_the_numbers(given: tuple[list[str], Path, dict[str, Any]]) -> None:
     record = given[2]
     rows = pairs_table(record)
-    assert [row[:2] for row in rows] == [(str(s["pairs"]), m) for s in record["sizes"] for m in METHODS]
+    assert record["correction"] == "hubness"
+    columns = [("none", "plain"), ("hubness", "hubness correction")]
+    assert sorted((*row[:2], row[3]) for row in rows) == sorted(
+        (str(size["pairs"]), method, told) for size in record["sizes"] for method in METHODS for _, told in columns
+    )
     (axes,) = pairs_figure(record).axes
     lines = {line.get_gid(): line for line in axes.lines}
-    for number, method in enumerate(METHODS):
-        points = [[size["pairs"], size["rows"][number]["rsum"]["mean"]] for size in record["sizes"]]
-        assert lines[method].get_xydata().tolist() == points
-        assert [row[3] for row in rows[number::2]] == [f"{mean:,.1f}" for _, mean in points]
+    for method in METHODS:
+        for correction, told in columns:
+            points = [
+                [size["pairs"], row["rsum"]["mean"]]
+                for size in record["sizes"]
+                for row in size["rows"]
+                if (row["method"], row["correction"]) == (method, correction)
+            ]
+            # The picture is of the recipe's correction.
+            assert (lines[method].get_xydata().tolist() == points) == (correction == "hubness")
+            means = [row[4] for row in rows if (row[1], row[3]) == (method, told)]
+            assert means == [f"{mean:,.1f}" for _, mean in points]

@@ -29,6 +29,7 @@ from cmfg_dgl.config import load_config
 from cmfg_dgl.evaluation.evaluate import first_stage, score, two_stage
 from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.files import read_json
+from cmfg_dgl.ownership import MARKER
 from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.experiment import build_model
@@ -114,6 +115,7 @@ def test_results_keep_their_contract(made: tuple[Path, Result], pictures: Path) 
             assert change in text
             assert f"{row['mean']:.1f}" in text
     assert {path.name for path in folder.iterdir() if path.is_file()} == {
+        MARKER,
         "config.yaml",
         *(f"ablation.{kind}" for kind in ("json", "md", "html", "svg", "png")),
     }

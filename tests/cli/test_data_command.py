@@ -87,15 +87,13 @@ def test_check_finds_what_is_wrong(spoilt: Path) -> None:
     findings = result.json["findings"]
     assert all(set(finding) == {"severity", "code", "item", "message"} for finding in findings)
     errors = {(finding["code"], finding["item"]) for finding in findings if finding["severity"] == "error"}
-    assert errors == {
-        ("bad-image", "red-circle-left.png"),
-        ("bad-item", "red-circle-right.png#2"),
-        ("bad-item", "blue-square-left.png"),
-    }
-    assert result.json["errors"] == 3
+    assert errors == {("bad-image", "red-circle-left.png"), ("bad-item", "red-circle-right.png#2")}
+    unlisted = ("warning", "bad-item", "blue-square-left.png")
+    assert unlisted in [(finding["severity"], finding["code"], finding["item"]) for finding in findings]
+    assert result.json["errors"] == 2
     table = cmfg("data", "check", *OPTIONS, f"data.root={spoilt}")
     assert table.code == 3
-    assert "3 errors" in table.out
+    assert "2 errors" in table.out
     assert all(item in table.out for _, item in errors)
 
 

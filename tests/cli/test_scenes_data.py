@@ -141,7 +141,8 @@ def test_bench_gives_them_for_each_method_and_stage(tmp_path: Path) -> None:
         assert list(found) == KINDS
         seeds = [read_json(cells / row["method"] / f"{name}.json") for name in ("trial-0", "seed-1")]
         for kind in KINDS:
-            values = [seed["stages"][row["stage"]]["hard_negatives"][kind] for seed in seeds]
+            stages = [seed["corrections"][row["correction"]]["stages"][row["stage"]] for seed in seeds]
+            values = [stage["hard_negatives"][kind] for stage in stages]
             assert found[kind]["mean"] == pytest.approx(sum(values) / 2)
             assert 0 <= found[kind]["mean"] <= 100
     assert {(row["method"], row["stage"]) for row in result.json["rows"]} == {

@@ -89,7 +89,9 @@ def test_a_picture_in_two_splits_by_bytes_or_by_pixels(sound: Dataset, change: d
     assert [(f.code, f.item) for f in findings if f.severity == "error"] == [("same-image", "red.png")]
     assert "red.png in train and gray.png in test" in findings[0].message
     within = (*sound.images[:1], replace(sound.images[1], **change), *sound.images[2:])
-    assert faults(replace(sound, images=within)) == []
+    found = [f for f in check_dataset(replace(sound, images=within)) if f.severity != "info"]
+    assert [(f.severity, f.code, f.item) for f in found] == [("warning", "repeated-image", "lime.png")]
+    assert "earlier image of train, the first those of red.png" in found[0].message
 
 
 def test_splits_that_overlap_lack_or_leave_out(sound: Dataset) -> None:
@@ -101,6 +103,19 @@ def test_splits_that_overlap_lack_or_leave_out(sound: Dataset) -> None:
     assert ("warning", "empty-split", "val") in found
     assert ("warning", "no-split", "black.png") in found
     assert not any(code == "same-image" for _, code, _ in found)
+
+
+@pytest.mark.parametrize("name", ["train", "val", "test"])
+def test_a_split_that_is_missing(sound: Dataset, name: str) -> None:
+    dataset = replace(sound, splits={split: part for split, part in sound.splits.items() if split != name})
+    found = [f for f in check_dataset(dataset) if f.code == "missing-split"]
+    assert [(f.severity, f.item) for f in found] == [("warning", name)]
+    assert f"no split {name!r}" in found[0].message and "split by hash" in found[0].message
+
+
+def test_a_picture_that_no_row_names_is_a_warning(sound: Dataset) -> None:
+    bad = (BadItem("x.png", "x.png: the image has no caption", "", ()), BadItem("y.png", "y", "", ("one", "two")))
+    assert faults(replace(sound, bad=bad)) == [("warning", "bad-item", "x.png"), ("error", "bad-item", "y.png")]
 
 
 def test_repeated_captions_are_counted(sound: Dataset) -> None:

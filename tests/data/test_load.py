@@ -14,6 +14,8 @@ import pytest
 from layouts import picture, section
 
 from cmfg_dgl.config import DataConfig, ScenesConfig
+from cmfg_dgl.data.dataset import Dataset
+from cmfg_dgl.data.formats.scenes import scenes
 from cmfg_dgl.data.load import FORMATS, read_dataset
 from cmfg_dgl.errors import ConfigError, DataError
 
@@ -25,10 +27,11 @@ WANTED = {
 }  # fmt: skip
 SET = {
     "root": "somewhere", "language": "fr", "protocol": "B", "rows": 5, "image_column": "a", "caption_column": "b",
-    "scenes": ScenesConfig(val=7),
+    "scenes": ScenesConfig(val=7), "follow_links": True,
 }  # fmt: skip
 READ_BY = {
     "root": WANTED.keys(), "language": {"openmoji", "tuxpaint"}, "protocol": {"mirflickr25k"}, "scenes": {"scenes"},
+    "follow_links": WANTED.keys() - {"webdataset", "mirflickr25k", "precomputed"},
     **{key: {"huggingface", "theojiang300k"} for key in ("rows", "image_column", "caption_column")},
 }  # fmt: skip
 
@@ -61,10 +64,17 @@ def test_each_name_asks_for_its_own_files(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("option", SET)
 def test_an_option_that_is_not_read_is_refused(name: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FORMATS, name, replace(FORMATS[name], read=lambda data: data))
+    asked: list[DataConfig] = []
+
+    def read(data: DataConfig) -> Dataset:
+        asked.append(data)
+        return scenes(DataConfig(scenes=ScenesConfig(1, 1, 1)))
+
+    monkeypatch.setitem(FORMATS, name, replace(FORMATS[name], read=read))
     data = replace(DataConfig(name=name), **{option: SET[option]})
     if name in READ_BY[option]:
-        assert read_dataset(data) is data
+        read_dataset(data)
+        assert asked == [data]
         return
     readers = [reader for reader in FORMATS if reader in READ_BY[option]]
     key = "scenes.val=7" if option == "scenes" else f"{option}={SET[option]!r}"

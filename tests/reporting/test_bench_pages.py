@@ -1,10 +1,13 @@
 """The files of a comparison.
 
 Invariants:
-- equal results.json and examples.json give equal bytes of every file, in every process; nothing temporary is left;
+- equal results.json and examples.json give equal bytes of every file, in every process; nothing temporary is left
+  but the record of what was written;
 - the page is well-formed, asks nothing of the network and runs nothing, whatever names and captions hold;
 - every table stands on the page with all its cells, headers have a scope, figures and pictures a text instead;
-- the headline says who leads and where cmfg stands, as plainly where it loses or was not tested as where it wins;
+- the headline says who leads each column and where cmfg stands in it, as plainly where it loses or was not tested
+  as where it wins;
+- plain and corrected rsum stand side by side, in the first table and in the figure, each column under its name;
 - curves leave out the shorter codes of hashing methods and bring out cmfg; dots and intervals lie at their numbers;
 - of a leaky protocol title, banner, every heading, caption and figure say LEAKY;
 - a missing or damaged file is an error that names it and its remedy, and like a failed audit it changes no file.
@@ -31,10 +34,13 @@ from test_report import EVIL, VOID, examples
 
 from cmfg_dgl.errors import CheckpointError
 from cmfg_dgl.files import read_json, write_json
+from cmfg_dgl.ownership import MARKER
+from cmfg_dgl.reporting.bench_figures import drawings
 from cmfg_dgl.reporting.bench_pages import latex_tables, markdown_tables, write_outputs
 from cmfg_dgl.reporting.bench_tables import comparison_tables
 from cmfg_dgl.reporting.comparison import AuditFailed
 from cmfg_dgl.reporting.figures import CMC, curve_panels, delta_figure, interval_figure, png_bytes
+from cmfg_dgl.reporting.vocabulary import STAGES
 
 FIGURES = ["rsum", "cmc-i2t", "cmc-t2i", "precision-recall-i2t", "precision-recall-t2i"]
 
@@ -65,7 +71,8 @@ def run(folder: Path, results: dict[str, Any], shown: dict[str, Any] | None = No
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 class Page(HTMLParser):
@@ -183,7 +190,8 @@ def test_page_has_headings_table_semantics_and_texts_for_figures(whole: Path) ->
     drawn = [a for t, a in parsed.tags if t == "svg"]
     assert len(drawn) == len(FIGURES)
     assert all(a.get("role") == "img" and len(a["aria-label"]) > 40 for a in drawn)
-    assert "vsepp 268.3" in drawn[0]["aria-label"]
+    assert "first stage, hubness correction: vsepp 268.3" in drawn[0]["aria-label"]
+    assert "first stage, plain: vsepp 237.8" in drawn[0]["aria-label"]
     levels = [int(tag[1]) for tag, _ in parsed.tags if re.fullmatch("h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in pairwise(levels))
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in parsed.tags
@@ -205,14 +213,16 @@ def test_every_table_stands_on_the_page(whole: Path) -> None:
 
 def test_curves_have_their_numbers_beside(whole: Path) -> None:
     parsed = page(whole)
-    (numbers,) = [t for t, c in zip(parsed.tables, parsed.parts["caption"], strict=True)
-                  if c.startswith("Cumulative matching (CMC): hit rate in the top K, image → text")]  # fmt: skip
+    title = "Cumulative matching (CMC): hit rate in the top K, image → text, hubness correction"
+    found = zip(parsed.tables, parsed.parts["caption"], strict=True)
+    (numbers,) = [table for table, caption in found if caption.startswith(title)]
     assert numbers[0] == ["method", "stage", *(f"K = {k}" for k in range(1, 11))]
     results = read_json(whole / "results.json")
-    curve = next(r for r in results["rows"] if r["method"] == "vsepp")["curves"]["i2t"]["cmc"]
+    (vsepp,) = (r for r in results["rows"] if (r["method"], r["correction"]) == ("vsepp", "hubness"))
+    curve = vsepp["curves"]["i2t"]["cmc"]
     assert ["vsepp", "first stage", *(f"{value:.1f}" for value in curve)] in numbers
     names = {row[0] for row in numbers[1:]}
-    assert {"scm-64†", "seph-64†", "lcmfh-64†", "mhtn†", "albef"} <= names
+    assert {"scm-64†‡", "seph-64†‡", "lcmfh-64†‡", "mhtn†", "albef"} <= names
     assert not [name for name in names if "-16" in name or "-32" in name]
 
 
@@ -279,9 +289,10 @@ def test_audits_and_settings_stand_on_the_page(small: Path, tmp_path: Path) -> N
 
 
 def standing(folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
-    """The headline of a changed comparison."""
+    """The headline of a changed comparison, of which corrected rows are changed and plain ones stay."""
     results = some("cmfg", "vsepp", "clip-head")
-    results["rows"] = [row for row in results["rows"] if row["stage"] == "first_stage"]
+    rows = [row for row in results["rows"] if row["stage"] == "first_stage"]
+    results["rows"] = sorted(rows, key=lambda row: row["correction"] != "hubness")
     change(results)
     parsed = page(run(folder, results))
     return " ".join(" ".join(parsed.parts["ul"][0].split()).split())
@@ -289,8 +300,10 @@ def standing(folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
 
 def test_headline_says_so_where_cmfg_loses(tmp_path: Path) -> None:
     text = standing(tmp_path, lambda results: None)
-    assert "In the first stage vsepp has the highest rsum, 268.3 [265.0, 271.6]; cmfg, with 251.6" in text
+    column = "In the first stage, hubness correction, "
+    assert f"{column}vsepp has the highest rsum, 268.3 [265.0, 271.6]; cmfg, with 251.6" in text
     assert "is behind vsepp, clip-head: place 3 of 3. vsepp is 16.7 above it, p = 0.053, which chance may" in text
+    assert text.index("In the first stage, plain, vsepp has the highest rsum, 237.8") > text.index(column)
 
 
 def test_headline_where_cmfg_wins_is_not_tested_or_takes_no_part(tmp_path: Path) -> None:
@@ -308,6 +321,7 @@ def test_headline_where_cmfg_wins_is_not_tested_or_takes_no_part(tmp_path: Path)
     assert "vsepp was not tested against it." in standing(tmp_path / "untested", untested)
     text = standing(tmp_path / "apart", lambda results: results["rows"].pop(0))
     assert "vsepp has the highest rsum, 268.3 [265.0, 271.6]; cmfg did not take part." in text
+    assert "cmfg, with 221.0" in text, "it stays in the plain column"
     text = standing(tmp_path / "none", lambda results: results["rows"].clear())
     assert "rsum," not in text
 
@@ -324,7 +338,7 @@ def test_a_leak_is_told_everywhere(leaky: Path, small: Path) -> None:
     assert all(a["aria-label"].startswith("LEAKY") for t, a in parsed.tags if t == "svg")
     assert "✗ FAILED" in parsed.text
     assert "HONEST" in parsed.text
-    assert "286.0" in parsed.text
+    assert "255.5" in parsed.text and "286.0" not in parsed.text, "plain beside plain"
     drawn = sorted((leaky / "figures").glob("*.svg"))
     assert len(drawn) == 6
     assert all('id="warning"' in path.read_text() for path in drawn)
@@ -376,6 +390,21 @@ def test_dots_and_intervals_lie_at_their_numbers() -> None:
     bars = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_gid() is None]
     assert sorted(list(line.get_xdata()) for line in bars) == [[8, 12], [33, 36]]
     assert axes.get_xlim()[0] == 0
+
+
+def test_the_figure_of_all_columns_has_a_mark_for_each_and_lies_on_its_paper() -> None:
+    figure = drawings(comparison())[0].figure
+    (legend,) = figure.legends
+    columns = {f"{stage}, {column}" for stage in STAGES.values() for column in ("plain", "hubness correction")}
+    assert {text.get_text() for text in legend.get_texts()} == columns | {"chance: 6.3"}
+    named = {str(line.get_gid()): line for line in figure.axes[0].lines if str(line.get_gid()) in columns}
+    assert len({(line.get_marker(), line.get_color()) for line in named.values()}) == 4
+    means = {row["rsum"]["mean"] for row in comparison()["rows"] if row["correction"] == "hubness"}
+    assert means == {x for name, line in named.items() if "hubness" in name for x in line.get_xdata()}
+    png_bytes(figure)
+    ink, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert 0 <= ink.x0 <= ink.x1 <= width
+    assert 0 <= ink.y0 <= ink.y1 <= height
 
 
 def test_differences_stand_in_their_order_around_zero() -> None:
@@ -449,6 +478,8 @@ RESULTS: dict[str, tuple[Callable[[Path, str], object], str]] = {
     "words": (damage(lambda r: r["rows"][0]["rsum"].update(mean="high")), r"rows\[0\]\.rsum\.mean is no number"),
     "truth": (damage(lambda r: r["rows"][0].update(parameters=True)), r"rows\[0\]\.parameters is no number"),
     "rows": (damage(lambda r: r.update(rows={})), "rows is no list"),
+    "correction": (damage(lambda r: r["rows"][0].update(correction="hubnes")), r"rows\[0\]\.correction"),
+    "no correction": (damage(lambda r: r.pop("correction")), "no key correction"),
     "stage": (damage(lambda r: r["rows"][0].update(stage="third")), r"rows\[0\]\.stage"),
     "twice": (damage(lambda r: r["rows"].append(r["rows"][0])), "second time"),
     "path": (damage(lambda r: r["rows"][0].update(method="../x")), r"rows\[0\]\.method is no name"),

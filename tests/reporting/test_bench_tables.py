@@ -4,6 +4,8 @@ Invariants:
 - every number of results.json that a table is for stands in its row and column, in Markdown and in LaTeX alike;
 - rows fall by mean rsum, those of label relevance by mean mAP@all, those of hard negatives by all of them, whatever
   the order in the file;
+- plain and corrected rsum of a method stand side by side, and a table of one correction says which in its title;
+- a method without a correction stands plain among corrected ones, marked, and a test says with which correction;
 - bold marks the best value of a column and all values that look equal to it, and nothing that is no contest;
 - an interval that has no ends is not shown, and a number that is not finite is a dash;
 - every caption tells data set, split, counts, protocol and seeds;
@@ -61,7 +63,9 @@ def direction(at_one: float, half: float | None) -> dict[str, Any]:
     return {key: spread(mean, None if half is None else half * mean / 40) for key, mean in means.items()}
 
 
-def row(method: str, stage: str, at_one: float, half: float | None = 1.5) -> dict[str, Any]:
+def row(
+    method: str, stage: str, at_one: float, half: float | None = 1.5, correction: str = "none"
+) -> dict[str, Any]:
     ways = {"i2t": direction(at_one, half), "t2i": direction(at_one * 0.93 + 0.4, half)}
     total = sum(way[f"R@{k}"]["mean"] for way in ways.values() for k in (1, 5, 10))
     two = stage == "two_stage"
@@ -74,6 +78,7 @@ def row(method: str, stage: str, at_one: float, half: float | None = 1.5) -> dic
     return {
         "method": method,
         "stage": stage,
+        "correction": correction,
         "seeds": SEEDS if half is not None else [0],
         **ways,
         "rsum": spread(total, None if half is None else 2.2 * half),
@@ -123,11 +128,12 @@ def row(method: str, stage: str, at_one: float, half: float | None = 1.5) -> dic
 
 
 def compare(rows: list[dict[str, Any]]) -> None:
-    """Test each row against cmfg in its stage."""
-    ours = {row["stage"]: row["rsum"]["mean"] for row in rows if row["method"] == "cmfg"}
+    """Test each row against cmfg in its stage and with its correction."""
+    cmfg = {(row["stage"], row["correction"]): row["rsum"]["mean"] for row in rows if row["method"] == "cmfg"}
     for row in rows:
         if row["method"] == "cmfg":
             continue
+        ours = {stage: mean for (stage, correction), mean in cmfg.items() if correction == row["correction"]}
         difference = row["rsum"]["mean"] - ours[row["stage"]]
         p = min(1.0, 5 / (1 + difference**2))
         row["p_vs_cmfg"] = min(1.0, 3 * p)
@@ -152,8 +158,14 @@ def checks(failed: int | None = None) -> dict[str, Any]:
 
 def comparison(*, leaky: bool = False) -> dict[str, Any]:
     """What a finished comparison wrote."""
-    rows = [row(name, "first_stage", mean, None if name == "cca" else 1.5) for name, mean in FIRST.items()]
-    rows += [row(name, "two_stage", mean) for name, mean in TWO.items()]
+    rows = []
+    for correction, gain in (("none", -3.1), ("hubness", 0.0)):
+        for name, mean in FIRST.items():
+            if name not in HASHING:
+                rows.append(row(name, "first_stage", mean + gain, None if name == "cca" else 1.5, correction))
+            elif correction == "none":
+                rows.append(row(name, "first_stage", mean))
+        rows += [row(name, "two_stage", mean + gain, correction=correction) for name, mean in TWO.items()]
     protocol = "openmoji/17.0.0,hash-train=0.63,val=0.1,test=0.27,seed-0,near-0.75/test/3f9c1d7a2b"
     results: dict[str, Any] = {
         "protocol": f"LEAKY matched-pair: {protocol}" if leaky else protocol,
@@ -167,6 +179,7 @@ def comparison(*, leaky: bool = False) -> dict[str, Any]:
         "minutes": 5.0,
         "label_relevance": {"labels": 108, "chance": 12.34},
         "chance_rsum": 6.31,
+        "correction": "none" if leaky else "hubness",
         "rows": rows,
         "audits": {name: checks() for name in dict.fromkeys([*FIRST, *TWO])},
     }
@@ -192,10 +205,16 @@ def tables_of(results: dict[str, Any]) -> dict[str, Table]:
     return {table.key: table for table in comparison_tables(results)}
 
 
-def cells(table: Table, method: str, stage: str = "") -> dict[str, Any]:
+def chosen(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the recipe's correction, and of methods that have none."""
+    return [row for row in results["rows"] if row["correction"] == "hubness" or row["method"] in HASHING]
+
+
+def cells(table: Table, method: str, *names: str) -> dict[str, Any]:
     """The cells of one row under their heads; of equal heads the last."""
-    (found,) = [row for row in table.rows if row[0].text.rstrip("†") == method
-                and (not stage or row[1].text == STAGES.get(stage, stage))]  # fmt: skip
+    wanted = [STAGES.get(name, name) for name in names]
+    (found,) = [row for row in table.rows if row[0].text.rstrip("†‡") == method
+                and [cell.text for cell in row[1 : 1 + len(names)]] == wanted]  # fmt: skip
     return dict(zip(table.head, found, strict=True))
 
 
@@ -218,7 +237,7 @@ def markdown_rows(text: str) -> list[list[list[str]]]:
 
 def test_markdown_holds_every_table_with_equal_columns(results: dict[str, Any]) -> None:
     tables, read = comparison_tables(results), markdown_rows(markdown_tables(results))
-    assert len(tables) == len(read) == 12
+    assert len(tables) == len(read) == 13
     for table, rows in zip(tables, read, strict=True):
         assert len(rows) == len(table.rows) + 1
         assert {len(row) for row in rows} == {len(table.head)}
@@ -230,8 +249,9 @@ def test_markdown_holds_every_table_with_equal_columns(results: dict[str, Any]) 
 @pytest.mark.parametrize("stage", ["first_stage", "two_stage"])
 def test_instance_relevance_stands_in_its_cells(results: dict[str, Any], way: str, stage: str) -> None:
     table = tables_of(results)[f"{way}-{stage.removesuffix('_stage')}"]
-    rows = [row for row in results["rows"] if row["stage"] == stage]
+    rows = [row for row in chosen(results) if row["stage"] == stage]
     assert len(table.rows) == len(rows)
+    assert "hubness correction" in table.title
     for row in rows:
         found = cells(table, row["method"])
         for key in ("R@1", "R@5", "R@10", "P@5", "P@10", "mAP@all", "mAP@R"):
@@ -247,7 +267,7 @@ def test_instance_relevance_stands_in_its_cells(results: dict[str, Any], way: st
 
 def test_summaries_and_tests_stand_in_their_cells(results: dict[str, Any]) -> None:
     tables = tables_of(results)
-    for row in results["rows"]:
+    for row in chosen(results):
         found = cells(tables[f"summary-{row['stage'].removesuffix('_stage')}"], row["method"])
         assert found["rsum"].text == f"{row['rsum']['mean']:.1f}"
         if row["method"] == "cmfg":
@@ -255,11 +275,16 @@ def test_summaries_and_tests_stand_in_their_cells(results: dict[str, Any]) -> No
             continue
         p = row["p_vs_cmfg"]
         assert found["p vs cmfg"].text == ("<0.001" if p < 0.001 else f"{p:.3f}")
-        tested, of = cells(tables["tests"], row["method"], row["stage"]), row["tests"]
+    for row in results["rows"]:
+        if row["method"] == "cmfg":
+            continue
+        correction = "plain" if row["correction"] == "none" else "hubness correction"
+        tested, of = cells(tables["tests"], row["method"], row["stage"], correction), row["tests"]
         assert tested["difference in rsum"].text == f"{of['difference']:.1f}"
         assert tested["difference in rsum"].interval == f"[{of['lo']:.1f}, {of['hi']:.1f}]"
         if row["stage"] == "first_stage":
-            across = cells(tables["tests"], row["method"], "first stage, cmfg two stages")["difference in rsum"]
+            stage = "first stage, cmfg two stages"
+            across = cells(tables["tests"], row["method"], stage, correction)["difference in rsum"]
             assert across.text == f"{row['tests_of_two']['difference']:.1f}"
         assert tested["p, seeds"].text == "0.062"
         assert tested["p, seeds, Holm"].text == "0.312"
@@ -273,8 +298,8 @@ def test_label_relevance_cost_alignment_and_attention_stand_in_their_cells(resul
     tables = tables_of(results)
     assert "108 labels" in tables["labels"].caption
     assert "mAP@all of 12.3" in tables["labels"].caption
-    for row in results["rows"]:
-        (line,) = [r for r in tables["labels"].rows if (r[0].text.rstrip("†"), r[1].text)
+    for row in chosen(results):
+        (line,) = [r for r in tables["labels"].rows if (r[0].text.rstrip("†‡"), r[1].text)
                    == (row["method"], STAGES[row["stage"]])]  # fmt: skip
         means = [row["label"][way][key]["mean"] for way in ("i2t", "t2i") for key in
                  ("mAP@all", "mAP@50", "P@5", "P@10")]  # fmt: skip
@@ -297,15 +322,15 @@ def test_label_relevance_cost_alignment_and_attention_stand_in_their_cells(resul
 
 
 def test_hard_negatives_stand_in_their_cells(results: dict[str, Any]) -> None:
-    results["rows"][3]["hard_negatives"] = None
+    chosen(results)[3]["hard_negatives"] = None
     table = tables_of(results)["hard-negatives"]
     assert table.head == ("method", "stage", "attribute", "place", "all", "images")
-    assert len(table.rows) == len(results["rows"]) - 1
-    for row in results["rows"]:
+    assert len(table.rows) == len(chosen(results)) - 1
+    for row in chosen(results):
         if row["hard_negatives"] is None:
             continue
         (line,) = [
-            r for r in table.rows if (r[0].text.rstrip("†"), r[1].text) == (row["method"], STAGES[row["stage"]])
+            r for r in table.rows if (r[0].text.rstrip("†‡"), r[1].text) == (row["method"], STAGES[row["stage"]])
         ]
         values = row["hard_negatives"].values()
         assert [cell.text for cell in line[2:]] == [f"{value['mean']:.1f}" for value in values]
@@ -336,7 +361,7 @@ def test_rows_fall_by_rsum_and_labels_by_map(results: dict[str, Any]) -> None:
 
 
 def test_bold_marks_the_best_and_what_looks_equal(results: dict[str, Any]) -> None:
-    first = {row["method"]: row for row in results["rows"] if row["stage"] == "first_stage"}
+    first = {row["method"]: row for row in chosen(results) if row["stage"] == "first_stage"}
     first["vsepp"]["i2t"]["R@1"] = spread(23.11)
     first["pitl"]["i2t"]["R@1"] = spread(23.14)
     first["mhtn"]["train_seconds"] = 2.5
@@ -356,7 +381,7 @@ def test_bold_marks_the_best_and_what_looks_equal(results: dict[str, Any]) -> No
 
 
 def test_numbers_that_are_none_and_intervals_without_ends(results: dict[str, Any]) -> None:
-    cca = next(row for row in results["rows"] if row["method"] == "cca")
+    cca = next(row for row in chosen(results) if row["method"] == "cca")
     cca["i2t"]["MRR"] = {"mean": None, "lo": None, "hi": None}
     cca["rsum"] = {"mean": 123.4, "lo": 120.0, "hi": None}
     tables = tables_of(results)
@@ -388,7 +413,7 @@ def test_every_caption_tells_what_the_numbers_are_of(results: dict[str, Any]) ->
         assert "openmoji, test split: 1,507 images and 1,508 captions" in table.caption
         assert results["protocol"] in table.caption
         assert "Seeds 0, 1, 2, 3, 4" in table.caption
-        assert re.search(r"bootstrap|tested|test compares", table.caption)
+        assert re.search(r"bootstrap|tested|test compares|Tests stand", table.caption)
     tables = tables_of(results)
     assert "; cca: 0." in tables["summary-first"].caption
     assert "; cca" not in tables["summary-two"].caption
@@ -410,15 +435,65 @@ def test_how_many_settings_were_tried_is_told(results: dict[str, Any], counts: t
 
 def test_marked_are_exactly_the_methods_judged_by_label(results: dict[str, Any]) -> None:
     names = {row[0].text for row in tables_of(results)["summary-first"].rows}
-    assert {name.rstrip("†") for name in names if name.endswith("†")} == LABELLED
+    assert {name.rstrip("†‡") for name in names if "†" in name} == LABELLED
+
+
+def test_plain_and_corrected_rsum_stand_side_by_side(results: dict[str, Any]) -> None:
+    table, rsums = tables_of(results)["rsum"], {}
+    for each in results["rows"]:
+        rsums[each["method"], each["stage"], each["correction"]] = each["rsum"]
+    assert table.groups == (("first stage", 2), ("two stages", 2))
+    assert table.head == ("method", "plain", "corrected", "plain", "corrected")
+    assert {line[0].text.rstrip("†") for line in table.rows} == {*FIRST, *TWO}
+    places = [(stage, correction) for stage in STAGES for correction in ("none", "hubness")]
+    for line in table.rows:
+        for cell, place in zip(line[1:], places, strict=True):
+            value = rsums.get((line[0].text.rstrip("†"), *place))
+            assert cell.text == ("–" if value is None else f"{value['mean']:.1f}")
+            if value is not None and value["lo"] is not None:
+                assert cell.interval == f"[{value['lo']:.1f}, {value['hi']:.1f}]"
+    # The best of each column, and none across columns.
+    assert [[line[0].text for line in table.rows if line[i].best] for i in range(1, 5)] == [
+        ["vsepp"], ["vsepp"], ["cmfg"], ["cmfg"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("correction", "told"), [("none", "plain"), ("csls", "CSLS correction")])
+def test_tables_of_one_correction_say_which(results: dict[str, Any], correction: str, told: str) -> None:
+    """A recipe without a correction shows plain rows, and the corrected ones beside them in the first table."""
+    for each in results["rows"]:
+        if correction == "csls" and each["correction"] == "hubness":
+            each["correction"] = "csls"
+    results["correction"] = correction
+    tables = tables_of(results)
+    for key in ("summary-first", "i2t-first", "t2i-two", "hard-negatives", "labels"):
+        assert told in tables[key].title
+    of = {row["method"]: row for row in results["rows"] if row["correction"] == correction}
+    found = cells(tables["summary-two"], "albef")
+    assert found["rsum"].text == f"{of['albef']['rsum']['mean']:.1f}"
+    assert cells(tables["rsum"], "albef")["corrected"].text != cells(tables["rsum"], "albef")["plain"].text
+    marked = {row[0].text.rstrip("†‡") for row in tables["summary-first"].rows if "‡" in row[0].text}
+    assert marked == (set() if correction == "none" else set(HASHING))
+    assert ("‡ Plain" in tables["summary-first"].caption) == bool(marked)
+    assert not [row for key in ("rsum", "tests", "cost", "alignment") for row in tables[key].rows
+                if "‡" in row[0].text]  # fmt: skip
+
+
+def test_without_corrected_rows_there_is_one_column(results: dict[str, Any]) -> None:
+    results["rows"] = [row for row in results["rows"] if row["correction"] == "none"]
+    results["correction"] = "none"
+    table = tables_of(results)["rsum"]
+    assert table.head == ("method", "plain", "plain")
+    assert "corrected" not in table.caption + markdown_tables(results).split("\n## ")[0]
 
 
 def test_tables_without_rows_are_left_out(results: dict[str, Any]) -> None:
-    results["rows"] = [row for row in results["rows"] if row["stage"] == "first_stage" and row["method"] != "cmfg"]
+    rows = results["rows"]
+    results["rows"] = [row for row in rows if row["stage"] == "first_stage" and row["method"] != "cmfg"]
     results["label_relevance"] = None
     for row in results["rows"]:
         row |= {"label": None, "hard_negatives": None, "tests": None, "alignment": None}
-    assert list(tables_of(results)) == ["summary-first", "i2t-first", "t2i-first", "cost"]
+    assert list(tables_of(results)) == ["rsum", "summary-first", "i2t-first", "t2i-first", "cost"]
     results["rows"] = []
     assert tables_of(results) == {}
     assert markdown_rows(markdown_tables(results)) == []
@@ -439,7 +514,7 @@ def test_a_leak_is_told_everywhere() -> None:
     beside = tables_of(results)["honest"]
     assert "HONEST" in beside.title
     assert beside.head[2:4] == ("LEAKY", "HONEST")
-    honest = {(row["method"], row["stage"]): row for row in results["honest"]}
+    honest = {(row["method"], row["stage"]): row for row in results["honest"] if row["correction"] == "none"}
     line = next(row for row in beside.rows if row[0].text == "cmfg" and row[1].text == "two stages")
     assert line[3].text == f"{honest['cmfg', 'two_stage']['rsum']['mean']:.1f}"
     assert line[2].text == f"{results['rows'][1]['rsum']['mean']:.1f}"
@@ -510,8 +585,8 @@ def test_latex_stands_on_booktabs_alone_with_equal_columns(results: dict[str, An
     text = latex_tables(results)
     allowed = {
         "begin", "end", "centering", "caption", "label", "scriptsize", "footnotesize", "setlength", "tabcolsep",
-        "toprule", "midrule", "bottomrule", "cmidrule", "multicolumn", "textbf", "textsuperscript", "dag", "to",
-        "allowbreak", "textbackslash", "textasciitilde", "textasciicircum", "noindent",
+        "toprule", "midrule", "bottomrule", "cmidrule", "multicolumn", "textbf", "textsuperscript", "dag", "ddag",
+        "to", "allowbreak", "textbackslash", "textasciitilde", "textasciicircum", "noindent",
     }  # fmt: skip
     body = text.split("\n", 1)[1]
     assert set(re.findall(r"\\([A-Za-z]+)", body)) <= allowed

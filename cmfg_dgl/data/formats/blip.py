@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import BadItem, Dataset
 from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.formats.listing import Row, dataset_of_files
-from cmfg_dgl.data.validation import printable
+from cmfg_dgl.data.validation import parse_json, printable
 from cmfg_dgl.errors import DataError
 
 __all__ = ["BLIP", "blip"]
@@ -48,13 +47,13 @@ def blip(data: DataConfig) -> Dataset:
 BLIP = Format(
     blip,
     "images and the JSON files of BLIP under data.root; the licence is yours to know",
-    frozenset({"root"}),
+    frozenset({"root", "follow_links"}),
 )
 
 
 def _rows(path: Path, split: str) -> Iterator[Row | BadItem]:
     try:
-        records = json.loads(path.read_bytes().decode("utf-8-sig"))
+        records = parse_json(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
@@ -66,7 +65,7 @@ def _rows(path: Path, split: str) -> Iterator[Row | BadItem]:
         try:
             yield _row(record, where, split)
         except ValueError as error:
-            yield BadItem(where, str(error))
+            yield BadItem(where, str(error), split)
 
 
 def _row(record: Any, where: str, split: str) -> Row:

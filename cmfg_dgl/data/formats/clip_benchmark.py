@@ -49,7 +49,7 @@ def clip_benchmark(data: DataConfig) -> Dataset:
 CLIP_BENCHMARK = Format(
     clip_benchmark,
     "images and the files image,caption of CLIP_benchmark under data.root; as above",
-    frozenset({"root"}),
+    frozenset({"root", "follow_links"}),
 )
 
 
@@ -63,7 +63,7 @@ def _rows(path: Path, split: str) -> Iterator[Row | BadItem]:
         if match:
             yield Row(where, match[1], (_unquoted(match[2]),), split=split)
         elif line.strip():
-            yield BadItem(where, f"no image, comma and caption but {line.strip()[:40]!r}")
+            yield BadItem(where, f"no image, comma and caption but {line.strip()[:40]!r}", split)
 
 
 def _unquoted(caption: str) -> str:

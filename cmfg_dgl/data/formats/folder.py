@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -17,10 +16,15 @@ from cmfg_dgl.data.dataset import BadItem, Dataset
 from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.formats.listing import Listing, Row, file_loader, gather, listed_dataset, read_text
 from cmfg_dgl.data.images import IMAGE_SUFFIXES
-from cmfg_dgl.data.validation import path_problem, printable
+from cmfg_dgl.data.validation import caption_lines, parse_json, path_problem, printable
 from cmfg_dgl.errors import DataError
+from cmfg_dgl.ownership import MARKER, owned_files
 
 __all__ = ["FOLDER", "folder"]
+
+COLUMNS = ("image", "caption", "labels", "split")
+ABOUT = frozenset({"changelog", "copying", "credits", "licence", "license", "notice", "readme"})
+"""Names of texts that are about a folder and hold no captions."""
 
 REMEDY = "write captions.csv with the columns image,caption, or captions.jsonl, or NAME.txt beside NAME.jpg"
 
@@ -34,14 +38,15 @@ def folder(data: DataConfig) -> Dataset:
       where wanted "labels" (a list) and "split".
     - `NAME.txt` beside `NAME.jpg`: one caption a line.
 
-    Text is UTF-8; blank lines and hidden files are passed over. The id of an image is its path from `data.root`,
-    with slashes. Rows that name a split are taken at their word. What cannot be used is listed in `Dataset.bad`;
-    images are not decoded here.
+    Text is UTF-8; blank lines, hidden files and what cmfg wrote are passed over. The id of an image is its path
+    from `data.root`, with slashes. Rows that name a split are taken at their word. What cannot be used is listed in
+    `Dataset.bad`; images are not decoded here.
 
     Parameters
     ----------
     data
-        `root` is the folder. Where no row names a split, it is split by hash.
+        `root` is the folder. Where no row names a split, it is split by hash. With `follow_links`, links to files
+        and folders elsewhere are followed.
 
     Raises
     ------
@@ -54,8 +59,10 @@ def folder(data: DataConfig) -> Dataset:
     if not Path(data.root).is_dir():
         raise DataError(f"data.root={data.root}: there is no such folder")
     base = Path(data.root).resolve()
-    found = sorted(_find_images(base))
-    entries, bad = gather(base, _rows(base, found), found)
+    files = sorted(_find_files(base, data.follow_links))
+    found = [file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
+    rows = _rows(base, files, data.follow_links)
+    entries, bad = gather(base, rows, found, follow_links=data.follow_links)
     listing = Listing(base, sorted(entries, key=lambda entry: entry.image.id), bad, REMEDY)
     return listed_dataset(listing, data, load=file_loader(data))
 
@@ -63,51 +70,74 @@ def folder(data: DataConfig) -> Dataset:
 FOLDER = Format(
     folder,
     "images and captions of your own under data.root; the licence is yours to know",
-    frozenset({"root"}),
+    frozenset({"root", "follow_links"}),
 )
 
 
-def _find_images(root: Path) -> list[str]:
-    """List all files that are called images, by path from `root`; links to folders are not followed."""
+def _find_files(root: Path, follow_links: bool) -> list[str]:
+    """List all files, by path from `root`, but hidden ones, those that cmfg wrote, and folders of its runs."""
 
     def refuse(error: OSError) -> NoReturn:
         raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
 
     found: list[str] = []
-    for directory, below, files in os.walk(root, onerror=refuse):
-        below[:] = [name for name in below if not name.startswith(".")]
-        found.extend(
-            Path(directory, file).relative_to(root).as_posix()
-            for file in files
-            if not file.startswith(".") and Path(file).suffix.lower() in IMAGE_SUFFIXES
-        )
+    walked: set[str] = set()
+    written = set(owned_files(root))
+    for directory, below, files in os.walk(root, onerror=refuse, followlinks=follow_links):
+        folder = Path(directory)
+        real = os.path.realpath(folder)
+        if real in walked or (folder != root and MARKER in files):
+            below.clear()
+            continue
+        walked.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        names = ((folder / file).relative_to(root).as_posix() for file in files if not file.startswith("."))
+        found.extend(name for name in names if name not in written)
     return found
 
 
-def _rows(root: Path, found: list[str]) -> Iterator[Row | BadItem]:
+def _rows(root: Path, files: list[str], follow_links: bool) -> Iterator[Row | BadItem]:
     """Read the rows of the one listing that there is."""
     table, lines = root / "captions.csv", root / "captions.jsonl"
-    beside = {image: text for image in found if (text := (root / image).with_suffix(".txt")).is_file()}
+    texts = _texts(files)
     listings = [path.name for path in (table, lines) if path.is_file()]
-    listings += [text.relative_to(root).as_posix() for text in list(beside.values())[:1]]
-    if not listings:
-        raise DataError(f"{root}: no captions; {REMEDY}")
+    listings += [text for text, pictures in texts.items() if _readable(pictures)][:1]
     if len(listings) > 1:
         raise DataError(f"{root}: captions in {' and in '.join(listings)}; keep only one of them")
     if table.is_file():
         return _csv_rows(table)
     if lines.is_file():
         return _jsonl_rows(lines)
-    return _beside_rows(root, beside)
+    if not any(texts.values()):
+        raise DataError(f"{root}: no captions; {REMEDY}")
+    return _beside_rows(root, texts, follow_links)
+
+
+def _texts(files: list[str]) -> dict[str, list[str]]:
+    """Each NAME.txt that may hold captions to the other files that are called NAME."""
+    beside: dict[str, list[str]] = {}
+    for file in files:
+        beside.setdefault(str(Path(file).with_suffix("")), []).append(file)
+    return {
+        file: [other for other in beside[file[:-4]] if other != file]
+        for file in files
+        if file.endswith(".txt") and Path(file).stem.casefold() not in ABOUT
+    }
+
+
+def _readable(files: list[str]) -> list[str]:
+    return [file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _csv_rows(path: Path) -> Iterator[Row | BadItem]:
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         header = [cell.strip().casefold() for cell in next(reader, [])]
+        if twice := [name for name in COLUMNS if header.count(name) > 1]:
+            raise DataError(f"{path} line 1: the column {twice[0]} comes twice; an image may have several rows")
         if not {"image", "caption"} <= set(header):
             raise DataError(f"{path} line 1: no columns image,caption but {','.join(header)!r}; write that header")
-        _refuse_misspelt(header, ("image", "caption", "labels", "split"), f"{path} line 1")
+        _refuse_misspelt(header, COLUMNS, f"{path} line 1")
         for cells in reader:
             where = f"{path.name} line {reader.line_num}"
             if len(cells) == len(header):
@@ -126,7 +156,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row | BadItem]:
         if not line.strip():
             continue
         try:
-            yield _json_row(json.loads(line), where)
+            yield _json_row(parse_json(line), where)
         except (ValueError, RecursionError) as error:
             yield BadItem(where, f"not a row of captions ({error})")
 
@@ -149,15 +179,19 @@ def _json_row(record: Any, where: str) -> Row:
     return Row(where, image.strip(), tuple(captions), tuple(labels), split.strip())
 
 
-def _beside_rows(root: Path, beside: dict[str, Path]) -> Iterator[Row | BadItem]:
-    for image, path in beside.items():
-        text = path.relative_to(root).as_posix()
-        problem = path_problem(root, text)
+def _beside_rows(root: Path, texts: dict[str, list[str]], follow_links: bool) -> Iterator[Row | BadItem]:
+    for text, pictures in texts.items():
+        problem = path_problem(root, text, follow_links=follow_links)
         if problem:
             yield BadItem(printable(text), problem)
-        else:
-            lines = read_text(path).splitlines()
-            yield Row(text, image, tuple(line for line in lines if line.strip()))
+            continue
+        lines = tuple(caption_lines(read_text(root / text)))
+        for image in _readable(pictures):
+            yield Row(text, image, lines)
+        if not _readable(pictures):
+            found = f"beside {', '.join(map(printable, pictures))}" if pictures else "beside no picture"
+            read = ", ".join(sorted(IMAGE_SUFFIXES))
+            yield BadItem(printable(text), f"captions {found}; pictures are read from {read}", "", lines)
 
 
 def _refuse_misspelt(names: Iterable[str], known: tuple[str, ...], where: str) -> None:

@@ -13,16 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.cache import file_digest
-from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
+from cmfg_dgl.data.dataset import BadItem, Dataset, ImageItem
+from cmfg_dgl.data.formats.entries import Entry
 from cmfg_dgl.data.formats.first_rows import first_rows
 from cmfg_dgl.data.formats.format import Format
+from cmfg_dgl.data.formats.listing import Listing, listed_dataset
+from cmfg_dgl.data.formats.split_files import split_of
 from cmfg_dgl.data.images import decode, read_image
-from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups
 from cmfg_dgl.data.validation import caption_problem, path_problem, printable
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import canonical_json, sha256_bytes
@@ -36,18 +37,21 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture", "photo")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "sentence", "sentences")
 """Names that decide where several columns would do."""
 
-SPLITS = {"validation": "val", "valid": "val", "dev": "val"}
 ROWS = 256
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where rows come from: their tables by split, memory-mapped, the two columns, and the folder for paths."""
+    """Where rows come from: their tables by split, memory-mapped, the two columns, and the folder for paths.
+
+    Links may lead out of that folder with `follow_links`.
+    """
 
     tables: Mapping[str, Any]
     image: str
     caption: str
     base: Path | None
+    follow_links: bool
 
     def picture(self, cell: Any) -> bytes | Path:
         """The bytes of an image, or its file; raises ValueError with what is wrong."""
@@ -61,8 +65,9 @@ class _Source:
 
     def _file(self, path: str) -> Path:
         """The file under the folder of the data that a row names."""
-        problem = "the row has a path and no bytes" if self.base is None else path_problem(self.base, path)
-        if problem or self.base is None:
+        if self.base is None:
+            raise ValueError(f"{printable(path)}: the row has a path and no bytes")
+        if problem := path_problem(self.base, path, follow_links=self.follow_links):
             raise ValueError(f"{printable(path)}: {problem}")
         return self.base / path
 
@@ -75,15 +80,6 @@ class _Source:
         return decode(found, item.id, max_pixels=max_pixels, max_bytes=max_bytes)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A usable row: its image, its captions, and the split of the table that it is from."""
-
-    image: ImageItem
-    captions: list[str]
-    split: str
-
-
 def huggingface(data: DataConfig) -> Dataset:
     """Read a data set that the library `datasets` reads.
 
@@ -92,9 +88,9 @@ def huggingface(data: DataConfig) -> Dataset:
     and again when an image is decoded. `datasets` first rewrites Parquet files as Arrow files in its cache. No code
     of a data set is ever run.
 
-    A row is named by its split and number. Where there is one split only, rows are split anew, by a hash of their
-    image and captions, which does not depend on the order of the rows; near-duplicates stay together. Several
-    splits are taken as they are, with `validation`, `valid` and `dev` as `val`.
+    A row is named by its split and number; rows with equal pictures are one image. Where there is one split only,
+    images are split anew, by a hash of their bytes and captions, which does not depend on the order of the rows;
+    near-duplicates stay together. Several splits are taken as they are, see `SPLIT_NAMES`.
 
     Parameters
     ----------
@@ -125,6 +121,7 @@ def huggingface(data: DataConfig) -> Dataset:
         image=_choose(images, data.image_column, IMAGE_COLUMNS, "image", root, schema),
         caption=_choose(captions, data.caption_column, CAPTION_COLUMNS, "caption", root, schema),
         base=(path if path.is_dir() else path.parent).resolve() if path.exists() else None,
+        follow_links=data.follow_links,
     )
     for split, table in tables.items():
         if not {source.image, source.caption} <= set(table.column_names):
@@ -136,28 +133,12 @@ def huggingface(data: DataConfig) -> Dataset:
     if not entries:
         first = f" (the first of {len(bad):,}: {bad[0].reason})" if bad else ""
         raise DataError(f"data.root={root}: no row with an image and a caption{first}; see data.image_column")
-    groups, near_duplicates = near_duplicate_groups(
-        [entry.captions for entry in entries], [entry.image.sha256 for entry in entries], data.near_duplicate
-    )
-    if len(tables) == 1:
-        keys = [sha256_bytes(canonical_json([entry.image.sha256, entry.captions])) for entry in entries]
-        splits = hash_split(keys, groups, data.fractions, data.seed)
-        rule = hash_rule(data.fractions, data.seed, data.near_duplicate)
-    else:
-        splits, rule = _given(entries), "given"
-    return Dataset(
-        name=re.sub(r"[^\w.-]+", "-", path.name) if data.name == "huggingface" else data.name,
-        images=tuple(entry.image for entry in entries),
-        captions=tuple(
-            CaptionItem(f"{entry.image.id}#{n}", position, text)
-            for position, entry in enumerate(entries)
-            for n, text in enumerate(entry.captions)
-        ),
-        splits=splits,
-        rule=rule,
+    return listed_dataset(
+        Listing(path, entries, bad, "see data.image_column"),
+        data,
         load=partial(source.load, max_pixels=data.max_pixels, max_bytes=data.max_bytes),
-        bad=tuple(bad),
-        near_duplicates=near_duplicates,
+        split_by_files=True,
+        name=re.sub(r"[^\w.-]+", "-", path.name) if data.name == "huggingface" else data.name,
         notes=(
             f"images are in the column {source.image!r}, captions in {source.caption!r}",
             *_cut_note(tables, rows),
@@ -170,7 +151,7 @@ def theojiang300k(data: DataConfig) -> Dataset:
     return huggingface(data if data.root is not None else replace(data, root=THEOJIANG))
 
 
-OPTIONS = frozenset({"root", "image_column", "caption_column", "rows"})
+OPTIONS = frozenset({"root", "image_column", "caption_column", "rows", "follow_links"})
 HUGGINGFACE = Format(
     huggingface, "images and captions that datasets reads, in data.root; the licence is told there", OPTIONS
 )
@@ -273,22 +254,27 @@ def _choose(
     )
 
 
-def _entries(source: _Source, bad: list[BadItem]) -> Iterator[_Entry]:
+def _entries(source: _Source, bad: list[BadItem]) -> Iterator[Entry]:
     """The usable rows in their order; what is wrong is added to `bad`."""
-    for split, table in source.tables.items():
+    for table_name, table in source.tables.items():
+        split = split_of(table_name, "the splits of data.root") if len(source.tables) > 1 else ""
         for first in range(0, len(table), ROWS):
             part = table[first : first + ROWS]
             cells = zip(part.column(source.image), part.column(source.caption), strict=True)
             for row, (image, caption) in enumerate(cells, first):
-                name = f"{split}/{row}"
+                name, said = f"{table_name}/{row}", caption.as_py()
                 try:
                     found = source.picture(image.as_py())
-                    texts = _texts(caption.as_py())
+                    texts = _texts(said)
                     digest = file_digest(found) if isinstance(found, Path) else sha256_bytes(found)
                 except (ValueError, OSError) as error:
-                    bad.append(BadItem(name, f"row {name}: {error}"))
+                    lost = said if isinstance(said, list) else [said]
+                    words = tuple(text if isinstance(text, str) else "" for text in lost)
+                    bad.append(BadItem(name, f"row {name}: {error}", split, words))
                     continue
-                yield _Entry(ImageItem(name, name, digest), texts, SPLITS.get(split, split))
+                captions = [(f"{name}#{n}", text) for n, text in enumerate(texts)]
+                key = sha256_bytes(canonical_json([digest, texts]))
+                yield Entry(ImageItem(name, name, digest), captions, split, key, (name,))
 
 
 def _texts(cell: Any) -> list[str]:
@@ -300,8 +286,3 @@ def _texts(cell: Any) -> list[str]:
         if problem := caption_problem(text):
             raise ValueError(problem)
     return [text.strip() for text in texts]
-
-
-def _given(entries: list[_Entry]) -> dict[str, Any]:
-    names = np.asarray([entry.split for entry in entries], np.str_)
-    return {str(name): np.flatnonzero(names == name).astype(np.int64) for name in np.unique(names)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.cache import file_digest
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
+from cmfg_dgl.data.formats.entries import Entry, merge_equal_pictures
 from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.formats.listing import file_loader
 from cmfg_dgl.data.splits import parted_pictures
@@ -41,7 +41,8 @@ def karpathy(data: DataConfig) -> Dataset:
     "filepath" too, the folder of the image (`train2014`, `val2014`). Flickr30K's images lie in `flickr30k-images`.
     Images keep the order of the file, on which the folds of COCO 1K depend. The split `restval` counts as `train`
     (Faghri et al. 2018, "VSE++"). An image has up to seven captions in COCO: its first five are used, as published
-    evaluations do. An image whose bytes are also in `test` is in no other split.
+    evaluations do. Entries of a split with equal pictures are one image with the captions of all. An image whose
+    bytes are also in `test` is in no other split.
 
     Parameters
     ----------
@@ -62,68 +63,73 @@ def karpathy(data: DataConfig) -> Dataset:
     if data.root is None:
         raise DataError(f"data.root is not set; give the folder of dataset_{name}.json, data.root=DIR")
     path = Path(data.root).resolve() / f"dataset_{name}.json"
-    entries, bad = _entries(path, name)
+    listed, unused, bad = _entries(path, name, data.follow_links)
+    entries, _, merging = merge_equal_pictures(listed, within_splits=True)
     images = tuple(entry.image for entry in entries)
     splits, taken = parted_pictures(_positions(entries, path, bad), [image.sha256 for image in images])
     return Dataset(
         name=name,
         images=images,
         captions=tuple(
-            CaptionItem(f"{entry.image.id}#{n}", position, text.strip())
+            CaptionItem(caption, position, text)
             for position, entry in enumerate(entries)
-            for n, text in enumerate(entry.captions)
+            for caption, text in entry.captions
         ),
         splits=splits,
         rule="karpathy",
         load=file_loader(data),
         bad=tuple(bad),
         published=True,
-        miscounts=tuple(_miscounts(name, entries)),
-        notes=tuple(_notes(entries, len(taken))),
+        miscounts=tuple(_miscounts(name, listed)),
+        notes=(*_notes(unused, len(taken)), *merging),
     )
 
 
 FLICKR30K = Format(
     karpathy,
     "31,014 Flickr images with five captions each, under data.root; for non-commercial research",
-    frozenset({"root"}),
+    frozenset({"root", "follow_links"}),
 )
 COCO = Format(
     karpathy,
     "123,287 images of COCO 2014 with five captions each, under data.root; captions CC BY 4.0",
-    frozenset({"root"}),
+    frozenset({"root", "follow_links"}),
 )
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A usable image, its split, the captions used, and how many the file has beyond those."""
-
-    image: ImageItem
-    split: str
-    captions: list[str]
-    unused: int
-
-
-def _entries(path: Path, name: str) -> tuple[list[_Entry], list[BadItem]]:
-    """Sort the images of the file into usable and bad, both in its order."""
-    entries: list[_Entry] = []
+def _entries(path: Path, name: str, follow_links: bool) -> tuple[list[Entry], int, list[BadItem]]:
+    """Sort the images of the file into usable and bad, in its order; count the captions that are not used."""
+    entries: list[Entry] = []
     bad: list[BadItem] = []
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
+    numbers: Counter[str] = Counter()
+    unused = 0
     for number, record in enumerate(_records(path, name)):
         where = f"{path.name} images[{number}]"
         try:
             image, split, texts = _read_record(record, name)
-            problem = "comes twice in the file" if image in seen else path_problem(path.parent, image)
+            problem = path_problem(path.parent, image, follow_links=follow_links)
+            if seen.get(image, split) != split:
+                problem = f"comes twice in the file, in the splits {seen[image]} and {split}"
             if problem:
                 raise ValueError(f"{image}: {problem}")
-            seen.add(image)
-            file = path.parent / image
-            item = ImageItem(image, str(file), file_digest(file))
-            entries.append(_Entry(item, split, texts[:CAPTIONS], len(texts[CAPTIONS:])))
+            seen[image] = split
+            item = ImageItem(image, str(path.parent / image), file_digest(path.parent / image))
         except (ValueError, OSError) as error:
-            bad.append(BadItem(where, f"{where}: {error}"))
-    return entries, bad
+            bad.append(BadItem(where, f"{where}: {error}", *_lost(record)))
+            continue
+        captions = [(f"{image}#{n}", text.strip()) for n, text in enumerate(texts[:CAPTIONS], numbers[image])]
+        numbers[image] += len(captions)
+        entries.append(Entry(item, captions, split, image, (image,)))
+        unused += len(texts[CAPTIONS:])
+    return entries, unused, bad
+
+
+def _lost(record: Any) -> tuple[str, tuple[str, ...] | None]:
+    """The split of an entry that cannot be used, and its captions, as far as it tells them."""
+    split, sentences = (record.get("split"), record.get("sentences")) if isinstance(record, dict) else (None, None)
+    known = SPLITS.get(split, "") if isinstance(split, str) else ""
+    return known, ("",) * len(sentences[:CAPTIONS]) if isinstance(sentences, list) and sentences else None
 
 
 def _records(path: Path, name: str) -> list[Any]:
@@ -162,7 +168,7 @@ def _read_record(record: Any, name: str) -> tuple[str, str, list[Any]]:
     return image, SPLITS[split], texts
 
 
-def _positions(entries: list[_Entry], path: Path, bad: list[BadItem]) -> dict[str, NDArray[np.int64]]:
+def _positions(entries: list[Entry], path: Path, bad: list[BadItem]) -> dict[str, NDArray[np.int64]]:
     names = np.asarray([entry.split for entry in entries], np.str_)
     splits = {name: np.flatnonzero(names == name).astype(np.int64) for name in ("train", "val", "test")}
     empty = [name for name, positions in splits.items() if not len(positions)]
@@ -172,7 +178,7 @@ def _positions(entries: list[_Entry], path: Path, bad: list[BadItem]) -> dict[st
     return splits
 
 
-def _miscounts(name: str, entries: list[_Entry]) -> Iterator[str]:
+def _miscounts(name: str, entries: list[Entry]) -> Iterator[str]:
     """What differs from the published counts."""
     counts = Counter(entry.split for entry in entries)
     for split, count in PUBLISHED[name].items():
@@ -180,9 +186,9 @@ def _miscounts(name: str, entries: list[_Entry]) -> Iterator[str]:
             yield f"the split {split} has {counts[split]:,} images, and {count:,} as published"
 
 
-def _notes(entries: list[_Entry], taken: int) -> Iterator[str]:
+def _notes(unused: int, taken: int) -> Iterator[str]:
     """What of the file is not used."""
-    if unused := sum(entry.unused for entry in entries):
+    if unused:
         yield f"{unused:,} captions are not used: the first {CAPTIONS} of an image are"
     if taken:
         yield f"{taken:,} images of train or val are in no split: val or test has the same picture"

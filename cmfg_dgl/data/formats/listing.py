@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,14 +15,14 @@ from PIL import Image
 from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.cache import file_digest
 from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
-from cmfg_dgl.data.formats.split_files import split_files
+from cmfg_dgl.data.formats.entries import Entry, merge_equal_pictures
+from cmfg_dgl.data.formats.split_files import split_files, split_of
 from cmfg_dgl.data.images import read_image
 from cmfg_dgl.data.splits import hash_rule, hash_split, near_duplicate_groups, parted_pictures
 from cmfg_dgl.data.validation import caption_problem, path_problem, printable
 from cmfg_dgl.errors import DataError
 
 __all__ = [
-    "Entry",
     "Listing",
     "Row",
     "dataset_of_files",
@@ -45,17 +45,8 @@ class Row:
     split: str = ""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A usable image, the ids and texts of its captions, and the split that its rows name, '' for none."""
-
-    image: ImageItem
-    captions: list[tuple[str, str]]
-    split: str
-
-
 def gather(
-    root: Path, rows: Iterable[Row | BadItem], found: Iterable[str] = ()
+    root: Path, rows: Iterable[Row | BadItem], found: Iterable[str] = (), *, follow_links: bool
 ) -> tuple[list[Entry], list[BadItem]]:
     """Sort the rows by image, and the images into usable and bad; both in the order in which they are named first.
 
@@ -67,6 +58,13 @@ def gather(
         Rows, and what could not be read as one.
     found
         Paths of images that must have a row; they count as named before all others.
+    follow_links
+        Whether links may lead out of `root`.
+
+    Raises
+    ------
+    DataError
+        If a row names a split that is none.
     """
     entries: list[Entry] = []
     bad: list[BadItem] = []
@@ -77,13 +75,15 @@ def gather(
         elif not row.image:
             bad.append(BadItem(row.where, "names no image"))
         else:
+            row = replace(row, split=split_of(row.split, row.where))
             rows_of.setdefault(_posix(row.image), []).append(row)
     split_needed = any(row.split for of_image in rows_of.values() for row in of_image)
     for image, of_image in rows_of.items():
-        entry = _entry(root, image, of_image, split_needed, bad)
+        problem = path_problem(root, image, follow_links=follow_links)
+        entry = _entry(root, image, of_image, problem or _split_problem(of_image, split_needed), bad)
         if entry is not None:
             entries.append(entry)
-    return entries, [BadItem(item.id, f"{item.id}: {item.reason}") for item in bad]
+    return entries, [replace(item, reason=f"{item.id}: {item.reason}") for item in bad]
 
 
 @lru_cache(1024)
@@ -92,30 +92,37 @@ def _posix(path: str) -> str:
     return str(PurePosixPath(path))
 
 
-def _entry(root: Path, image: str, rows: list[Row], split_needed: bool, bad: list[BadItem]) -> Entry | None:
-    """Make the entry of an image with its good captions, or None; what is wrong is added to `bad`."""
-    name = printable(image)
-    problem = path_problem(root, image)
-    if problem:
-        bad.append(BadItem(name, f"{rows[0].where}: {problem}" if rows else problem))
-        return None
-    captions = good_captions(name, [(row.where, caption) for row in rows for caption in row.captions], bad)
+def _split_problem(rows: list[Row], split_needed: bool) -> str | None:
     named = sorted({row.split for row in rows if row.split})
-    if not captions:
-        bad.append(BadItem(name, "the image has no caption"))
-    elif len(named) > 1:
-        bad.append(BadItem(name, f"its rows name different splits: {', '.join(named)}"))
-    elif split_needed and not named:
-        bad.append(BadItem(name, "its rows name no split, while other images have one"))
-    else:
-        path = root / image
-        labels = tuple(sorted({label for row in rows for label in row.labels}))
-        return Entry(ImageItem(name, str(path), file_digest(path), labels), captions, "".join(named))
+    if len(named) > 1:
+        return f"its rows name different splits: {', '.join(named)}"
+    if split_needed and rows and not named:
+        return "its rows name no split, while other images have one"
     return None
 
 
-def good_captions(image: str, texts: Sequence[tuple[str, Any]], bad: list[BadItem]) -> list[tuple[str, str]]:
-    """Ids and texts of the usable captions of an image; the others are added to `bad`.
+def _entry(root: Path, image: str, rows: list[Row], problem: str | None, bad: list[BadItem]) -> Entry | None:
+    """Make the entry of an image with its good captions, or None; what is wrong is added to `bad`."""
+    name, named = printable(image), {row.split for row in rows if row.split}
+    split = "".join(named) if len(named) == 1 else ""
+    listed = [(row.where, caption) for row in rows for caption in row.captions]
+    if problem:
+        texts = tuple(caption if isinstance(caption, str) else "" for _, caption in listed)
+        bad.append(BadItem(name, f"{rows[0].where}: {problem}" if rows else problem, split, texts))
+        return None
+    captions = good_captions(name, listed, bad, split)
+    if not captions:
+        bad.append(BadItem(name, "the image has no caption", split, ()))
+        return None
+    path = root / image
+    labels = tuple(sorted({label for row in rows for label in row.labels}))
+    return Entry(ImageItem(name, str(path), file_digest(path), labels), captions, split, name, (name,))
+
+
+def good_captions(
+    image: str, texts: Sequence[tuple[str, Any]], bad: list[BadItem], split: str
+) -> list[tuple[str, str]]:
+    """Ids and texts of the usable captions of an image; the others are added to `bad`, with the split.
 
     `texts` holds pairs of where a caption stands and the caption.
     """
@@ -123,7 +130,7 @@ def good_captions(image: str, texts: Sequence[tuple[str, Any]], bad: list[BadIte
     for number, (where, caption) in enumerate(texts):
         problem = caption_problem(caption)
         if problem:
-            bad.append(BadItem(f"{image}#{number}", f"{where}: {problem}"))
+            bad.append(BadItem(f"{image}#{number}", f"{where}: {problem}", split))
         else:
             captions.append((f"{image}#{number}", caption.strip()))
     return captions
@@ -158,6 +165,7 @@ def listed_dataset(
     load: Callable[[ImageItem], Image.Image],
     name: str | None = None,
     rule: str = "",
+    split_by_files: bool = False,
     published: bool = False,
     notes: tuple[str, ...] = (),
 ) -> Dataset:
@@ -175,32 +183,32 @@ def listed_dataset(
         Name of the data set; that of the folder where left out.
     rule
         What the protocol id says before the rule of the split.
+    split_by_files
+        Whether it is whole files or tables that name a split, and not single rows: a picture may then be in several
+        splits, and `parted_pictures` takes it out of what is learnt from.
     published
-        Whether the splits that the entries name are `train`, `val` and `test` as somebody published them: pictures
-        are then compared as `parted_pictures` does.
+        Whether the splits that the entries name are such as somebody published.
 
     Raises
     ------
     DataError
         If there is no entry.
     """
-    entries, bad = listing.entries, listing.bad
+    entries, twins, merging = merge_equal_pictures(listing.entries, within_splits=split_by_files)
+    bad = [*listing.bad, *twins]
     if not entries:
-        first = f" ({len(bad)} refused, the first: {bad[0].reason})" if bad else ""
+        named = [item for item in bad if item.pairs] or bad
+        first = f" ({len(bad)} refused, the first: {named[0].reason})" if bad else ""
         raise DataError(f"{listing.base}: no image with a caption{first}; {listing.remedy}")
+    groups, near_duplicates, by_hash, bad = _split_by_hash(entries, bad, data)
     images = tuple(entry.image for entry in entries)
-    groups, near_duplicates = near_duplicate_groups(
-        [[text for _, text in entry.captions] for entry in entries],
-        [image.sha256 for image in images],
-        data.near_duplicate,
-    )
-    published = published and bool(entries[0].split)
-    if entries[0].split:
+    notes += merging
+    given = bool(entries[0].split)
+    if given:
         splits, split_rule = _given_splits(entries), "given"
     else:
-        splits = hash_split([image.id for image in images], groups, data.fractions, data.seed)
-        split_rule = hash_rule(data.fractions, data.seed, data.near_duplicate)
-    if published:
+        splits, split_rule = by_hash, hash_rule(data.fractions, data.seed, data.near_duplicate)
+    if given and split_by_files:
         splits, taken = parted_pictures(splits, [image.sha256 for image in images])
         if len(taken):
             notes += (f"{len(taken):,} images of train or val are in no split: val or test has the same picture",)
@@ -213,10 +221,38 @@ def listed_dataset(
         load=load,
         bad=tuple(bad),
         near_duplicates=near_duplicates,
-        published=published,
+        published=published and given,
         notes=notes,
         groups=groups,
     )
+
+
+def _split_by_hash(
+    entries: list[Entry], bad: list[BadItem], data: DataConfig
+) -> tuple[NDArray[np.int64], int, dict[str, NDArray[np.int64]], list[BadItem]]:
+    """Groups, near-duplicates and split by hash of the entries; the bad items with the split that they would be in.
+
+    Images that cannot be used are grouped and dealt out with the others: a file that is lost moves no other image.
+    """
+    lost = [item for item in bad if item.texts is not None]
+    texts = [[text for _, text in entry.captions] for entry in entries]
+    texts += [[text for text in item.texts or () if not caption_problem(text)] for item in lost]
+    digests = [entry.image.sha256 for entry in entries] + [f"lost {n}" for n in range(len(lost))]
+    groups, near_duplicates = near_duplicate_groups(texts, digests, data.near_duplicate)
+    keys = [entry.key for entry in entries] + [item.id for item in lost]
+    dealt = hash_split(keys, groups, data.fractions, data.seed)
+    home = {int(position): name for name, where in dealt.items() for position in where}
+    homes = {name: home[position] for position, entry in enumerate(entries) for name in entry.ids}
+    homes |= {item.id: home[len(entries) + position] for position, item in enumerate(lost)}
+    if not entries[0].split:
+        bad = [replace(item, split=homes.get(item.id) or homes.get(_image_of(item.id), "")) for item in bad]
+    splits = {name: where[where < len(entries)] for name, where in dealt.items()}
+    return groups[: len(entries)], near_duplicates, splits, bad
+
+
+def _image_of(caption: str) -> str:
+    """The id of the image in the id of its caption."""
+    return caption.rpartition("#")[0]
 
 
 def dataset_of_files(
@@ -246,8 +282,12 @@ def dataset_of_files(
         If there is no listing, or no image with a caption.
     """
     base, files = split_files(data.root, suffixes, what=what)
-    entries, bad = gather(base, (row for file, split in files for row in rows(file, split)))
-    return listed_dataset(Listing(base, entries, bad, remedy), data, load=file_loader(data), published=True)
+    entries, bad = gather(
+        base, (row for file, split in files for row in rows(file, split)), follow_links=data.follow_links
+    )
+    return listed_dataset(
+        Listing(base, entries, bad, remedy), data, load=file_loader(data), split_by_files=True, published=True
+    )
 
 
 def _given_splits(entries: list[Entry]) -> dict[str, NDArray[np.int64]]:

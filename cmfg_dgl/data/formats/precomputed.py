@@ -181,7 +181,7 @@ def _captions(block: _Block, number: int, bad: list[BadItem]) -> Iterator[tuple[
         problem = caption_problem(block.captions[line])
         if problem:
             file = block.path.name.replace("_ims.npy", "_caps.txt")
-            bad.append(BadItem(name, f"{file} line {line + 1}: {problem}"))
+            bad.append(BadItem(name, f"{file} line {line + 1}: {problem}", block.name))
         else:
             yield name, block.captions[line]
 

@@ -1,4 +1,4 @@
-"""Which of the files under data.root hold train, val and test."""
+"""What train, val and test are called, and which of the files under data.root hold them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,44 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from cmfg_dgl.errors import DataError
+from cmfg_dgl.ownership import MARKER, owned_files
 
-__all__ = ["SPLITS", "split_files"]
+__all__ = ["SPLITS", "SPLIT_NAMES", "split_files", "split_of"]
 
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "validation", "valid", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What a split may be called, in lower case, and what it is called here."""
+
+
+def split_of(name: str, where: str) -> str:
+    """The split that a listing calls `name`, in any case; '' for none.
+
+    Raises
+    ------
+    DataError
+        If it is none of `SPLIT_NAMES`; the message begins with `where`.
+    """
+    plain = name.strip().casefold()
+    if plain and plain not in SPLIT_NAMES:
+        raise DataError(
+            f"{where}: no split is called {name!r}; call it {', '.join(SPLITS)} ({', '.join(SPLIT_NAMES)} are "
+            "understood, in any case)"
+        )
+    return SPLIT_NAMES.get(plain, "")
 
 
 def split_files(
-    root: str | os.PathLike[str] | None, suffixes: Collection[str], *, what: str, folders: Collection[str] = (".",)
+    root: str | os.PathLike[str] | None, suffixes: Collection[str], *, what: str, in_folders: bool = False
 ) -> tuple[Path, list[tuple[Path, str]]]:
     """Find the files of a data set that is one file, or a folder with files.
 
-    A file of a folder belongs to the split that it names as a word: `coco_karpathy_train.json`, `train/0.tar`.
-    Either each file does and each split has one, or none does.
+    A file of a folder belongs to the split that it names as a word, see `SPLIT_NAMES`: `coco_karpathy_train.json`,
+    `validation/0.tar`. Either each file does and each split has one, or none does. Files that cmfg wrote are passed
+    over.
 
     Parameters
     ----------
@@ -30,8 +55,8 @@ def split_files(
         How the files end, in lower case.
     what
         What to call the files in errors.
-    folders
-        Where to look, from `root`.
+    in_folders
+        Whether to look into folders that are called like a split, too.
 
     Returns
     -------
@@ -51,7 +76,7 @@ def split_files(
         return base.parent, [(base, "")]
     if not base.is_dir():
         raise DataError(f"data.root={os.fspath(root)}: there is no such file or folder")
-    files = sorted(_files(base, suffixes, folders))
+    files = sorted(_files(base, suffixes, in_folders))
     if not files:
         raise DataError(f"{base}: nothing to read here; set data.root to {what}, or to the folder of several")
     named = [(file, _words(file.relative_to(base))) for file in files]
@@ -59,17 +84,24 @@ def split_files(
     return base, [(file, "".join(words)) for file, words in named]
 
 
-def _files(base: Path, suffixes: Collection[str], folders: Collection[str]) -> Iterator[Path]:
+def _files(base: Path, suffixes: Collection[str], in_folders: bool) -> Iterator[Path]:
+    folders = [base]
+    if in_folders:
+        folders += [path for path in base.iterdir() if path.name.casefold() in SPLIT_NAMES and path.is_dir()]
     for folder in folders:
-        if (base / folder).is_dir():
-            for path in (base / folder).iterdir():
-                if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file():
-                    yield path
+        if folder != base and (folder / MARKER).exists():
+            continue
+        written = owned_files(folder)
+        for path in folder.iterdir():
+            plain = path.is_file() and not path.name.startswith(".") and path.name not in written
+            if plain and path.suffix.lower() in suffixes:
+                yield path
 
 
 def _words(path: Path) -> list[str]:
     """The splits that a path names."""
-    return [name for name in SPLITS if re.search(rf"(?<![a-z]){name}(?![a-z])", path.as_posix().lower())]
+    words = re.findall(rf"(?<![a-z])(?:{'|'.join(SPLIT_NAMES)})(?![a-z])", path.as_posix().lower())
+    return sorted({SPLIT_NAMES[word] for word in words})
 
 
 def _refuse_doubt(named: list[tuple[Path, list[str]]], base: Path) -> None:

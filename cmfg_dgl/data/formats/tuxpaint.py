@@ -63,7 +63,8 @@ def tuxpaint(data: DataConfig) -> Dataset:
     texts = sorted(path.relative_to(base).as_posix() for path in base.rglob("*.txt"))
     languages: Counter[str] = Counter()
     pictureless: list[str] = []
-    entries, bad = gather(base, _rows(base, texts, data.language, languages, pictureless))
+    rows = _rows(base, texts, data, languages, pictureless)
+    entries, bad = gather(base, rows, follow_links=data.follow_links)
     _require(data.language, languages, base)
     return listed_dataset(
         Listing(base, entries, bad, REMEDY),
@@ -78,19 +79,19 @@ def tuxpaint(data: DataConfig) -> Dataset:
 TUXPAINT = Format(
     tuxpaint,
     "about 950 stamps of Tux Paint with captions in 78 languages, from a Debian package; GPL 2",
-    frozenset({"root", "language"}),
+    frozenset({"root", "language", "follow_links"}),
 )
 
 
 def _rows(
-    base: Path, texts: list[str], language: str, languages: Counter[str], pictureless: list[str]
+    base: Path, texts: list[str], data: DataConfig, languages: Counter[str], pictureless: list[str]
 ) -> Iterator[Row | BadItem]:
-    """Give a row for each stamp with a caption in `language`.
+    """Give a row for each stamp with a caption in `data.language`.
 
     Counts the stamps of each language in `languages`, and adds texts without a picture to `pictureless`.
     """
     for name in texts:
-        if problem := path_problem(base, name):
+        if problem := path_problem(base, name, follow_links=data.follow_links):
             yield BadItem(printable(name), problem)
             continue
         pictures = [image for image in (f"{name[:-4]}.png", f"{name[:-4]}.svg") if os.path.lexists(base / image)]
@@ -103,10 +104,10 @@ def _rows(
             yield BadItem(name, str(error))
             continue
         languages.update(captions.keys())
-        if language in captions:
+        if data.language in captions:
             folders = name.split("/")[:-1]
             labels = tuple("/".join(folders[: depth + 1]) for depth in range(len(folders)))
-            yield Row(name, pictures[0], (captions[language],), labels)
+            yield Row(name, pictures[0], (captions[data.language],), labels)
 
 
 def _captions(path: Path) -> dict[str, str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from PIL import Image
 
 from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.dataset import BadItem, Dataset, ImageItem
+from cmfg_dgl.data.formats.entries import Entry
 from cmfg_dgl.data.formats.format import Format
-from cmfg_dgl.data.formats.listing import Entry, Listing, good_captions, listed_dataset
-from cmfg_dgl.data.formats.split_files import SPLITS, split_files
+from cmfg_dgl.data.formats.listing import Listing, good_captions, listed_dataset
+from cmfg_dgl.data.formats.split_files import split_files
 from cmfg_dgl.data.formats.tars import Member, digest_part, members, read_part
-from cmfg_dgl.data.images import IMAGE_SUFFIXES, decode
+from cmfg_dgl.data.images import IMAGE_FORMATS, IMAGE_SUFFIXES, decode
+from cmfg_dgl.data.validation import caption_lines, parse_json
 from cmfg_dgl.errors import DataError
 
 __all__ = ["WEBDATASET", "webdataset"]
@@ -52,11 +54,11 @@ def webdataset(data: DataConfig) -> Dataset:
     ----------
     Aizman et al. 2019, "High Performance I/O For Large Scale Deep Learning" (WebDataset).
     """
-    base, shards = split_files(data.root, {".tar"}, what="a tar shard", folders=(".", *SPLITS))
+    base, shards = split_files(data.root, {".tar"}, what="a tar shard", in_folders=True)
     bad: list[BadItem] = []
     entries = [entry for shard, split in shards for entry in _entries(base, shard, split, bad)]
     load = partial(_load, max_pixels=data.max_pixels, max_bytes=data.max_bytes)
-    return listed_dataset(Listing(base, entries, bad, REMEDY), data, load=load, published=True)
+    return listed_dataset(Listing(base, entries, bad, REMEDY), data, load=load, split_by_files=True, published=True)
 
 
 WEBDATASET = Format(
@@ -69,54 +71,62 @@ WEBDATASET = Format(
 def _entries(base: Path, shard: Path, split: str, bad: list[BadItem]) -> Iterator[Entry]:
     """Give the usable samples of a shard; what is wrong is added to `bad`."""
     name = shard.relative_to(base).as_posix()
-    for key, parts in _samples(shard, name, bad).items():
-        images = [suffix for suffix in parts if suffix in IMAGE_SUFFIXES]
-        texts = [suffix for suffix in TEXTS if suffix in parts]
+    told: list[BadItem] = []
+    for key, parts in _samples(shard, told).items():
+        suffix = next((suffix for suffix in TEXTS if suffix in parts), None)
+        found: list[Any] | None = None
         try:
-            if len(images) != 1:
-                raise ValueError(f"{len(images)} images in the sample instead of one")
-            if not texts:
+            if suffix is None:
                 raise ValueError("no KEY.txt and no KEY.json in the sample")
-            text = parts[texts[0]]
-            found = _captions(read_part(shard, text.offset, text.size) if text.size <= MAX_TEXT else None, texts[0])
+            found = _captions(shard, parts[suffix], suffix)
+            image = _image(parts)
         except ValueError as error:
-            bad.append(BadItem(f"{name}/{key}", f"{name}/{key}: {error}"))
+            lost = tuple(caption if isinstance(caption, str) else "" for caption in found or ())
+            told.append(BadItem(key, str(error), split, lost if found or suffix is None else None))
             continue
-        image = parts[images[0]]
-        told: list[BadItem] = []
-        captions = good_captions(f"{name}/{image.name}", [(f"{name}/{text.name}", c) for c in found], told)
-        bad.extend(BadItem(item.id, f"{item.id}: {item.reason}") for item in told)
+        where = f"{name}/{parts[suffix].name}"
+        captions = good_captions(image.name, [(where, caption) for caption in found], told, split)
         if captions:
             source = f"{shard}:{image.offset}:{image.size}"
-            digest = digest_part(shard, image.offset, image.size)
-            yield Entry(ImageItem(f"{name}/{image.name}", source, digest), captions, split)
+            item = ImageItem(f"{name}/{image.name}", source, digest_part(shard, image.offset, image.size))
+            captions = [(f"{name}/{caption}", words) for caption, words in captions]
+            yield Entry(item, captions, split, item.id, (item.id,))
+    bad.extend(replace(item, id=f"{name}/{item.id}", reason=f"{name}/{item.id}: {item.reason}") for item in told)
 
 
-def _samples(shard: Path, name: str, bad: list[BadItem]) -> dict[str, dict[str, Member]]:
-    """Key to suffix, in lower case, to member, in the order of the shard."""
+def _samples(shard: Path, told: list[BadItem]) -> dict[str, dict[str, Member]]:
+    """Key to suffix, in lower case, to member, in the order of the shard; what is wrong is added to `told`."""
     samples: dict[str, dict[str, Member]] = {}
     for member in members(shard):
         match = re.fullmatch(r"((?:.*/)?[^./]+)(\.[^/]*)", member.name, re.DOTALL)
         if member.problem:
-            bad.append(BadItem(f"{name}/{member.name}", f"{name}/{member.name}: {member.problem}"))
+            told.append(BadItem(member.name, member.problem))
         elif match:
             parts = samples.setdefault(match[1], {})
             if match[2].lower() in parts:
-                bad.append(BadItem(f"{name}/{member.name}", f"{name}/{member.name}: comes twice in the shard"))
+                told.append(BadItem(member.name, "comes twice in the shard"))
             else:
                 parts[match[2].lower()] = member
     return samples
 
 
-def _captions(data: bytes | None, suffix: str) -> list[Any]:
+def _image(parts: dict[str, Member]) -> Member:
+    """The image of a sample; raises ValueError where there is none, or more than one."""
+    images = [suffix for suffix in parts if suffix in IMAGE_SUFFIXES]
+    if len(images) != 1:
+        raise ValueError(f"{len(images)} images in the sample instead of one ({', '.join(IMAGE_FORMATS)} are read)")
+    return parts[images[0]]
+
+
+def _captions(shard: Path, member: Member, suffix: str) -> list[Any]:
     """The captions in the text of a sample; raises ValueError with what is wrong."""
-    if data is None:
+    if member.size > MAX_TEXT:
         raise ValueError(f"KEY{suffix} is larger than {MAX_TEXT:,} bytes")
     try:
-        text = data.decode("utf-8-sig")
+        text = read_part(shard, member.offset, member.size).decode("utf-8-sig")
         if suffix == ".txt":
-            return [line for line in text.splitlines() if line.strip()] or [""]
-        record = json.loads(text)
+            return caption_lines(text) or [""]
+        record = parse_json(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"KEY{suffix} is not UTF-8 at byte {error.start}") from error
     except (ValueError, RecursionError) as error:

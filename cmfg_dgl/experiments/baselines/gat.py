@@ -160,14 +160,14 @@ class GAT(DualEncoder):
     def _layer(self, sets: dict[str, NodeSet], hidden: dict[str, Tensor]) -> dict[str, Tensor]:
         """Pooled nodes (graphs, D), unit length, of each node type after the layer."""
         relations = [r for r in self.relations if r.source in sets and r.target in sets]
-        heard: dict[str, Tensor] = {}
+        messages: dict[str, Tensor] = {}
         if relations:
             graph = build_graph(sets, relations)
             x = {kind: self.dropout(self.norm[kind](h)) for kind, h in hidden.items()}
-            heard = self.convolution(graph, x)
+            messages = self.convolution(graph, x)
         result = {}
         for kind, nodes in hidden.items():
-            after = nodes + F.relu(heard[kind].flatten(1)) * self.gain if kind in heard else nodes
+            after = nodes + F.relu(messages[kind].flatten(1)) * self.gain if kind in messages else nodes
             result[kind] = F.normalize(self.out[kind](self.dropout(self.pool(after, sets[kind].counts))), dim=1)
         return result
 

@@ -36,12 +36,12 @@ from cmfg_dgl.evaluation.ties import (
     tied_ranking,
 )
 from cmfg_dgl.experiments.baselines.method import Method, OutOfTime
-from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
+from cmfg_dgl.experiments.bench.cached_scorer import CachedScorer
+from cmfg_dgl.experiments.bench.columns import column_correction, columns_of
 from cmfg_dgl.experiments.bench.data import BenchData, Part
 from cmfg_dgl.experiments.bench.methods import make_method
 from cmfg_dgl.memory import give_freed_memory_back, peak_memory
 from cmfg_dgl.retrieval.hubness import Correction, corrected
-from cmfg_dgl.retrieval.query_bank import fit_correction
 from cmfg_dgl.retrieval.scorer import Scorer
 
 __all__ = ["chance_rsum", "evaluate_stage", "run_cell"]
@@ -71,8 +71,9 @@ def run_cell(
     Returns
     -------
     dict
-        What a file of `cells/` holds: `val` (the criterion), `stages`, costs, alignment, and with an audit also
-        `audit` and `examples`.
+        What a file of `cells/` holds: `corrections`, name of each of `columns_of` to its `val` (the criterion),
+        `alpha` and `stages`; costs, alignment; and by `correction`, the first of the columns, `val`, by which a
+        setting is chosen, and with an audit also `audit` and `examples`.
     """
     give_freed_memory_back()
 
@@ -84,21 +85,19 @@ def run_cell(
         start = time.perf_counter()
         timed_out = _fit(method, data, start + 60 * minutes)
         train_seconds = time.perf_counter() - start
-        # Only the recipe of CMFG brings a correction, and a leaky vector is no embedding of an item.
-        retrieval = data.config.retrieval
-        correction = (
-            fit_correction(method, data.training.pair_dataset, retrieval)
-            if isinstance(method, CMFGMethod) and not leaky
-            else None
-        )
-        found, scores = _evaluate(method, correction, data, leaky=leaky)
+        columns = columns_of(name, data.config, leaky=leaky)
+        corrections = {column: column_correction(column, method, data) for column in columns}
+        found, scores = _evaluate(method, corrections, data, leaky=leaky)
+    chosen = columns[0]
     x, y = method.embeddings(data.test.pair_dataset)
     record: dict[str, Any] = {
         "method": name,
         "seed": seed,
         "setting": dict(setting),
         "criterion": method.criterion,
-        **found,
+        "correction": chosen,
+        "val": found[chosen]["val"],
+        "corrections": found,
         "train_seconds": train_seconds,
         "timed_out": timed_out,
         "pairs_per_second": scores.pairs / scores.seconds if method.reranks else None,
@@ -108,36 +107,44 @@ def run_cell(
         "alignment": alignment_metrics(x, y, data.test.pair_dataset.caption_image),
     }
     if audited:
-        record["audit"] = _audit(method, correction, make(seed + 1).eval(), data)
-        record["examples"] = retrieved_examples(data.experiment.dataset, data.test.split, scores, found["alpha"])
+        record["audit"] = _audit(method, chosen, corrections[chosen], make(seed + 1).eval(), data)
+        alpha = found[chosen]["alpha"]
+        record["examples"] = retrieved_examples(data.experiment.dataset, data.test.split, scores, alpha)
     return record
 
 
 def _evaluate(
-    method: Method, correction: Correction | None, data: BenchData, *, leaky: bool
-) -> tuple[dict[str, Any], Scores]:
-    """Choose the weight of the joint score on validation, then score the test split once.
+    method: Method, corrections: Mapping[str, Correction | None], data: BenchData, *, leaky: bool
+) -> tuple[dict[str, dict[str, Any]], Scores]:
+    """Choose the weight of the joint score on validation for each column, then score the test split.
 
     Parameters
     ----------
-    correction
-        Of the method's first stage; None for its scores as they are.
+    corrections
+        Of the method's first stage by column; None for its scores as they are.
 
     Returns
     -------
     found, scores
-        {"val", "alpha", "stages"} as in `run_cell`, and the scores of the test split.
+        Column to {"val", "alpha", "stages"} as in `run_cell`, and the first column's scores of the test split. Only
+        these cost what a second stage costs: the other column shares the joint scores.
     """
-    scorer, retrieval = corrected(method, correction), data.config.retrieval
-    k = retrieval.k if method.reranks else 0
-    alpha, value = _select(method, scorer, data.val, k)
-    scores = score(scorer, data.test.pair_dataset, k=k, query_batch=retrieval.query_batch)
-    weights = {"first_stage": None} if alpha is None else {"first_stage": None, "two_stage": alpha}
-    stages = {stage: evaluate_stage(method, scores, weight, data.test) for stage, weight in weights.items()}
-    _search_database(method, scorer, data, weights, stages)
-    if not leaky:  # which compares a vector with captions that have seen it
-        _face_hard_negatives(method, scorer, data, weights, stages)
-    return {"val": value, "alpha": alpha, "stages": stages}, scores
+    cached, k = CachedScorer(method), data.config.retrieval.k if method.reranks else 0
+    scorers = {column: corrected(cached, correction) for column, correction in corrections.items()}
+    chosen = {column: _select(method, scorer, data.val, k) for column, scorer in scorers.items()}
+    found: dict[str, dict[str, Any]] = {}
+    on_test: list[Scores] = []
+    for column, scorer in scorers.items():
+        alpha, value = chosen[column]
+        scores = score(scorer, data.test.pair_dataset, k=k, query_batch=data.config.retrieval.query_batch)
+        weights = {"first_stage": None} if alpha is None else {"first_stage": None, "two_stage": alpha}
+        stages = {stage: evaluate_stage(method, scores, weight, data.test) for stage, weight in weights.items()}
+        _search_database(method, scorer, data, weights, stages)
+        if not leaky:  # which compares a vector with captions that have seen it
+            _face_hard_negatives(method, scorer, data, weights, stages)
+        found[column] = {"val": value, "alpha": alpha, "stages": stages}
+        on_test.append(scores)
+    return found, on_test[0]
 
 
 def _search_database(
@@ -290,12 +297,14 @@ def _broken_ties(direction: Direction, query_batch: int) -> Ranking:
     return Ranking.concatenate(parts)
 
 
-def _audit(method: Method, correction: Correction | None, untrained: Method, data: BenchData) -> dict[str, Any]:
+def _audit(
+    method: Method, column: str, correction: Correction | None, untrained: Method, data: BenchData
+) -> dict[str, Any]:
+    """The audit of a method with the correction of a column, its query bank included."""
     dataset = data.experiment.dataset
-    retrieval = data.config.retrieval
 
     def bank() -> BankEvidence:
-        again = fit_correction(method, data.training.pair_dataset, retrieval)
+        again = column_correction(column, method, data)
         assert again is not None
         assert correction is not None
         return BankEvidence((), (correction.images, correction.texts), (again.images, again.texts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -43,10 +43,16 @@ class BenchData:
     experiment: Experiment
 
     @classmethod
-    def prepare(cls, config: Config, progress: Callable[[str, int, int], None] | None) -> BenchData:
-        """Read the data set and extract, or find, its features."""
+    def prepare(
+        cls,
+        config: Config,
+        progress: Callable[[str, int, int], None] | None,
+        *,
+        evaluated: Sequence[str] = (),
+    ) -> BenchData:
+        """Read the data set and extract, or find, its features; parameters and errors as `Experiment.prepare`."""
         select_device(config)
-        return cls(config, Experiment.prepare(config, progress, splits=("train", "val", "test")))
+        return cls(config, Experiment.prepare(config, progress, trained=True, evaluated=evaluated))
 
     @cached_property
     def widths(self) -> dict[str, int]:
@@ -73,7 +79,7 @@ class BenchData:
     def searched(self) -> Part:
         """What the test split's queries search under label relevance: its database, or the test split itself."""
         split, queries = self.experiment.searched("test")
-        return self.test if queries is None else replace(self._part(split), queries=queries)
+        return self.test if queries is None else self._part(split, queries)
 
     def identity(self, splits: Iterable[str]) -> dict[str, Any]:
         """What says which items, features and metrics these are: protocol ids of splits, names of the stores."""
@@ -84,8 +90,9 @@ class BenchData:
             "metrics": DEFINITIONS,
         }
 
-    def _part(self, split: Split) -> Part:
-        return Part(split, self.experiment.pair_dataset(split), self.experiment.labels(split))
+    def _part(self, split: Split, queries: Tensor | None = None) -> Part:
+        labels = self.experiment.labels(split, queries)
+        return Part(split, self.experiment.pair_dataset(split), labels, queries)
 
     @cached_property
     def training(self) -> TrainingSet:

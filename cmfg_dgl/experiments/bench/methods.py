@@ -24,6 +24,7 @@ from cmfg_dgl.experiments.baselines.uniter import UNITER
 from cmfg_dgl.experiments.baselines.vsepp import VSEpp
 from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
 from cmfg_dgl.experiments.bench.matched_pair import MatchedPairCMFG
+from cmfg_dgl.experiments.cache import placeless
 from cmfg_dgl.graph.relations import make_relations
 
 __all__ = ["METHODS", "make_method", "method_class", "recipe_of"]
@@ -92,10 +93,10 @@ def make_method(
 def recipe_of(name: str, config: Config) -> str:
     """What a method and its evaluation read of a recipe besides data and features, as YAML.
 
-    For cmfg all of it, for the others how they are searched and what `make_method` hands them: another setting of
-    cmfg leaves their results as they are.
+    For cmfg all of it but the run directory, which a comparison does not write. For the others how they are
+    searched and what `make_method` hands them: another setting of cmfg leaves their results as they are.
     """
     kind = method_class(name)
     if issubclass(kind, CMFGMethod):
-        return to_yaml(config)
+        return to_yaml(placeless(config))
     return to_yaml(config.retrieval) + (to_yaml(config.graph) if issubclass(kind, GAT) else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,27 +11,47 @@ from numpy.typing import NDArray
 
 from cmfg_dgl.config import BenchConfig
 from cmfg_dgl.evaluation.significance import holm, mean_interval, paired_bootstrap, sign_flip
+from cmfg_dgl.experiments.bench.columns import PLAIN
 
-__all__ = ["OURS", "collect"]
+__all__ = ["OURS", "Compared", "collect"]
 
 Record = dict[str, Any]
 OURS = "cmfg"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The split on which methods are compared.
+
+    Parameters
+    ----------
+    images
+        How many images it has.
+    caption_image
+        int64, (M,): image of each caption; images are resampled with their captions.
+    label_relevance
+        How many labels there are, the mAP@all of chance, and the images searched if not those of the split.
+    chance
+        Rsum of random scores.
+    """
+
+    protocol: str
+    dataset: str
+    images: int
+    caption_image: NDArray[np.int64]
+    label_relevance: Record | None
+    chance: float
 
 
 def collect(
     cells: Mapping[str, Sequence[Record]],
     searches: Mapping[str, Sequence[Record]],
     config: BenchConfig,
+    compared: Compared,
     *,
-    protocol: str,
-    dataset: str,
-    images: int,
-    caption_image: NDArray[np.int64],
-    label_relevance: Record | None,
-    chance: float,
     honest: Record | None = None,
 ) -> Record:
-    """What `results.json` holds.
+    """What `results.json` holds: a row for each method, stage and correction, tested within stage and correction.
 
     Parameters
     ----------
@@ -38,53 +59,82 @@ def collect(
         Method to the record of each seed.
     searches
         Method to the records of its trials.
-    caption_image
-        int64, (M,): image of each caption of the test split; images are resampled with their captions.
-    label_relevance
-        How many labels there are, the mAP@all of chance, and the images searched if not those of the test split.
     honest
         For a leaky comparison the results of the honest one, whose rows stand beside.
     """
-    rows = [
-        _row(name, stage, records, searches[name])
-        for stage in ("first_stage", "two_stage")
-        for name, records in cells.items()
-        if stage in records[0]["stages"]
-    ]
-    for stage, ours, key in (
-        ("first_stage", "first_stage", "tests"),
-        ("two_stage", "two_stage", "tests"),
-        ("first_stage", "two_stage", "tests_of_two"),
-    ):
-        found = _compare([row for row in rows if row["stage"] == stage], ours, cells, images, caption_image)
-        for row, test in found:
-            row[key] = test
-    for row in rows:
-        row["p_vs_cmfg"] = row["tests"] and row["tests"]["p_queries_holm"]
+    columns = sorted({column for records in cells.values() for column in records[0]["corrections"]} - {PLAIN})
+    rows = []
+    for column in (PLAIN, *columns):
+        there = {name: records for name, records in cells.items() if column in records[0]["corrections"]}
+        rows += _column_rows(column, there, searches, compared)
     return {
-        "protocol": protocol if honest is None else f"LEAKY matched-pair: {protocol}",
-        "dataset": dataset,
+        "protocol": compared.protocol if honest is None else f"LEAKY matched-pair: {compared.protocol}",
+        "dataset": compared.dataset,
         "split": "test",
         "leaky": honest is not None,
-        "n_images": images,
-        "n_captions": len(caption_image),
+        "n_images": compared.images,
+        "n_captions": len(compared.caption_image),
         "seeds": list(config.seeds),
         "trials": config.trials,
         "minutes": config.minutes,
-        "label_relevance": label_relevance,
-        "chance_rsum": chance,
+        "label_relevance": compared.label_relevance,
+        "chance_rsum": compared.chance,
+        "correction": _chosen_correction(cells),
         "rows": rows,
         "audits": {name: next(r["audit"] for r in records if "audit" in r) for name, records in cells.items()},
         **({} if honest is None else {"honest": honest["rows"]}),
     }
 
 
-def _row(name: str, stage: str, records: Sequence[Record], trials: Sequence[Record]) -> Record:
-    stages = [record["stages"][stage] for record in records]
+def _chosen_correction(cells: Mapping[str, Sequence[Record]]) -> str:
+    """The correction of the recipe, which chose the settings; plain where no method has more than that column."""
+    chosen = (records[0]["correction"] for records in cells.values() if len(records[0]["corrections"]) > 1)
+    return next(chosen, PLAIN)
+
+
+def _column_rows(
+    column: str,
+    cells: Mapping[str, Sequence[Record]],
+    searches: Mapping[str, Sequence[Record]],
+    compared: Compared,
+) -> list[Record]:
+    """The rows of one correction; a row is tested against CMFG's of the same correction, and no other."""
+    by_stage = {
+        stage: {
+            name: _row(name, stage, column, records, searches[name])
+            for name, records in cells.items()
+            if stage in records[0]["corrections"][column]["stages"]
+        }
+        for stage in ("first_stage", "two_stage")
+    }
+    for stage, ours, key in (
+        ("first_stage", "first_stage", "tests"),
+        ("two_stage", "two_stage", "tests"),
+        ("first_stage", "two_stage", "tests_of_two"),
+    ):
+        if OURS not in by_stage[ours]:
+            continue
+        stages = {
+            name: [record["corrections"][column]["stages"] for record in cells[name]]
+            for name in (*by_stage[stage], OURS)
+        }
+        theirs = {name: [s[stage] for s in stages[name]] for name in by_stage[stage] if name != OURS}
+        for name, test in _tests(theirs, [s[ours] for s in stages[OURS]], compared).items():
+            by_stage[stage][name][key] = test
+    rows = [row for rows in by_stage.values() for row in rows.values()]
+    for row in rows:
+        row["p_vs_cmfg"] = row["tests"] and row["tests"]["p_queries_holm"]
+    return rows
+
+
+def _row(name: str, stage: str, column: str, records: Sequence[Record], trials: Sequence[Record]) -> Record:
+    measured = [record["corrections"][column] for record in records]
+    stages = [each["stages"][stage] for each in measured]
     first = stages[0]
     return {
         "method": name,
         "stage": stage,
+        "correction": column,
         "seeds": [record["seed"] for record in records],
         **{way: _intervals([s[way] for s in stages]) for way in ("i2t", "t2i")},
         "rsum": _interval([s["rsum"] for s in stages]),
@@ -98,7 +148,7 @@ def _row(name: str, stage: str, records: Sequence[Record], trials: Sequence[Reco
         if first["recall_at_k_bound"] is None
         else {way: float(np.mean([s["recall_at_k_bound"][way] for s in stages])) for way in ("i2t", "t2i")},
         "k": first["k"],
-        "alpha": None if stage == "first_stage" else _interval([record["alpha"] for record in records]),
+        "alpha": None if stage == "first_stage" else _interval([each["alpha"] for each in measured]),
         "p_vs_cmfg": None,
         "tests": None,
         "tests_of_two": None,
@@ -155,46 +205,34 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _compare(
-    rows: Sequence[Record],
-    stage: str,
-    cells: Mapping[str, Sequence[Record]],
-    images: int,
-    caption_image: NDArray[np.int64],
-) -> list[tuple[Record, Record]]:
-    """Test the rsum of each row of other methods against CMFG's in `stage`, p corrected over the rows."""
-    if OURS not in cells or stage not in cells[OURS][0]["stages"]:
-        return []
-    ours = cells[OURS]
-    clusters = [np.arange(images, dtype=np.int64), np.asarray(caption_image, np.int64)]
-    others = [row for row in rows if row["method"] != OURS]
-    tests: list[Record] = []
-    for row in others:
-        theirs = cells[row["method"]]
-        differences = [
-            _per_query(theirs, row["stage"], way) - _per_query(ours, stage, way) for way in ("i2t", "t2i")
-        ]
-        found = paired_bootstrap(differences, clusters, images)
-        by_seed = [
-            a["stages"][row["stage"]]["rsum"] - b["stages"][stage]["rsum"]
-            for a, b in zip(theirs, ours, strict=True)
-        ]
-        tests.append(
-            {
-                "difference": found.value,
-                "lo": found.lo,
-                "hi": found.hi,
-                "p_queries": found.p,
-                "p_seeds": sign_flip(by_seed),
-            }
-        )
+def _tests(others: Mapping[str, Sequence[Record]], ours: Sequence[Record], compared: Compared) -> dict[str, Record]:
+    """Tests of the rsum of each other method against CMFG's, p corrected over these methods.
+
+    Parameters
+    ----------
+    others, ours
+        What `evaluate_stage` gave for each seed.
+    """
+    clusters = [np.arange(compared.images, dtype=np.int64), np.asarray(compared.caption_image, np.int64)]
+    tests: dict[str, Record] = {}
+    for name, theirs in others.items():
+        differences = [_per_query(theirs, way) - _per_query(ours, way) for way in ("i2t", "t2i")]
+        found = paired_bootstrap(differences, clusters, compared.images)
+        by_seed = [a["rsum"] - b["rsum"] for a, b in zip(theirs, ours, strict=True)]
+        tests[name] = {
+            "difference": found.value,
+            "lo": found.lo,
+            "hi": found.hi,
+            "p_queries": found.p,
+            "p_seeds": sign_flip(by_seed),
+        }
     for kind in ("p_queries", "p_seeds"):
-        for test, corrected in zip(tests, holm([test[kind] for test in tests]), strict=True):
-            test[f"{kind}_holm"] = corrected
-    return list(zip(others, tests, strict=True))
+        for test, adjusted in zip(tests.values(), holm([test[kind] for test in tests.values()]), strict=True):
+            test[f"{kind}_holm"] = adjusted
+    return tests
 
 
-def _per_query(records: Sequence[Record], stage: str, way: str) -> NDArray[np.float64]:
+def _per_query(stages: Sequence[Record], way: str) -> NDArray[np.float64]:
     """R@1 + R@5 + R@10 of each query, mean over seeds."""
-    mean: NDArray[np.float64] = np.mean([record["stages"][stage]["per_query"][way] for record in records], axis=0)
+    mean: NDArray[np.float64] = np.mean([stage["per_query"][way] for stage in stages], axis=0)
     return mean

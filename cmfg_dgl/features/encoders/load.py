@@ -34,6 +34,7 @@ def load_encoders(config: Config, *, compiled: bool = False) -> tuple[VisionEnco
             image_size=features.image_size,
             device=device,
             compile_batch=features.batch_size if compiled else None,
+            max_pixels=config.data.max_pixels,
         )
     if features.image_pool > 1 or features.image_project is not None:
         vision = ReducedVision(vision, pool=features.image_pool, project=features.image_project)

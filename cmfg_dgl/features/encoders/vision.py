@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.data.images import MAX_PIXELS
+from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.encoders.compiled import CompiledBatches
 from cmfg_dgl.features.encoders.pretrained import (
     describe_folder,
@@ -212,6 +213,8 @@ class PatchTransformer(VisionEncoder):
         Where the model runs.
     compile_batch
         Images of a batch that the model is compiled for; None to run it as it is.
+    max_pixels
+        Most pixels that an image may be resized to.
 
     References
     ----------
@@ -220,13 +223,21 @@ class PatchTransformer(VisionEncoder):
     """
 
     def __init__(
-        self, *, name: str, folder: Path, image_size: int | None, device: str, compile_batch: int | None = None
+        self,
+        *,
+        name: str,
+        folder: Path,
+        image_size: int | None,
+        device: str,
+        compile_batch: int | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.name = name
         self._folder = folder
         self._image_size = image_size
         self._device = device
         self._compile_batch = compile_batch
+        self._max_pixels = max_pixels
 
     @cached_property
     def _description(self) -> dict[str, Any]:
@@ -261,11 +272,29 @@ class PatchTransformer(VisionEncoder):
         return getattr(model, "vision_model", model).eval().to(self._device)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Pixels of one RGB image from the model's own image processor, float32 (3, height, width)."""
+        """Pixels of one RGB image from the model's own image processor, float32 (3, height, width).
+
+        Raises
+        ------
+        DataError
+            If the image is so long and thin that its short side would be resized to more than `max_pixels`.
+        """
+        self._refuse_thin(image)
         side = self._image_size
         resize = {} if side is None else {"size": {"height": side, "width": side}, "do_center_crop": False}
         pixels: Tensor = self._processor(image, return_tensors="pt", **resize)["pixel_values"][0]
         return pixels
+
+    def _refuse_thin(self, image: Image.Image) -> None:
+        size = dict(getattr(self._processor, "size", None) or {})
+        if self._image_size is not None or not size.get("shortest_edge"):
+            return
+        rows, columns = self._resized(image.width, image.height)
+        if rows * columns > self._max_pixels:
+            raise DataError(
+                f"{image.width} x {image.height} pixels, which {self.name} would resize to {columns:,} x {rows:,}, "
+                f"more than data.max_pixels={self._max_pixels:,}; crop it"
+            )
 
     def view(self, width: int, height: int) -> Box:
         """The part of a picture that the patches cover; a crop at the centre leaves a margin out.
@@ -371,7 +400,12 @@ def _nodes(values: Tensor, rows: int, columns: int) -> Nodes:
 
 
 def load_vision(
-    name: str, *, image_size: int | None, device: str, compile_batch: int | None = None
+    name: str,
+    *,
+    image_size: int | None,
+    device: str,
+    compile_batch: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> VisionEncoder:
     """Choose the image encoder that a configuration names.
 
@@ -385,6 +419,8 @@ def load_vision(
         Where the encoder runs.
     compile_batch
         Images of a batch that the encoder is compiled for by torch.compile, see `CompiledBatches`; None not to.
+    max_pixels
+        Most pixels that an image may be resized to.
 
     Raises
     ------
@@ -398,5 +434,10 @@ def load_vision(
     folder = locate_model(name, "features.vision", HybridStem.name)
     short = re.sub(r"[^\w.-]+", "-", folder.name if Path(name).expanduser().is_dir() else name)
     return PatchTransformer(
-        name=short, folder=folder, image_size=image_size, device=device, compile_batch=compile_batch
+        name=short,
+        folder=folder,
+        image_size=image_size,
+        device=device,
+        compile_batch=compile_batch,
+        max_pixels=max_pixels,
     )

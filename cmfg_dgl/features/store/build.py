@@ -66,11 +66,17 @@ def build_store(
     """
     folder = spec.folder
     if not force and (folder / INDEX).exists():
-        return FeatureStore.open(folder, spec.key)
+        store = FeatureStore.open(folder, spec.key)
+        if not spec.retries(store.quarantined, store.limits):
+            return store
     with _lock(folder, shared=False):
         if force:
             # The index first: a store without shards must not look finished.
             _remove(folder, [*folder.glob(INDEX), *folder.glob("shard-*")])
+        elif (folder / INDEX).exists():
+            store = FeatureStore.open(folder, spec.key)
+            if spec.retries(store.quarantined, store.limits):
+                _remove(folder, [folder / INDEX])
         if not (folder / INDEX).exists():
             _tidy(spec)
             try:
@@ -157,7 +163,7 @@ def _complete(
             progress(items, total)
 
     for number in numbers:
-        record = finished_record(spec.path(number), spec.key, shards[number])
+        record = finished_record(spec, number)
         if record is None:
             missing.append(number)
             continue
@@ -184,7 +190,7 @@ def _write_here(
     for number in numbers:
         items = spec.shards[number]
         content = make_shard(items, _shifted(tell, done))
-        yield number, write_shard(spec.path(number), spec.key, items, content)
+        yield number, write_shard(spec, number, content)
         done += len(items)
 
 
@@ -194,11 +200,11 @@ def _shifted(tell: Callable[[int], object], done: int) -> Callable[[int], object
 
 def _found(spec: StoreSpec, number: int, sources: Sequence[Path]) -> Record | None:
     """The record of a shard that lies in the store's folder or is copied there from the first source with it."""
-    path, items = spec.path(number), spec.shards[number]
-    if record := finished_record(path, spec.key, items):
+    path = spec.path(number)
+    if record := finished_record(spec, number):
         return record
     for source in sources:
-        if record := finished_record(source / path.name, spec.key, items):
+        if record := finished_record(spec, number, source):
             _copy(source / path.name, path)
             write_checksummed(path.with_suffix(".json"), record)
             return record
@@ -246,6 +252,7 @@ def _write_index(spec: StoreSpec, width: int, records: list[Record]) -> None:
         "key": spec.key,
         "width": width,
         "quarantined": {item: reason for record in records for item, reason in record["quarantined"].items()},
+        "limits": _least([record.get("limits", {}) for record in records if record["quarantined"]]),
         "truncated": sum(record["truncated"] for record in records),
         # Shards of version 0.1 do not count them.
         "unknown": sum(record.get("unknown", 0) for record in records),
@@ -255,3 +262,9 @@ def _write_index(spec: StoreSpec, width: int, records: list[Record]) -> None:
         "ids": list(spec.ids),
     }
     write_checksummed(spec.folder / INDEX, index)
+
+
+def _least(limits: list[dict[str, int]]) -> dict[str, int]:
+    """The least of each limit."""
+    names = {name for given in limits for name in given}
+    return {name: min(given.get(name, 0) for given in limits) for name in sorted(names)}

@@ -72,6 +72,8 @@ class FeatureStore:
         Ids of all items of the data set, in its order.
     quarantined
         Id to reason of the items without features.
+    limits
+        Upper bounds under which items were quarantined, see `StoreSpec`.
     truncated, unknown
         How many captions were cut, and how many of their tokens are unknown to the encoder.
     width
@@ -84,6 +86,7 @@ class FeatureStore:
         self.kind: str = self.key["kind"]
         self.ids: tuple[str, ...] = tuple(index["ids"])
         self.quarantined: dict[str, str] = index["quarantined"]
+        self.limits: dict[str, int] = index.get("limits", {})
         self.truncated: int = index["truncated"]
         self.unknown: int = index.get("unknown", 0)
         self.width: int = index["width"]

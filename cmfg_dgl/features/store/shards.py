@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -69,18 +69,25 @@ class StoreSpec:
         Ids of all items, in the order of the data set.
     shard_items
         Items of a shard.
+    limits
+        Upper bounds for an item, by name: one that was quarantined under lower ones is tried again.
     """
 
     folder: Path
     key: dict[str, Any]
     ids: tuple[str, ...]
     shard_items: int
+    limits: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def shards(self) -> list[range]:
         """The positions of the items of each shard."""
         count, size = len(self.ids), self.shard_items
         return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+    def retries(self, quarantined: Mapping[str, str], limits: Mapping[str, int]) -> bool:
+        """Whether one of the items that were quarantined under some limits may be usable under those of now."""
+        return bool(quarantined) and any(limit > limits.get(name, 0) for name, limit in self.limits.items())
 
     def path(self, number: int) -> Path:
         """Where a shard lies."""
@@ -95,7 +102,7 @@ def shard_bytes(content: ShardContent) -> bytes:
     return data
 
 
-def write_shard(path: Path, key: dict[str, Any], items: range, content: ShardContent) -> Record:
+def write_shard(spec: StoreSpec, number: int, content: ShardContent) -> Record:
     """Write a shard, then its record, which is what makes it count.
 
     Raises
@@ -103,6 +110,7 @@ def write_shard(path: Path, key: dict[str, Any], items: range, content: ShardCon
     DataError
         If the disk is full or cannot be written; a shard that was finished before is still whole.
     """
+    path, items = spec.path(number), spec.shards[number]
     data = shard_bytes(content)
     record = {
         "file": path.name,
@@ -113,27 +121,37 @@ def write_shard(path: Path, key: dict[str, Any], items: range, content: ShardCon
         "quarantined": content.quarantined,
         "truncated": content.truncated,
         "unknown": content.unknown,
-        "key": key,
+        "key": spec.key,
     }
+    if content.quarantined:
+        record["limits"] = dict(spec.limits)
     with disk_errors(path.parent):
         write_atomic(path, lambda temporary: temporary.write_bytes(data))
     write_checksummed(path.with_suffix(".json"), record)
     return record
 
 
-def finished_record(path: Path, key: dict[str, Any], items: range) -> Record | None:
+def finished_record(spec: StoreSpec, number: int, folder: Path | None = None) -> Record | None:
     """Read the record of a shard that an earlier build finished; None where it must be made.
+
+    Parameters
+    ----------
+    folder
+        Where the shard may lie, if not in the folder of the store.
 
     Raises
     ------
     DataError
         If the shard is whole and of another encoder or data set: to replace it is for the person to decide.
     """
+    path, items = (folder or spec.folder) / spec.path(number).name, spec.shards[number]
     try:
         record = read_checksummed(path.with_suffix(".json"))
         if sha256_file(path) != record["sha256"] or "key" not in record:
             return None
     except (DataError, OSError):
         return None
-    require_key(path, key, record["key"])
+    require_key(path, spec.key, record["key"])
+    if spec.retries(record["quarantined"], record.get("limits", {})):
+        return None
     return record if (record["first"], record["last"]) == (items.start, items.stop) else None

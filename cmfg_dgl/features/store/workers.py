@@ -91,5 +91,4 @@ def _end_with_parent() -> None:
 
 def _write(number: int) -> tuple[int, Record]:
     make_shard, spec = _job
-    items = spec.shards[number]
-    return number, write_shard(spec.path(number), spec.key, items, make_shard(items, lambda done: None))
+    return number, write_shard(spec, number, make_shard(spec.shards[number], lambda done: None))

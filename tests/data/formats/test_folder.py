@@ -2,7 +2,9 @@
 
 - The three kinds of listing say the same; more than one of them, or none, is an error.
 - What is bad is listed with its reason, and nothing else is lost with it.
-- No path leads out of the folder.
+- No path leads out of the folder, but links where they may.
+- Texts without a picture that is read, columns and keys that come twice, and split names that are none are told;
+  only line feeds end a caption; what cmfg wrote is no picture.
 - Every image is in exactly one split, no normalised caption or digest in two; neither the order of rows
   and files nor unrelated images move an image.
 """
@@ -28,6 +30,7 @@ from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.formats.folder import folder
 from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import DataError
+from cmfg_dgl.ownership import claim, write_owned
 
 FRACTIONS = {"train": 0.6, "val": 0.1, "test": 0.3}
 
@@ -133,7 +136,7 @@ def test_a_root_that_is_none(root: Path, value: str | None) -> None:
 
 def test_no_usable_pair_is_an_error_with_the_remedy(root: Path) -> None:
     (root / "captions.csv").write_text("image,caption\nb.png,\n")
-    with pytest.raises(DataError, match=r"no image with a caption .*a\.jpg.*write captions\.csv"):
+    with pytest.raises(DataError, match=r"no image with a caption \(4 refused, the first: b\.png#0: .*write"):
         read(root)
 
 
@@ -238,11 +241,13 @@ def test_no_path_leads_out(root: Path, tmp_path_factory: pytest.TempPathFactory)
     dataset = read(root)
     assert set(bad(dataset)) == set(names)
     assert texts(dataset) == {
-        **WANTED, "inner.png": ["a dog, running"], "sub/c.png": [*WANTED["sub/c.png"], "again"],
-    }  # fmt: skip
+        **WANTED,
+        "b.png": [*WANTED["b.png"], "a dog, running"],  # of inner.png, which is the same picture
+        "sub/c.png": [*WANTED["sub/c.png"], "again"],
+    }
     for name in (up, str(outside / "secret.png"), "link.png", "door/secret.png", "sub/../b.png"):
         assert "leads out of data.root" in bad(dataset)[name]
-    assert homes(dataset)["inner.png"] == homes(dataset)["b.png"]
+    assert {caption.id for caption in dataset.captions} >= {"b.png#1", "inner.png#0"}
 
 
 def test_a_text_that_links_out_is_not_read(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -268,6 +273,111 @@ def test_hidden_files_are_passed_over(root: Path) -> None:
     (root / "._b.png").write_bytes(b"x")
     (root / "captions.csv").write_text(as_csv(ROWS), encoding="utf-8")
     assert read(root).bad == ()
+
+
+LINKED = {"csv": "captions.csv", "beside": "b.txt"}
+
+
+@pytest.mark.parametrize("kind", LINKED)
+def test_links_that_lead_out_may_be_followed(
+    root: Path, kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    draw(outside / "far.png", 7)
+    (outside / "far.txt").write_text("far away")
+    (outside / "back").symlink_to(root)
+    (root / "link.png").symlink_to(outside / "far.png")
+    (root / "folder").symlink_to(outside)
+    if kind == "csv":
+        draw(outside / "other.png", 8)
+        (root / "captions.csv").write_text(as_csv([("link.png", "far away"), ("folder/other.png", "another")]))
+        (outside / "far.txt").unlink()
+        wanted = {"folder/other.png": ["another"], "link.png": ["far away"]}
+    else:
+        (root / "b.txt").write_text("near")
+        (root / "link.txt").symlink_to(outside / "far.txt")
+        wanted = {"b.png": ["near"], "folder/far.png": ["far away", "far away"]}
+    if kind == "csv":
+        with pytest.raises(DataError, match=r"link\.png: captions\.csv line 2: .*data\.follow_links=true"):
+            read(root)
+    else:
+        assert "data.follow_links=true" in bad(read(root))["link.png"]
+    dataset = read(root, follow_links=True)
+    assert texts(dataset) == wanted
+    assert all(dataset.load(image).size == (8, 8) for image in dataset.images)
+    with pytest.raises(DataError):
+        (root / "captions.csv").write_text(as_csv([("../outside.png", "x")]))
+        read(root, follow_links=True)
+
+
+UNREAD = ("pear.jfif", "pear.avif", "pear.HEIC", None)
+
+
+@pytest.mark.parametrize("picture", UNREAD)
+def test_a_text_without_a_picture_that_is_read_is_named(root: Path, picture: str | None) -> None:
+    (root / "b.txt").write_text("a dog")
+    (root / "pear.txt").write_text("a pear\n\nanother pear\n")
+    (root / "README.txt").write_text("about this folder")
+    if picture:
+        (root / picture).write_bytes(b"x")
+    dataset = read(root)
+    assert texts(dataset) == {"b.png": ["a dog"]}
+    found = {item.id: item for item in dataset.bad}
+    assert set(found) == {"pear.txt", "a.jpg", "sub/c.png"}
+    assert found["pear.txt"].pairs == 2 and found["a.jpg"].pairs == 0
+    assert (picture or "no picture") in found["pear.txt"].reason and ".webp" in found["pear.txt"].reason
+
+
+def test_texts_beside_pictures_of_other_formats_alone(root: Path) -> None:
+    for name in ("a.jpg", "b.png", "sub/c.png"):
+        (root / name).rename((root / name).with_suffix(".avif"))
+        (root / name).with_suffix(".txt").write_text("words")
+    with pytest.raises(
+        DataError, match=r"3 refused, the first: a\.txt: captions beside a\.avif; pictures are read"
+    ):
+        read(root)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_line_feeds_end_a_caption(root: Path, end: str) -> None:
+    captions = ["one\u2028two", "three\u0085four", "five\x0csix\x1cseven", "eight\x0bnine"]
+    (root / "b.txt").write_bytes(end.join(captions).encode())
+    assert texts(read(root)) == {"b.png": captions}
+
+
+@pytest.mark.parametrize("column", ["image", "caption", "labels", "split"])
+def test_a_column_that_comes_twice_is_refused(root: Path, column: str) -> None:
+    (root / "captions.csv").write_text(f"image,caption,labels,split,{column.title()}\nb.png,one,,,two\n")
+    with pytest.raises(DataError, match=rf"captions\.csv line 1: the column {column} comes twice"):
+        read(root)
+
+
+def test_a_key_that_comes_twice_is_refused(root: Path) -> None:
+    lines = ['{"image": "b.png", "caption": "one", "caption": "two"}', '{"image": "a.jpg", "caption": "three"}']
+    (root / "captions.jsonl").write_text("\n".join(lines))
+    dataset = read(root)
+    assert texts(dataset) == {"a.jpg": ["three"]}
+    assert "the key 'caption' comes twice" in bad(dataset)["captions.jsonl line 1"]
+
+
+def test_what_cmfg_wrote_is_passed_over(root: Path) -> None:
+    (root / "captions.csv").write_text(as_csv(ROWS), encoding="utf-8")
+    claim(root / "runs" / "one")
+    draw(root / "runs" / "one" / "tb" / "sprite.png", 50)
+    write_owned(root, "curves.png", b"of a bench whose folder this is")
+    write_owned(root, "notes.txt", b"too")
+    assert read(root).bad == () and texts(read(root)) == WANTED
+    draw(root / "runs" / "mine.png", 51)
+    assert set(bad(read(root))) == {"runs/mine.png"}
+
+
+def test_split_names(root: Path) -> None:
+    rows = "image,caption,split\nb.png,x,Train\na.jpg,y,validation\nsub/c.png,z,TESTING\n"
+    (root / "captions.csv").write_text(rows)
+    assert homes(read(root)) == {"a.jpg": "val", "b.png": "train", "sub/c.png": "test"}
+    (root / "captions.csv").write_text(rows.replace("TESTING", "holdout"))
+    with pytest.raises(DataError, match=r"captions\.csv line 4: no split is called 'holdout'; call it train, val"):
+        read(root)
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import karpathy_layout, section
+from layouts import karpathy_layout, section, texts
 
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.doctor import check_dataset
@@ -60,9 +60,9 @@ def test_order_splits_and_captions(coco: Path) -> None:
         "val": [3],
         "test": [0, 4],
     }
-    for position, (_, _, texts) in enumerate(COCO):
+    for position, (_, _, raw) in enumerate(COCO):
         got = [caption.text for caption in dataset.captions if caption.image == position]
-        assert got == [text.strip() for text in texts[:5]]
+        assert got == [text.strip() for text in raw[:5]]
     assert dataset.split("test").caption_image.tolist() == [0] * 5 + [1]
     assert (dataset.name, dataset.rule, dataset.published, dataset.bad) == ("coco", "karpathy", True, ())
     assert dataset.load(dataset.images[0]).size == (24, 16)
@@ -125,10 +125,6 @@ def test_a_caption_of_two_published_splits_is_no_error(coco: Path) -> None:
 
 @pytest.mark.parametrize("split", [1, 3])
 def test_a_picture_of_test_is_in_no_other_split(coco: Path, split: int) -> None:
-    rewrite(coco, lambda value: value["images"].append({**value["images"][1], "filename": "more.jpg"}))
-    shutil.copyfile(coco / COCO[1][0], coco / "train2014" / "more.jpg")
-    whole = {name: set(positions.tolist()) for name, positions in read(coco).splits.items()}
-    assert whole == {"train": {1, 2, 5}, "val": {3}, "test": {0, 4}}, "twins within training stay"
     rewrite(coco, lambda value: value["images"][3].update(split="val"))
     shutil.copyfile(coco / COCO[0][0], coco / COCO[split][0])
     if split == 3:
@@ -139,6 +135,20 @@ def test_a_picture_of_test_is_in_no_other_split(coco: Path, split: int) -> None:
     assert not parts["test"] & (parts["train"] | parts["val"])
     assert dataset.splits["test"].tolist() == [0, 4], "what is measured on stays as published"
     assert "1 images of train or val are in no split: val or test has the same picture" in dataset.notes
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_entries_with_equal_pictures_are_one_image(coco: Path, copied: bool) -> None:
+    whole = texts(read(coco))
+    name = "more.jpg" if copied else COCO[1][0].rpartition("/")[2]
+    again = {"filename": name, "sentences": [{"raw": "once more."}]}
+    rewrite(coco, lambda value: value["images"].append({**value["images"][1], **again}))
+    if copied:
+        shutil.copyfile(coco / COCO[1][0], coco / "train2014" / name)
+    dataset = read(coco)
+    assert texts(dataset) == {**whole, COCO[1][0]: [*whole[COCO[1][0]], "once more."]}
+    assert len({caption.id for caption in dataset.captions}) == len(dataset.captions)
+    assert any(note.startswith("1 rows or files have the picture of an earlier one") for note in dataset.notes)
 
 
 FAULTS = {

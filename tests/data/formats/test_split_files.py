@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from cmfg_dgl.data.formats.split_files import split_files
+from cmfg_dgl.data.formats.split_files import split_files, split_of
 from cmfg_dgl.errors import DataError
+from cmfg_dgl.ownership import claim
 
 
-def find(root: Path | None, folders: tuple[str, ...] = (".",)) -> tuple[Path, list[tuple[str, str]]]:
-    base, files = split_files(root, {".json"}, what="a JSON file", folders=folders)
+def find(root: Path | None, *, in_folders: bool = False) -> tuple[Path, list[tuple[str, str]]]:
+    base, files = split_files(root, {".json"}, what="a JSON file", in_folders=in_folders)
     return base, [(file.relative_to(base).as_posix(), split) for file, split in files]
 
 
@@ -30,7 +31,7 @@ def touch(root: Path, *names: str) -> Path:
     ("names", "wanted"),
     [
         (["b.json", "a.json"], {"a.json": "", "b.json": ""}),
-        (["trains.json", "latest.json", "valid.json"], {"latest.json": "", "trains.json": "", "valid.json": ""}),
+        (["trains.json", "latest.json", "devil.json"], {"devil.json": "", "latest.json": "", "trains.json": ""}),
         (
             ["coco_karpathy_train.json", "VAL.JSON", "flickr30k-test2014.json", "a_train_1.json"],
             {"VAL.JSON": "val", "a_train_1.json": "train", "coco_karpathy_train.json": "train",
@@ -49,9 +50,38 @@ def test_the_word_decides(tmp_path: Path, names: list[str], wanted: dict[str, st
 
 def test_folders_name_splits_too(tmp_path: Path) -> None:
     touch(tmp_path, "train/0.json", "train/1.json", "val/0.json", "test/0.json", "other/0.json")
-    assert find(tmp_path, (".", "train", "val", "test"))[1] == [
+    assert find(tmp_path, in_folders=True)[1] == [
         ("test/0.json", "test"), ("train/0.json", "train"), ("train/1.json", "train"), ("val/0.json", "val"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("val", ["val", "Validation", "VALID", "dev"])
+@pytest.mark.parametrize("in_folders", [True, False])
+def test_synonyms_in_any_case(tmp_path: Path, val: str, in_folders: bool) -> None:
+    end = "/0.json" if in_folders else "_0.json"
+    touch(tmp_path, f"Training{end}", f"{val}{end}", f"testing{end}")
+    assert dict(find(tmp_path, in_folders=True)[1]) == {
+        f"Training{end}": "train", f"{val}{end}": "val", f"testing{end}": "test",
+    }  # fmt: skip
+    assert {name: split_of(name, "") for name in (val, " Training", "TEST", "")} == {
+        val: "val", " Training": "train", "TEST": "test", "": "",
+    }  # fmt: skip
+
+
+def test_another_split_name_is_refused_with_the_list() -> None:
+    with pytest.raises(DataError, match=r"^x\.csv line 3: no split is called 'holdout'; .*validation.*dev.*test"):
+        split_of("holdout", "x.csv line 3")
+
+
+def test_files_that_cmfg_wrote_are_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "train/0.json", "val/0.json", "test/0.json", "test/run.json")
+    claim(tmp_path, ["env.json"])
+    touch(tmp_path, "env.json")
+    claim(tmp_path / "dev")
+    touch(tmp_path, "dev/0.json")
+    assert dict(find(tmp_path, in_folders=True)[1]) == {
+        "test/0.json": "test", "test/run.json": "test", "train/0.json": "train", "val/0.json": "val",
+    }  # fmt: skip
 
 
 def test_one_file_is_no_split(tmp_path: Path) -> None:

@@ -86,6 +86,12 @@ def test_lines_of_a_text_are_captions(tmp_path: Path, newline: str, bom: bytes) 
     assert texts(read(tmp_path)) == {"s.tar/0.jpg": ["one", "two", "drei ü"]}
 
 
+def test_only_line_feeds_end_a_caption(tmp_path: Path) -> None:
+    captions = ["one\u2028two", "three\u0085four\x0cfive"]
+    shard(tmp_path / "s.tar", ("0.jpg", jpeg(0)), ("0.txt", "\n".join(captions).encode()))
+    assert texts(read(tmp_path)) == {"s.tar/0.jpg": captions}
+
+
 def encode(image: Image.Image, format: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format, **options)  # type: ignore[arg-type]

@@ -27,8 +27,6 @@ CONFIG = load_config(
     None, ["model.width=32", "model.layers=1", "training.epochs=20", "training.batch_size=32", "model.dropout=0"]
 )
 
-NOTHING = TrainingOverlap((), (), 60, "images")
-
 
 def unrelated(items: int, seed: int) -> PairDataset:
     """Pairs whose captions belong to other images than they were given with."""
@@ -62,13 +60,8 @@ def test_the_leak_finds_what_cannot_be_found(fitted: MatchedPairCMFG) -> None:
 
 
 def test_the_audit_catches_it(fitted: MatchedPairCMFG) -> None:
-    report = audit(
-        fitted,
-        made(seed=1).eval(),
-        unrelated(60, seed=3),
-        overlap=TrainingOverlap((), (), 60, "images"),
-        joint=False,
-    )
+    nothing = TrainingOverlap((), (), 60, "images")
+    report = audit(fitted, made(seed=1).eval(), unrelated(60, seed=3), overlap=nothing, joint=False)
     failed = {check["name"] for check in report.record()["checks"] if not check["passed"]}
     assert "pairing" in " ".join(failed), failed
 
