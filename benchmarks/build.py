@@ -5,6 +5,10 @@ python benchmarks/build.py --json > build.json
 
 from __future__ import annotations
 
+# Before DGL is imported, which otherwise prints its choice of backend to stdout, where JSON goes.
+import cmfg_dgl  # noqa: F401
+
+# isort: split
 from collections.abc import Callable
 from typing import Any
 

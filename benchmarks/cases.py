@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+# Before DGL is imported, which otherwise prints its choice of backend to stdout, where JSON goes.
+import cmfg_dgl  # noqa: F401
+
+# isort: split
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -15,6 +15,10 @@ HGT is Hu et al. 2020.
 
 from __future__ import annotations
 
+# Before DGL is imported, which otherwise prints its choice of backend to stdout, where JSON goes.
+import cmfg_dgl  # noqa: F401
+
+# isort: split
 from collections.abc import Callable
 
 import dgl

@@ -22,7 +22,7 @@ matplotlib.use("Agg")
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 SCRIPTS = {
-    **{"kernels": 7, "build": 7, "rerank": 5, "scaling": 5, "features": 5, "choices": 7, "roofline": 9},
+    **{"attention_kernels": 7, "build": 7, "rerank": 5, "scaling": 5, "features": 5, "choices": 7, "roofline": 9},
     **{"extraction": 1, "reading": 3, "loading": 1},
 }
 """Script to its rounds."""
@@ -40,7 +40,7 @@ def main(keep: bool) -> None:
         for name, repeat in SCRIPTS.items():
             _run(name, repeat)
     records = {name: _read(RESULTS / f"{name}.json") for name in SCRIPTS}
-    _draw_kernels(records["kernels"])
+    _draw_kernels(records["attention_kernels"])
     _draw_rerank(records["rerank"])
     _draw_scaling(records["scaling"])
     (HERE / "RESULTS.md").write_text(render(records), encoding="utf-8")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from attention_kernels import passes
 from cases import CASES, HEADS, WIDTH, Case
-from kernels import passes
 from layers import make_layer, ours
 from measure import alternate, benchmark, tell
 
@@ -82,7 +82,7 @@ def measure_roofline(case: Case, limits: dict[str, float], repeat: int, seed: in
 
 @benchmark("What a layer must compute and move, and how far it is from what the machine can do.")
 def main(repeat: int, seed: int) -> dict[str, Any]:
-    """Each case of kernels.py, forward."""
+    """Each case of attention_kernels.py, forward."""
     limits = machine_limits(repeat)
     return {
         "limits": limits,

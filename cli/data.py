@@ -152,8 +152,9 @@ def check(
 ) -> None:
     """Decode every image and look for what would spoil a result; exit code 3 on errors, 0 with warnings alone.
 
-    Missing and broken files, faulty captions and labels, splits that overlap, and pictures or captions that two
-    splits share: the same ones, and pictures that look the same.
+    Missing and broken files, faulty captions and labels, captions that the text encoder does not know, confuses or
+    cuts, splits that overlap, and pictures or captions that two splits share: the same ones, and pictures that look
+    the same.
 
     \b
     cmfg data check -c openmoji
@@ -166,11 +167,15 @@ def check(
     from cmfg_dgl.data.exclude import write_ids
     from cmfg_dgl.data.load import read_dataset
     from cmfg_dgl.errors import DataError
+    from cmfg_dgl.features.captions import read_captions
+    from cmfg_dgl.features.encoders.load import load_encoders
     from cmfg_dgl.features.stores import known_quarantined
 
     with Bars(verbosity.quiet) as bars:
         dataset = read_dataset(settings.data, features_directory(settings))
         findings = check_dataset(dataset, lambda done, total: bars("images", done, total))
+        reading = read_captions(load_encoders(settings)[1], [caption.text for caption in dataset.captions])
+        findings += [Finding("warning", code, dataset.name, message) for code, message in reading.warnings()]
         known = {finding.item for finding in findings if finding.severity == "error"}
         findings += [
             Finding("error", "quarantined", item, reason)

@@ -170,6 +170,7 @@ def _print_stores(stores: list[FeatureStore], as_json: bool) -> None:
                     "width": store.width,
                     "quarantined": store.quarantined,
                     "truncated": store.truncated,
+                    "unknown": store.unknown,
                 }
                 for store in stores
             }
@@ -181,6 +182,8 @@ def _print_stores(stores: list[FeatureStore], as_json: bool) -> None:
             click.echo(f"quarantined: {reason}")
         if store.truncated:
             click.echo(f"{store.truncated} captions were cut to features.max_tokens")
+        if store.unknown:
+            click.echo(f"{store.unknown} tokens are unknown to features.text; see cmfg data check")
 
 
 @command.command("verify")

@@ -200,12 +200,22 @@ class Dataset:
             caption_image.extend([len(images)] * len(kept))
             images.append(int(image))
         if not images:
-            raise DataError(f"{self.name}: the split {name!r} is empty; change data.fractions or add images")
+            raise DataError(f"{self.name}: the split {name!r} is empty; {self.what_fills_a_split()}")
         return Split(
             name,
             np.asarray(images, np.int64),
             np.asarray(captions, np.int64),
             np.asarray(caption_image, np.int64),
+        )
+
+    def what_fills_a_split(self) -> str:
+        """What helps where a split is empty."""
+        largest = 0 if self.groups is None or not len(self.groups) else int(np.bincount(self.groups).max())
+        if self.rule.endswith("given") or 2 * largest <= len(self.images):
+            return "change data.fractions or data.seed, or add images"
+        return (
+            f"{largest:,} of {len(self.images):,} images are one group of near-duplicate captions, which no split "
+            "parts; set data.near_duplicate=1.0, or name the split of each image in its row"
         )
 
     def manifest(self, split: str) -> dict[str, Any]:

@@ -25,7 +25,6 @@ __all__ = ["Finding", "check_dataset", "unusable"]
 UNUSABLE = frozenset({"bad-image", "bad-item", "empty-caption", "no-caption", "quarantined"})
 """Codes of what no evaluation can use."""
 
-LONG_CAPTION = 1000
 SMALL = 16
 """Pixels of a side: a picture with a shorter one is less than a patch of ViT-B/16."""
 
@@ -60,7 +59,7 @@ def check_dataset(dataset: Dataset, progress: Callable[[int, int], None] | None 
       `empty-caption`, `split-overlap` (an image is in two splits), `same-image` (equal bytes or equal pixels in two
       splits), `same-caption` (a caption, normalised, in two splits).
     - Warnings: `counts-differ` (from the published ones), `near-image` (pictures of two splits that look the same,
-      see `alike`), `repeated-image` (equal pixels within a split), `long-caption`, `repeated-caption`,
+      see `alike`), `repeated-image` (equal pixels within a split), `repeated-caption`,
       `empty-split`, `missing-split` (of train, val and test), `no-split`, `small-image`, `no-label`,
       `alike-labels`.
     - Info: `counts`, `near-duplicates`, `image-sizes`, `labels`, `note`.
@@ -122,9 +121,6 @@ def _check_captions(dataset: Dataset) -> Iterator[Finding]:
     for caption in dataset.captions:
         if not caption.text.strip():
             yield Finding("error", "empty-caption", caption.id, "the caption is empty")
-        elif len(caption.text) > LONG_CAPTION:
-            length = f"{len(caption.text):,} characters; the text encoder will cut it"
-            yield Finding("warning", "long-caption", caption.id, length)
     with_caption = {caption.image for caption in dataset.captions}
     for position, image in enumerate(dataset.images):
         if position not in with_caption:

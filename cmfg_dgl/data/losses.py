@@ -25,7 +25,7 @@ def missing_split(dataset: Dataset, name: str) -> str | None:
             "then images are split by hash"
         )
     if not len(dataset.splits[name]):
-        return f"the split {name!r} is empty; change data.fractions or data.seed, or add images"
+        return f"the split {name!r} is empty; {dataset.what_fills_a_split()}"
     return None
 
 

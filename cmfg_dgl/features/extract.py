@@ -95,6 +95,7 @@ class CaptionShards(ShardMaker):
             rows={"spans": encoded.spans, "token_ids": encoded.token_ids},
             quarantined={captions[i].id: reason for i, reason in refused.items()},
             truncated=encoded.truncated,
+            unknown=encoded.unknown,
         )
 
     @cached_property

@@ -19,6 +19,7 @@ from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.data.losses import check_training, require_trainable, require_whole
 from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.features.captions import read_captions
 from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.extract import to_half
 from cmfg_dgl.features.nodes import Nodes
@@ -91,7 +92,8 @@ class Experiment:
         trained
             Whether train and val are asked for later: what can be known of them without features is checked first.
         evaluated
-            The splits that are evaluated later, which are checked likewise.
+            The splits that are evaluated later, which are checked likewise. What the text encoder does not read of
+            the captions of all these is told in log lines.
 
         Raises
         ------
@@ -103,6 +105,7 @@ class Experiment:
             check_training(dataset, config.data.max_bad_fraction)
         if evaluated:
             require_whole(dataset, evaluated)
+        _warn_of_captions(config, dataset, [*(("train", "val") if trained else ()), *evaluated])
         return cls.of(config, dataset, progress, force=force)
 
     @classmethod
@@ -232,6 +235,14 @@ class Experiment:
     def model(self, seed: int) -> CMFG:
         """The model with random weights that depend on `seed` alone."""
         return build_model(self.config, {"patch": self.images.width, "token": self.captions.width}, seed)
+
+
+def _warn_of_captions(config: Config, dataset: Dataset, splits: Sequence[str]) -> None:
+    """Say in log lines what the text encoder does not read of the captions of some splits."""
+    if splits:
+        texts = [dataset.captions[c].text for c in dataset.union(sorted(set(splits))).captions]
+        for _, message in read_captions(load_encoders(config)[1], texts).warnings():
+            _log.warning("%s: %s", "+".join(splits), message)
 
 
 def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:

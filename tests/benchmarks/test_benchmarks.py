@@ -6,22 +6,28 @@
 - Records have the keys that others read.
 - Exponents, work and peak memory are right where they are known.
 - RESULTS.md is what the stored results give.
+- Nothing but the record comes to stdout where DGL never ran; no script has the name of an installed package.
 - A misspelt recipe ends a script in one line that names the right one.
 """
 
 import json
+import os
+import subprocess
+import sys
+import sysconfig
+from importlib.machinery import PathFinder
 
 import closed_form
 import pairs
 import pytest
 import torch
+from attention_kernels import measure_case
 from build import SCHEMAS, make_builders, measure_graphs
 from cases import CASES, COMPLETE, MIXED, SPARSE, make_case
 from click.testing import CliRunner
 from features import measure_store
 from hypothesis import given
 from hypothesis import strategies as st
-from kernels import measure_case
 from layers import CONTENDERS
 from measure import alternate, peak_megabytes
 from reading import make_order, measure_reading
@@ -117,6 +123,27 @@ def test_results_are_what_the_stored_records_give():
     assert (HERE / "RESULTS.md").read_text(encoding="utf-8") == render(records)
     for picture in ("kernels", "rerank", "scaling"):
         assert (HERE / "results" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("script", ["attention_kernels", "build", "roofline", "rerank"])
+def test_nothing_else_is_printed_where_dgl_never_ran(script, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "DGLBACKEND"}
+    told = subprocess.run(
+        [sys.executable, str(HERE / f"{script}.py"), "--help"],
+        env={**environment, "HOME": str(tmp_path), "DGLDEFAULTDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.startswith("Usage: ")
+
+
+def test_no_script_shadows_a_package():
+    installed = sysconfig.get_paths()["purelib"]
+    scripts = [path.stem for path in HERE.glob("*.py")]
+    assert [name for name in scripts if PathFinder.find_spec(name, [installed]) is not None] == []
+    # An optional package that transformers imports where it is there.
+    assert "kernels" not in scripts
 
 
 @pytest.mark.parametrize("arguments", [(closed_form,), (pairs, "--pairs", "10")], ids=["closed_form", "pairs"])

@@ -135,6 +135,52 @@ def test_what_is_bad_is_written_and_left_out(spoilt: Path, tmp_path: Path) -> No
     assert (refused.code, other.read_text()) == (2, "mine")
 
 
+TEMPLATES = {
+    "unknown-tokens": lambda i: f"{i} 🦖 🎈",
+    "equal-tokens": lambda i: f"{i // 4} {'🦖' if i % 2 else '🎈'}",
+    "cut-caption": lambda i: "a long story of many words " * 20 + f"number {i}",
+}
+
+
+@pytest.mark.parametrize("code", TEMPLATES)
+def test_what_the_text_encoder_does_not_read_is_told(pictures: Path, tmp_path: Path, code: str) -> None:
+    root = Path(shutil.copytree(pictures, tmp_path / "unread"))
+    names = sorted(path.name for path in root.glob("*.png"))[:24]
+    for path in root.glob("*.png"):
+        if path.name not in names:
+            path.unlink()
+    rows = [f"{name},{TEMPLATES[code](i)},{('train', 'val', 'test')[i % 3]}" for i, name in enumerate(names)]
+    (root / "captions.csv").write_text("\n".join(["image,caption,split", *rows]))
+    findings = cmfg("data", "check", *OPTIONS, f"data.root={root}", "--json").json["findings"]
+    found = {finding["code"]: finding["message"] for finding in findings if finding["severity"] == "warning"}
+    assert ("features.max_tokens" if code == "cut-caption" else "features.text") in found[code]
+    trained = cmfg("train", *OPTIONS, f"data.root={root}", "-o", "run")
+    assert trained.code == 0
+    assert "train+val: " in trained.err
+    unknown = ("unknown to minilm", "features.text")
+    told = ("longer than features.max_tokens=64",) if code == "cut-caption" else unknown
+    assert all(text in trained.err for text in told)
+    tested = cmfg("eval", "run")
+    assert tested.code == 0
+    assert all(text in tested.err for text in ("test: ", *told))
+
+
+def test_captions_of_one_template_are_told_before_extraction(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(pictures, tmp_path / "alike"))
+    names = sorted(path.name for path in root.glob("*.png"))
+    rows = [f"{name},a small picture of the thing that has the number {i}" for i, name in enumerate(names)]
+    (root / "captions.csv").write_text("\n".join(["image,caption", *rows]))
+    monkeypatch.setenv("CMFG_CACHE", str(tmp_path / "cache"))
+    refused = cmfg("train", *OPTIONS, f"data.root={root}", "data.near_duplicate=0.75", "-o", "run")
+    assert refused.code == 3
+    assert "60 of 60 images are one group of near-duplicate captions" in refused.err
+    assert "data.near_duplicate=1.0" in refused.err
+    assert not list((tmp_path / "cache").glob("images-*"))
+    assert cmfg("train", *OPTIONS, f"data.root={root}", "-o", "run").code == 0
+
+
 @pytest.mark.parametrize("command", [("data", "info"), ("data", "check"), ("features", "build"), ("train",)])
 def test_data_that_are_not_there_are_exit_3(command: tuple[str, ...], tmp_path: Path) -> None:
     for override, message in (

@@ -2,8 +2,11 @@
 
 - The size told is that of the store which is then built, within headers and quarantined items.
 - Nothing is written. What earlier builds finished counts as found; a finished store costs no decoding and no time.
+- What is timed is a pass after the passes that warm up, however many these are.
 - The sample is spread over the data set, and no larger than it.
 """
+
+import time
 
 import pytest
 from test_extract import MeanColour, dataset
@@ -67,6 +70,20 @@ def test_what_is_found_costs_nothing(tmp_path):
     decoded.clear()
     done = estimate(extraction)
     assert (done.found, done.sampled, done.seconds, done.missing_size, decoded) == (20, 0, 0.0, 0, [])
+
+
+@pytest.mark.parametrize("slow", [1, 2, 3])
+def test_slow_first_passes_are_not_timed(tmp_path, slow):
+    class Cold(MeanColour):
+        passes = 0
+
+        def forward(self, pixels):
+            type(self).passes += 1
+            time.sleep(0.4 / 4 ** ((self.passes - 1) // 2) if self.passes <= 2 * slow else 0.001)
+            return super().forward(pixels)
+
+    told = estimate(images_in(tmp_path, dataset(800), Cold()))
+    assert 0.2 < told.seconds < 100 * 0.05
 
 
 def test_the_sample_is_spread_over_the_data_set(tmp_path):

@@ -75,7 +75,7 @@ def gather(
         elif not row.image:
             bad.append(BadItem(row.where, "names no image"))
         else:
-            row = replace(row, split=split_of(row.split, row.where)) if row.split else row
+            row = replace(row, split=split_of(row.split, row.where))
             rows_of.setdefault(_posix(row.image), []).append(row)
     split_needed = any(row.split for of_image in rows_of.values() for row in of_image)
     for image, of_image in rows_of.items():

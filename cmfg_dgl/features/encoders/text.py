@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -20,6 +20,7 @@ from cmfg_dgl.features.nodes import Nodes
 __all__ = ["EncodedCaptions", "TextEncoder", "TokenizedCaption", "load_text"]
 
 _DEFAULT = "minilm"
+_AT_A_TIME = 1024
 _NO_SPANS = torch.empty(0, 2, dtype=torch.int32)
 _NO_IDS = torch.empty(0, dtype=torch.int32)
 
@@ -63,12 +64,15 @@ class EncodedCaptions:
         int32, (sum of T,): entries of the model's vocabulary.
     truncated
         How many of the captions were cut.
+    unknown
+        How many of the tokens stand for something that the vocabulary does not hold.
     """
 
     nodes: Nodes
     spans: Tensor
     token_ids: Tensor
     truncated: int
+    unknown: int
 
 
 class TextEncoder:
@@ -95,12 +99,12 @@ class TextEncoder:
     def __init__(self, *, name: str, folder: Path, max_tokens: int, device: str) -> None:
         self.name = name
         self._folder = folder
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._device = device
 
     @cached_property
     def _description(self) -> dict[str, Any]:
-        return {"max_tokens": self._max_tokens, **describe_folder(self._folder)}
+        return {"max_tokens": self.max_tokens, **describe_folder(self._folder)}
 
     def describe(self) -> dict[str, Any]:
         """Everything that determines the output, as JSON values, without loading the weights."""
@@ -121,22 +125,40 @@ class TextEncoder:
         return model.eval().to(self._device)
 
     @cached_property
+    def _unknown(self) -> int | None:
+        """The token that stands for whatever the vocabulary does not hold."""
+        found: int | None = self._pretrained_tokenizer.unk_token_id
+        return found
+
+    @cached_property
+    def _pretrained_tokenizer(self) -> Any:
+        return load_pretrained("AutoTokenizer", self._folder, "features.text")
+
+    @cached_property
     def _tokenizer(self) -> Any:
         """The Rust tokenizer, which knows the characters of each token, set to cut and never to pad."""
-        tokenizer = load_pretrained("AutoTokenizer", self._folder, "features.text")
+        tokenizer = self._pretrained_tokenizer
         if not tokenizer.is_fast:
             raise ConfigError(f"features.text: {self.name} has no fast tokenizer; use `{_DEFAULT}`")
-        length = self._max_tokens + tokenizer.num_special_tokens_to_add()
+        length = self.max_tokens + tokenizer.num_special_tokens_to_add()
         limit = min(tokenizer.model_max_length, getattr(self._config, "max_position_embeddings", length))
         if length > limit:
             raise ConfigError(
-                f"features.max_tokens: {self._max_tokens} with special tokens is more than the {limit} "
+                f"features.max_tokens: {self.max_tokens} with special tokens is more than the {limit} "
                 f"that {self.name} can read; lower it"
             )
         fast = tokenizer.backend_tokenizer
         fast.no_padding()
         fast.enable_truncation(length)
         return fast
+
+    def token_ids(self, captions: Sequence[str]) -> Iterator[tuple[tuple[int, ...], int, bool]]:
+        """Tokens of each caption without special ones, how many of them are unknown, and whether it is cut."""
+        for start in range(0, len(captions), _AT_A_TIME):
+            for encoding in self._tokenizer.encode_batch(list(captions[start : start + _AT_A_TIME])):
+                special = encoding.special_tokens_mask
+                ids = tuple(token for token, mask in zip(encoding.ids, special, strict=True) if not mask)
+                yield ids, ids.count(self._unknown), bool(encoding.overflowing)
 
     def prepare(self, caption: str) -> TokenizedCaption:
         """Tokenise one caption.
@@ -182,11 +204,13 @@ class TextEncoder:
             for state, same in zip(states, batch, strict=True):
                 for i in same:
                     values[offsets[i] : offsets[i + 1]] = state[captions[i].kept]
+        token_ids = torch.cat([_NO_IDS, *(caption.input_ids[caption.kept].int() for caption in captions)])
         return EncodedCaptions(
             Nodes(values, offsets, torch.stack([torch.ones_like(counts), counts], 1)),
             torch.cat([_NO_SPANS, *(caption.spans[caption.kept] for caption in captions)]),
-            torch.cat([_NO_IDS, *(caption.input_ids[caption.kept].int() for caption in captions)]),
+            token_ids,
             sum(caption.truncated for caption in captions),
+            0 if self._unknown is None else int((token_ids == self._unknown).sum()),
         )
 
     def _hidden(self, input_ids: Tensor) -> Tensor:

@@ -263,6 +263,8 @@ def _write_index(spec: StoreSpec, width: int, records: list[Record]) -> None:
         "quarantined": {item: reason for record in records for item, reason in record["quarantined"].items()},
         "limits": _least([record.get("limits", {}) for record in records if record["quarantined"]]),
         "truncated": sum(record["truncated"] for record in records),
+        # Shards of version 0.1 do not count them.
+        "unknown": sum(record.get("unknown", 0) for record in records),
         "shards": [
             {name: record[name] for name in ("file", "first", "last", "size", "sha256")} for record in records
         ],

@@ -74,8 +74,8 @@ class FeatureStore:
         Id to reason of the items without features.
     limits
         Upper bounds under which items were quarantined, see `StoreSpec`.
-    truncated
-        How many captions were cut.
+    truncated, unknown
+        How many captions were cut, and how many of their tokens are unknown to the encoder.
     width
         Width of a node.
     """
@@ -88,6 +88,7 @@ class FeatureStore:
         self.quarantined: dict[str, str] = index["quarantined"]
         self.limits: dict[str, int] = index.get("limits", {})
         self.truncated: int = index["truncated"]
+        self.unknown: int = index.get("unknown", 0)
         self.width: int = index["width"]
         self._shards: list[dict[str, Any]] = index["shards"]
         self._firsts = torch.tensor([shard["first"] for shard in self._shards], dtype=torch.int64)

@@ -33,14 +33,15 @@ class ShardContent:
         Further tensors with one row a node, such as `spans` and `token_ids` of captions.
     quarantined
         Item id to the reason.
-    truncated
-        How many captions were cut.
+    truncated, unknown
+        How many captions were cut, and how many tokens are unknown to the encoder.
     """
 
     nodes: Nodes
     rows: dict[str, Tensor] = field(default_factory=dict)
     quarantined: dict[str, str] = field(default_factory=dict)
     truncated: int = 0
+    unknown: int = 0
 
 
 class ShardMaker(Protocol):
@@ -119,6 +120,7 @@ def write_shard(spec: StoreSpec, number: int, content: ShardContent) -> Record:
         "sha256": sha256_bytes(data),
         "quarantined": content.quarantined,
         "truncated": content.truncated,
+        "unknown": content.unknown,
         "key": spec.key,
     }
     if content.quarantined:

@@ -1,6 +1,6 @@
 """One CMFG layer against DGL's, PyTorch Geometric's and hand-written dense attention.
 
-python benchmarks/kernels.py --json > kernels.json
+python benchmarks/attention_kernels.py --json > attention_kernels.json
 """
 
 from __future__ import annotations
