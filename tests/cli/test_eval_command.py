@@ -21,6 +21,7 @@ import pytest
 from commands import cmfg, contents, flip_byte, start
 from safetensors import safe_open
 
+from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.evaluation.evaluate import first_stage, score
 from cmfg_dgl.jobs import evaluate as evaluate_job
 from cmfg_dgl.matcher import Matcher
@@ -164,6 +165,16 @@ def test_stdout_is_json_in_a_fresh_home(evaluated: Path, tmp_path: Path) -> None
     assert process.returncode == 0, err
     check_contract(json.loads(out), "test")
     assert not (tmp_path / ".dgl").exists()
+
+
+def test_images_that_were_trained_on_are_told(run: Path, evaluated: Path) -> None:
+    assert "trained on" not in cmfg("eval", evaluated).out
+    told = cmfg("eval", run, "data.seed=3")
+    trained = {item["image"] for item in json.loads((run / "manifest-train.json").read_text())["items"]}
+    dataset = read_dataset(open_run(str(run), ["data.seed=3"]).config.data)
+    tested = {dataset.images[position].id for position in dataset.split("test").images}
+    assert len(tested & trained) > 0
+    assert f"{len(tested & trained)} of the {len(tested)} images were trained on" in told.out
 
 
 def test_a_result_is_given_again(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
