@@ -7,7 +7,7 @@ import sys
 import click
 
 from .options import Verbosity, force_option, json_option, run_argument, verbosity_options
-from .output import Bars, print_json, print_table
+from .output import Bars, print_json, print_table, shown_path
 from .process import prepare_process
 
 __all__ = ["command"]
@@ -45,6 +45,6 @@ def command(verbosity: Verbosity, run: str, overrides: tuple[str, ...], force: b
             if not check["passed"]:
                 click.echo(f"{check['name']}: {check['explanation']}")
         click.echo("audit passed" if record["passed"] else "audit FAILED: do not believe this run's numbers")
-        click.echo(f"report: {opened.folder / 'report.html'}")
+        click.echo(f"report: {shown_path(opened.folder / 'report.html')}")
     if not record["passed"]:
         sys.exit(1)

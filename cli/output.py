@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.table import Table
 from cmfg_dgl.files import to_json
 from cmfg_dgl.reporting.vocabulary import DIRECTIONS, RECALL_AT_K_BOUND, STAGES, shown
 
-__all__ = ["Bars", "duration", "print_json", "print_retrieval", "print_table"]
+__all__ = ["Bars", "duration", "print_json", "print_retrieval", "print_table", "shown_path"]
 
 LINE_SECONDS = 15.0
 UNFOLDED = 10_000
@@ -209,3 +210,8 @@ def _print_by_label(record: Mapping[str, Any]) -> None:
         f"{gallery['n_images']} images; mAP@all of chance {record['chance']:.1f}"
     )
     print_table(title, ["stage", "direction", *keys], rows)
+
+
+def shown_path(path: Path) -> Path:
+    """A path from the working directory where it lies below, as people type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -9,7 +9,7 @@ import click
 from cmfg_dgl.config import Config
 
 from .options import Verbosity, config_options, force_option, json_option, verbosity_options
-from .output import Bars, print_json, print_table
+from .output import Bars, print_json, print_table, shown_path
 from .process import prepare_process
 from .signals import stop_on_signals
 
@@ -78,4 +78,4 @@ def command(
             [f"two stages, alpha {selection['alpha']:g}", selection["two_stage_rsum"]],
         ],
     )
-    click.echo(f"run: {run.folder}\nreport: {run.folder / 'report.html'}")
+    click.echo(f"run: {shown_path(run.folder)}\nreport: {shown_path(run.folder / 'report.html')}")

@@ -187,7 +187,7 @@ def check_comparison(folder: Path) -> None:
             for path in (folder / "cells" / row["method"]).glob("*.json")
             if (found := read_json(path))["seed"] in results["seeds"]
         ]
-        assert cell["stages"][row["stage"]]["rsum"] == row["rsum"]["mean"]
+        assert cell["corrections"][row["correction"]]["stages"][row["stage"]]["rsum"] == row["rsum"]["mean"]
 
 
 def check_ablation(folder: Path) -> None:

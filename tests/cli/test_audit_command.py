@@ -17,11 +17,11 @@ import torch
 from commands import cmfg, contents
 from torch import Tensor
 
+from cmfg_dgl import matcher
 from cmfg_dgl.config import load_config
 from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.jobs import audit as audit_job
-from cmfg_dgl.jobs import results
 from cmfg_dgl.retrieval.scorer import GraphScorer
 
 CHECKS = {
@@ -33,6 +33,11 @@ CHECKS = {
     "ties-and-nan-rank-last",
     "recall-never-falls",
     "no-test-item-in-training",
+    "query-bank-holds-training-items",
+    "few-test-images-look-like-training-images",
+    "fusion-reads-nothing-but-scores",
+    "candidates-are-the-best-of-the-first-stage",
+    "score-is-independent-of-the-order-of-items",
 }
 
 
@@ -69,7 +74,7 @@ def test_an_honest_run_passes(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     check_contract(result.json)
     assert result.json["passed"]
     assert result.json == json.loads((run / "audit.json").read_text())
-    assert "audit: 8/8" in result.err
+    assert "audit: 13/13" in result.err
 
     before = contents(run)
     monkeypatch.setattr(audit_job, "audit", None)
@@ -85,7 +90,8 @@ def test_an_honest_run_passes(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_leaky_scorer_fails(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "GraphScorer", MatchedPairScorer)
+    for module in (matcher, audit_job):  # the trained model and the untrained one
+        monkeypatch.setattr(module, "GraphScorer", MatchedPairScorer)
     result = cmfg("audit", run, "--json")
     assert result.code == 1
     named = check_contract(result.json)
@@ -116,7 +122,7 @@ def test_a_test_caption_seen_in_training_fails(run: Path) -> None:
 
 
 def test_a_value_that_is_no_number_is_null(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "GraphScorer", BrokenScorer)
+    monkeypatch.setattr(matcher, "GraphScorer", BrokenScorer)
     result = cmfg("audit", run, "--json")
     assert result.code == 1
     named = check_contract(result.json)

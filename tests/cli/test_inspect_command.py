@@ -125,7 +125,7 @@ def test_nothing_is_overwritten_without_force(run: Path, pictures: Path, tmp_pat
     second = cmfg(*call, "--text", short, "--force", "--json").json
     assert len(second["files"]) < len(first["files"])
     there = {path.name for path in (tmp_path / "out").iterdir()}
-    assert there == {"notes.txt", *(Path(path).name for path in second["files"])}
+    assert there == {"notes.txt", ".cmfg.json", *(Path(path).name for path in second["files"])}
 
 
 def test_a_table_and_the_page_are_told(trained: Trained, tmp_path: Path) -> None:
