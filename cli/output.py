@@ -153,6 +153,10 @@ def print_retrieval(record: Mapping[str, Any]) -> None:
         f"{record['pairs_per_second']:,.0f} pairs a second"
     )
     click.echo(f"protocol: {record['protocol']}")
+    if (seen := record.get("images_seen_in_training")) and record["split"] != "train":
+        click.echo(
+            f"{seen} of the {record['n_images']} images were trained on: the numbers flatter; cmfg audit names them"
+        )
 
 
 def _print_recalls(title: str, record: Mapping[str, Any]) -> None:

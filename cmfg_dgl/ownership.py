@@ -84,7 +84,14 @@ def claim(folder: Path, names: Iterable[str] = (), *, kind: str | None = None) -
     ----------
     kind
         What the folder holds from now on; as before by default.
+
+    Raises
+    ------
+    ConfigError
+        If somebody else wrote or changed a file of such a name.
     """
+    names = list(names)
+    refuse_foreign(folder, names)
     _write_list(folder, {**owned_files(folder), **dict.fromkeys(names)}, kind)
 
 

@@ -19,7 +19,8 @@ CLI = ROOT.parent / "cli"
 
 LAYERS = (
     ("errors", "files", "environment", "memory"),
-    ("lock", "ownership"),
+    ("lock",),
+    ("ownership",),
     ("config",),
     ("data",),
     ("features",),

@@ -35,13 +35,18 @@ SEEDS = (0, 1)
 
 CODES = {0, 2, 3, 4, -signal.SIGKILL}
 WAITS = "another process is building this feature store"
-WORK = ("train-0", "train-1", "eval", "audit", "rerank", "features")
 COMMANDS = {
-    "run": WORK,
+    "run": ("train-0", "train-1", "eval", "audit", "rerank", "features"),
     "comparison": ("bench-0", "bench-1", "features"),
     "ablation": ("ablate-0", "ablate-1", "search", "features"),
 }
+"""What may meet in a folder, by what it holds; a number is a seed."""
+
 NOTES = ("notes.txt", ".notes.txt.tmp", "cells/notes.txt", "inspect/a/token-a.png", "checkpoints/mine.safetensors")
+
+
+LONGEST = 3
+"""Seconds before the second begins, and before a kill: about as long as a command takes."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +126,10 @@ def race(context: Any, ground: Ground, works: tuple[str, str], folder: Path, cho
         process = context.Process(target=child, args=(ground.arguments(work, folder), report, ground.cache))
         process.start()
         processes.append(process)
-        time.sleep(chosen.choice([0, chosen.uniform(0, 2)]))
+        time.sleep(chosen.choice([0, chosen.uniform(0, LONGEST)]))
     for process in processes:
         if chosen.random() < 0.5:
-            process.join(chosen.uniform(0, 3))
+            process.join(chosen.uniform(0, LONGEST))
             process.kill()
     for process, report in zip(processes, reports, strict=True):
         process.join(200)
@@ -218,8 +223,7 @@ def check_pair(context: Any, ground: Ground, folder: Path, chosen: random.Random
     with folder_lock(folder, "test"):
         check()
     assert not (folder / LOCK).exists()
-    afterwards = works if kind != "run" else ("train-1", *(work for work in works if not work.startswith("train")))
-    for work in afterwards:
+    for work in dict.fromkeys(("train-1", *works) if kind == "run" else works):
         result = cmfg(*ground.arguments(work, folder))
         assert result.code == 0, (works, work, result.err)
     check()

@@ -11,13 +11,24 @@ from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-__all__ = ["Difference", "holm", "mean_interval", "paired_bootstrap", "sign_flip"]
+__all__ = [
+    "Difference",
+    "bootstrap_floor",
+    "holm",
+    "mean_interval",
+    "paired_bootstrap",
+    "sign_flip",
+    "sign_flip_floor",
+]
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 CELLS = 1 << 22
 """Numbers that a table of resamples may hold at a time (32 MB)."""
+
+SAMPLES = 10_000
+"""Resamples of a bootstrap, unless others are asked for."""
 
 MOST_SEEDS = 20
 """2^20 sign assignments take some seconds; each more seed doubles them."""
@@ -72,7 +83,7 @@ def paired_bootstrap(
     clusters: Sequence[Integers],
     n_clusters: int,
     *,
-    samples: int = 10_000,
+    samples: int = SAMPLES,
     seed: int = 0,
     level: float = 0.95,
 ) -> Difference:
@@ -123,6 +134,16 @@ def paired_bootstrap(
     lo, hi = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     tail = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
     return Difference(value, float(lo), float(hi), min(1.0, 2 * (1 + tail) / (len(drawn) + 1)))
+
+
+def bootstrap_floor(samples: int = SAMPLES) -> float:
+    """The smallest p that `paired_bootstrap` can give, 2 / (samples + 1): no resample on the other side of 0."""
+    return min(1.0, 2 / (samples + 1))
+
+
+def sign_flip_floor(seeds: int) -> float:
+    """The smallest p that `sign_flip` can give, 2 / 2^S: all seeds agree."""
+    return min(1.0, 0.5 ** (seeds - 1))
 
 
 def _check_level(caller: str, level: float) -> None:

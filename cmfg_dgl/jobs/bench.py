@@ -235,6 +235,8 @@ def finished_cell(
 ) -> Record:
     """The cell in a file if it is there and, where asked, audited; else it is run, see `run_cell`, and written.
 
+    More than eight parameters: all but the file and `force` are those of `run_cell`.
+
     Raises
     ------
     ConfigError

@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from cmfg_dgl.evaluation.significance import bootstrap_floor
 from cmfg_dgl.reporting.figures import delta_figure, png_bytes, svg_text
 from cmfg_dgl.reporting.pages import figure_view, page_environment, write_files
 from cmfg_dgl.reporting.tables import Cell, Table, markdown_table, markdown_text
@@ -64,8 +65,9 @@ def _note(results: Results) -> str:
         f"{results['metric']} {UNITS[results['metric']]}; {results['n_images']:,} images, "
         f"{results['n_captions']:,} captions, seeds {seeds}. Delta is the change less the baseline. {brackets} "
         "p is of the paired bootstrap over the queries, images drawn anew with their captions, after Holm over the "
-        f"rows.{flattering} Mode retrain: trained from the start with the change; drop: the trained baseline less "
-        f"the relations. Protocol {results['protocol']}."
+        f"{len(results['rows'])} rows; before Holm it is never below {bootstrap_floor():.4f}.{flattering} Mode "
+        "retrain: trained from the start with the change; drop: the trained baseline less the relations. "
+        f"Protocol {results['protocol']}."
     )
 
 

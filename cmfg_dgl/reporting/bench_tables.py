@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cmfg_dgl.evaluation.significance import bootstrap_floor, sign_flip_floor
 from cmfg_dgl.reporting.comparison import (
     MARK,
     PLAIN,
@@ -38,11 +39,18 @@ INTERVALS = (
     "In brackets Student's 95 % interval of the mean over the seeds; a method that draws nothing at random has one "
     "without width."
 )
-TESTS = (
-    "Tests against cmfg in the same stage, both plain or both with the same correction, on the difference in rsum: "
-    "paired bootstrap over the queries, with images drawn anew with their captions, and exact sign flips over the "
-    "seeds; p is adjusted by Holm's method over the methods that are tested so."
-)
+
+
+def _told_tests(results: Row) -> str:
+    """What the tests are, the least p that each can give, and which rows are corrected together."""
+    seeds = len(results["seeds"])
+    return (
+        "Tests against cmfg in the same stage, both plain or both with the same correction, on the difference in "
+        "rsum: paired bootstrap over the queries, with images drawn anew with their captions "
+        f"(p is never below {bootstrap_floor():.4f}), and exact sign flips "
+        f"over the seeds (with {seeds} never below {sign_flip_floor(seeds):.4g}). Holm's method adjusts a column "
+        "of p over the rows of one stage and one correction; these floors are those before it."
+    )
 
 
 @dataclass(frozen=True)
@@ -197,12 +205,13 @@ def _summary(stage: str, rows: list[Row], results: Row) -> Table:
         ]
         more = (
             " The top k of the first stage are re-ranked with weight alpha on the joint score; the recall@k upper "
-            "bound, the first stage's R@k in %, is the most that re-ranking can reach."
+            "bound, the first stage's R@k in %, is the most that re-ranking can reach. Of alpha the value that "
+            "validation chose with each seed stands there, once where all chose the same."
         )
     note = f"Of 600; chance is {shown('sum', results['chance_rsum'])}. p here is over the queries.{more}"
     title = f"Instance relevance, {STAGES[stage]}, {_with(results)}: rsum"
     head, cells = ("method", *_heads(columns)), _cells(rows, _one_name, columns)
-    return Table(f"summary-{_short(stage)}", title, note, head, cells, tests=f"{INTERVALS} {TESTS}")
+    return Table(f"summary-{_short(stage)}", title, note, head, cells, tests=f"{INTERVALS} {_told_tests(results)}")
 
 
 INSTANCE = ("R@1", "R@5", "R@10", "P@5", "P@10", "mAP@all", "mAP@R", "MRR")
@@ -220,7 +229,7 @@ def _direction(stage: str, way: str, rows: list[Row], results: Row) -> Table:
     note = f"In %, MRR 0 to 1.{bound}"
     title = f"Instance relevance, {STAGES[stage]}, {_with(results)}: {DIRECTIONS[way]}"
     cells = _cells(rows, _one_name, columns)
-    head, tests = ("method", *_heads(columns)), f"{INTERVALS} {TESTS}"
+    head, tests = ("method", *_heads(columns)), f"{INTERVALS} {_told_tests(results)}"
     return Table(f"{way}-{_short(stage)}", title, note, head, cells, compact=True, tests=tests)
 
 
@@ -250,7 +259,15 @@ def _tests(results: Row) -> Table:
     )
     head = ("method", "stage", "correction", *_heads(columns))
     cells = _cells(rows, lambda row: (*_two_names(row), CORRECTIONS[row["correction"]]), columns)
-    return Table("tests", "Tests against cmfg, within each correction", note, head, cells, names=3, tests=TESTS)
+    return Table(
+        "tests",
+        "Tests against cmfg, within each correction",
+        note,
+        head,
+        cells,
+        names=3,
+        tests=_told_tests(results),
+    )
 
 
 def _hard_negatives(results: Row) -> Table:

@@ -57,6 +57,13 @@ class Mean(Record):
     hi: Number = None
 
 
+class Choice(Record):
+    """What validation chose with each seed, and the mean."""
+
+    mean: Number
+    chosen: list[Number] = []
+
+
 class Tests(Record):
     """The tests of a row against CMFG."""
 
@@ -132,7 +139,7 @@ class Row(HonestRow):
     hard_negatives: dict[str, Mean] | None
     recall_at_k_bound: Ways[Number] | None
     k: Number
-    alpha: Mean | None
+    alpha: Choice | None
     p_vs_cmfg: Number
     tests: Tests | None
     tests_of_two: Tests | None = None

@@ -59,7 +59,10 @@ def mean_of(value: Any) -> float | None:
 
 
 def with_interval(kind: str, value: Any) -> tuple[str, str]:
-    """A number as shown, and its interval; that is empty where an end is missing."""
+    """A number as shown, and its interval, empty where an end is missing; of a choice, what each seed chose."""
+    if isinstance(value, Mapping) and value.get("chosen"):
+        texts = [shown(kind, chosen) for chosen in value["chosen"]]
+        return ", ".join(texts if len(set(texts)) > 1 else texts[:1]), ""
     ends = [mean_of(value.get(end)) for end in ("lo", "hi")] if isinstance(value, Mapping) else [None]
     return shown(kind, mean_of(value)), "" if None in ends else f"[{', '.join(shown(kind, end) for end in ends)}]"
 

@@ -7,6 +7,8 @@
 - A method tries the settings that the comparison gives it, else those of its class.
 - Started again, after an end or a kill, it repeats no finished cell; other settings do not mix with old cells.
 - `--report` writes tables and pages again, byte for byte, from results.json.
+- A file of somebody else's is neither replaced nor removed, with --force too; one in the way, and a folder that
+  holds something else or in which another process writes, is told in one line, and all stays as it is.
 - A failed audit leaves no table; a usage error is one line and exit code 2.
 - The matched-pair protocol leaves the honest comparison as it is; its own is LEAKY, with the honest rows beside.
 """
@@ -28,6 +30,7 @@ import pytest
 from commands import SMALL, cmfg, contents, draw_folder, flip_byte, start
 
 from cmfg_dgl.files import read_json, write_json
+from cmfg_dgl.lock import folder_lock
 from cmfg_dgl.ownership import MARKER
 
 METHODS = "methods=[cmfg, cca, scm-16, pitl]"
@@ -201,6 +204,48 @@ def test_the_report_is_made_again_byte_for_byte(comparison: Path, finished: Path
     assert cmfg("bench", "--report", comparison).code == 0
     for path in outputs:
         assert (comparison / path).read_bytes() == (finished / path).read_bytes(), path
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_files_of_others_stay_and_those_in_the_way_are_named(
+    comparison: Path, labelled: Path, force: list[str]
+) -> None:
+    for name in ("notes.txt", "figures/mine.svg", "cells/cca/notes.txt", ".notes.tmp"):
+        (comparison / name).write_text("mine")
+    few = ("methods=[cca]", "seeds=[0]", "trials=1")
+    call = arguments(labelled, comparison, *few, *force, "-q")
+    assert cmfg(*call).code == 0
+    for name in ("notes.txt", "figures/mine.svg", "cells/cca/notes.txt", ".notes.tmp"):
+        assert (comparison / name).read_text() == "mine"
+    (comparison / "tables.md").write_text("my words")
+    before = contents(comparison)
+    for again in (call, ["bench", "--report", str(comparison)]):
+        told = cmfg(*again)
+        assert (told.code, told.err.count("\n")) == (2, 1)
+        assert "tables.md: was changed since cmfg wrote it" in told.err
+    assert contents(comparison) == before
+
+
+def test_a_folder_that_is_taken_is_left_as_it_is(comparison: Path, labelled: Path, run: Path) -> None:
+    before = contents(comparison, run)
+    with folder_lock(comparison, "cmfg bench"):
+        for call in (arguments(labelled, comparison, "--force"), ["bench", "--report", str(comparison)]):
+            told = cmfg(*call)
+            assert (told.code, told.err.count("\n")) == (2, 1)
+            assert "(cmfg bench) writes here" in told.err
+    for call, there in (
+        (arguments(labelled, run, "--force"), "a trained run"),
+        (
+            ["train", "-c", "folder", f"data.root={labelled}", *SMALL, "-o", str(comparison), "--force"],
+            "a comparison",
+        ),
+        (["ablate", "-c", "folder", f"data.root={labelled}", *SMALL, "-o", str(run), "--force"], "a trained run"),
+        (["inspect", str(run), "--pair", "red-circle-left.png", "-o", str(comparison)], "a comparison"),
+    ):
+        told = cmfg(*call)
+        assert (told.code, told.err.count("\n")) == (2, 1)
+        assert f"holds {there}" in told.err
+    assert contents(comparison, run) == before
 
 
 def test_a_failed_audit_leaves_no_table(comparison: Path) -> None:

@@ -106,8 +106,33 @@ def test_check_finds_a_picture_and_a_caption_in_two_splits(pictures: Path, tmp_p
     result = cmfg("data", "check", *OPTIONS, f"data.root={root}", "--json")
     assert result.code == 3
     counts = Counter(finding["code"] for finding in result.json["findings"])
-    assert counts["same-image"] == 1
+    twins = {finding["item"] for finding in result.json["findings"] if "the same picture as" in finding["message"]}
+    assert twins == {"red-circle-left.png", "twin.png"}
     assert counts["same-caption"] == 1
+
+
+def test_what_is_bad_is_written_and_left_out(spoilt: Path, tmp_path: Path) -> None:
+    options, file = (*OPTIONS, f"data.root={spoilt}", "--json"), tmp_path / "bad.txt"
+    whole = cmfg("data", "info", *options).json
+    assert cmfg("data", "check", *options, "--write-exclude", file).code == 3
+    lines = file.read_text().splitlines()
+    assert set(lines[2::2]) == {"red-circle-right.png#2", "red-circle-left.png"}
+    assert all(line.startswith("# ") for line in lines[::2][:1] + lines[1::2])
+    left = cmfg("data", "info", *options, f"data.exclude={file}")
+    assert (left.code, left.json["images"], left.json["captions"]) == (
+        0,
+        whole["images"] - 1,
+        whole["captions"] - 2,
+    )
+    assert set(left.json["bad"]) == {"blue-square-left.png"}
+    assert any("left out by data.exclude" in note for note in left.json["notes"]) and "left out by" in left.err
+    again = cmfg("data", "check", *options, f"data.exclude={file}", "--write-exclude", file)
+    assert (again.code, again.json["errors"]) == (0, 0)
+    assert set(file.read_text().splitlines()[2::2]) >= {"red-circle-right.png#2", "red-circle-left.png#0"}
+    other = tmp_path / "mine.txt"
+    other.write_text("mine")
+    refused = cmfg("data", "check", *options, "--write-exclude", other)
+    assert (refused.code, other.read_text()) == (2, "mine")
 
 
 TEMPLATES = {

@@ -29,7 +29,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     root = tmp_path / "few"
     draw_folder(root, ("red", "blue"))
     (root / "red-circle-left.png").write_text("no image")
-    return ("-c", "folder", f"data.root={root}", "features.shard_items=8", *SMALL)
+    return ("-c", "folder", f"data.root={root}", "features.shard_items=8", *SMALL, "data.max_bad_fraction=0.5")
 
 
 def stores(folder: Path) -> dict[str, str]:

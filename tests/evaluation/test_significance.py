@@ -26,7 +26,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cmfg_dgl.evaluation import significance
-from cmfg_dgl.evaluation.significance import Difference, holm, mean_interval, paired_bootstrap, sign_flip
+from cmfg_dgl.evaluation.significance import (
+    Difference,
+    bootstrap_floor,
+    holm,
+    mean_interval,
+    paired_bootstrap,
+    sign_flip,
+    sign_flip_floor,
+)
 
 FINITE = st.floats(-100, 100).map(lambda x: round(x, 3))
 
@@ -229,6 +237,14 @@ def test_holm_equals_the_step_down_procedure(p: list[float]) -> None:
         assert rejects(p, value - 1e-9) == [q is not None and q <= value - 1e-9 for q in adjusted]
     for level in (0.0005, 0.01, 0.05, 0.3, 0.9):
         assert rejects(p, level + 1e-9) == [q is not None and q <= level + 1e-9 for q in adjusted]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_the_floors_are_what_the_clearest_difference_gets(size: int) -> None:
+    assert sign_flip_floor(size) == sign_flip([1.0] * size)
+    image = [np.arange(30)]
+    assert bootstrap_floor(size) == paired_bootstrap([np.ones(30)], image, 30, samples=size).p
+    assert bootstrap_floor() == paired_bootstrap([np.ones(30)], image, 30).p == pytest.approx(2 / 10_001)
 
 
 def test_holm_leaves_out_what_was_not_compared() -> None:

@@ -111,6 +111,17 @@ def test_a_shard_of_bad_images_only(tmp_path):
     assert store.width == 3
 
 
+def test_an_image_that_cannot_be_prepared_is_quarantined_by_name(tmp_path):
+    class Refusing(MeanColour):
+        def prepare(self, image):
+            if image == picture(3):
+                raise DataError("8 x 8 pixels, which is too thin")
+            return super().prepare(image)
+
+    store = images_of(dataset(), Refusing(), tmp_path)
+    assert store.quarantined == {"img3": "img3: 8 x 8 pixels, which is too thin"}
+
+
 def test_equal_texts_have_equal_nodes_in_every_shard(tmp_path, monkeypatch):
     encoder = load_text("minilm", max_tokens=16, device="cpu")
     # A device whose kernels round by the size of the batch.

@@ -27,6 +27,7 @@ from cmfg_dgl.data.images import decode, read_image
 from cmfg_dgl.data.validation import caption_problem, path_problem, printable
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.files import canonical_json, sha256_bytes
+from cmfg_dgl.ownership import MARKER
 
 __all__ = ["HUGGINGFACE", "THEOJIANG300K", "huggingface", "theojiang300k"]
 
@@ -192,6 +193,9 @@ def _open(root: str, rows: int | None) -> dict[str, Any]:
             raise ValueError("neither .parquet nor .arrow")
         elif path.is_dir() and not any(file.suffix in (".parquet", ".arrow") for file in path.rglob("*")):
             raise ValueError("no .parquet and no .arrow file in it")
+        elif path.is_dir() and (run := next(path.rglob(MARKER), None)):
+            # The library would take its JSON files for data.
+            raise ValueError(f"{run.parent} is a run folder of cmfg; move it out of data.root")
         else:
             source = {"path": str(path) if path.is_dir() else root}
         return dict(datasets.load_dataset(**source)) if rows is None else first_rows(datasets, root, rows, source)

@@ -148,7 +148,7 @@ def _row(name: str, stage: str, column: str, records: Sequence[Record], trials: 
         if first["recall_at_k_bound"] is None
         else {way: float(np.mean([s["recall_at_k_bound"][way] for s in stages])) for way in ("i2t", "t2i")},
         "k": first["k"],
-        "alpha": None if stage == "first_stage" else _interval([each["alpha"] for each in measured]),
+        "alpha": None if stage == "first_stage" else _choice([each["alpha"] for each in measured]),
         "p_vs_cmfg": None,
         "tests": None,
         "tests_of_two": None,
@@ -194,6 +194,11 @@ def _mean_attention(records: Sequence[Record | None]) -> Record | None:
 def _interval(values: Sequence[float]) -> Record:
     mean, low, high = mean_interval(values)
     return {"mean": mean, "lo": low, "hi": high}
+
+
+def _choice(values: Sequence[float]) -> Record:
+    """What each seed chose, and the mean: a choice from a few values has no Student interval."""
+    return {"mean": float(np.mean(values)), "chosen": list(values)}
 
 
 def _intervals(records: Sequence[Mapping[str, float | None]]) -> Record:

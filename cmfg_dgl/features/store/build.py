@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import re
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -20,6 +21,8 @@ from cmfg_dgl.files import write_atomic
 __all__ = ["Share", "build_share", "build_store", "merge_store"]
 
 _log = logging.getLogger(__name__)
+
+SHARD = re.compile(r"shard-\d{5,}\.(safetensors|json)")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def build_store(
     with _lock(folder, shared=False):
         if force:
             # The index first: a store without shards must not look finished.
-            _remove(folder, [*folder.glob(INDEX), *folder.glob("shard-*")])
+            _remove(folder, [*folder.glob(INDEX), *_shard_files(folder)])
         elif (folder / INDEX).exists():
             store = FeatureStore.open(folder, spec.key)
             if spec.retries(store.quarantined, store.limits):
@@ -236,8 +239,14 @@ def _lock(folder: Path, *, shared: bool, name: str = "lock") -> Iterator[None]:
 def _tidy(spec: StoreSpec) -> None:
     """Remove what a killed build had begun to write, locks of shares, and shards of another shard size."""
     folder, kept = spec.folder, {spec.path(number).stem for number in range(len(spec.shards))}
-    others = [path for path in folder.glob("shard-*") if path.stem not in kept]
-    _remove(folder, [*folder.glob(".*.tmp"), *folder.glob("share-*.lock"), *others])
+    others = [path for path in _shard_files(folder) if path.stem not in kept]
+    half = [path for name in (INDEX, "shard-*") for path in folder.glob(f".{name}.*.tmp")]
+    _remove(folder, [*half, *folder.glob("share-*-of-*.lock"), *others])
+
+
+def _shard_files(folder: Path) -> list[Path]:
+    """Shards and their records, also of another shard size; other files of such a name are not the store's."""
+    return [path for path in folder.glob("shard-*") if SHARD.fullmatch(path.name)]
 
 
 def _remove(folder: Path, paths: Sequence[Path]) -> None:

@@ -28,6 +28,7 @@ from PIL import Image
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.doctor import check_dataset
 from cmfg_dgl.errors import DataError
+from cmfg_dgl.ownership import claim
 
 
 def png(number: int) -> bytes:
@@ -255,6 +256,13 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         read("some/name")
     with pytest.raises(DataError, match=r"data\.root is not set"):
         read(None)
+
+
+def test_a_run_folder_among_the_files_is_named(tmp_path: Path) -> None:
+    as_binary(tmp_path)
+    claim(tmp_path / "runs" / "one")
+    with pytest.raises(DataError, match=r"runs/one is a run folder of cmfg; move it out of data\.root"):
+        read(tmp_path)
 
 
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

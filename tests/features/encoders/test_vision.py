@@ -14,6 +14,7 @@
 import io
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from cmfg_dgl.data.formats.openmoji import drawings
-from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.encoders.vision import load_vision
 
 TINY = {
@@ -116,6 +117,21 @@ def test_another_image_size_gives_another_grid(tmp_path, family):
     with torch.inference_mode():
         expected = model(pixel_values=pixels, **options).last_hidden_state[0, FAMILIES[family][3] :]
     torch.testing.assert_close(nodes.values, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("thin", [(8000, 1), (1, 60000)])
+def test_a_picture_too_thin_to_be_resized_is_refused_before(tmp_path, thin):
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    save_model(tmp_path, "dinov2", processor)
+    encoder = load_vision(str(tmp_path), image_size=None, device="cpu", max_pixels=32 * 32 * 1000)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=rf"{thin[0]} x {thin[1]} pixels, .* would resize .*data\.max_pixels=1,024"):
+        encoder.prepare(Image.new("RGB", thin))
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    tracemalloc.stop()
+    assert encoder.encode(pictures((1000, 1), (1, 1000))).grid.tolist() == [[4, 4]] * 2
+    whole = load_vision(str(tmp_path), image_size=32, device="cpu", max_pixels=32 * 32)
+    assert whole.encode(pictures(thin)).grid.tolist() == [[4, 4]]
 
 
 def test_an_oblong_crop_lies_on_an_oblong_grid(tmp_path):

@@ -5,6 +5,7 @@
   shares with a hole are not merged, and the message names the hole.
 - Shards of another encoder or data set, under right names, are refused with what differs.
 - A second builder waits for the first and does no work; shares do not wait for one another, merging waits for them.
+- What was quarantined under lower limits is tried again, in its shard alone, and once.
 - A full disk leaves no part of a shard, also where workers write. A killed worker is told.
 - The workers of a killed build end.
 """
@@ -18,6 +19,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -25,7 +27,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import IDS, KEY, build, contents, copy, item, make_shard, refuse, spec_of, width
+from stores import BAD, IDS, KEY, build, contents, copy, item, make_shard, refuse, spec_of, width
 
 import cmfg_dgl.features.store.build as build_module
 from cmfg_dgl.errors import CmfgError, DataError
@@ -55,6 +57,34 @@ def test_a_finished_store_is_opened_without_work(tmp_path):
     before = contents(folder)
     build_store(spec_of(folder, shard_items=7), width=refuse, make_shard=refuse)
     assert contents(folder) == before
+
+
+def test_what_a_limit_refused_is_tried_again_when_it_is_raised(tmp_path):
+    def made(limits, size=5, **options):
+        """Build under some limits, of which items 4 and 20 need 10 and 20 pixels and item 21 is broken."""
+        asked = []
+
+        def make(items, tell):
+            asked.append(items[0])
+            content = make_shard(items)
+            need = {"item 4": 10, "item 20": 20}
+            bad = {k: v for k, v in content.quarantined.items() if limits.get("pixels", 0) < need.get(k, 99)}
+            return replace(content, quarantined=bad)
+
+        spec = replace(spec_of(tmp_path / "store", size), limits=limits)
+        return build_store(spec, width=width, make_shard=make, **options), asked
+
+    assert made({"pixels": 9})[1] == [0, 5, 10, 15, 20]
+    for limits in ({"pixels": 9}, {"pixels": 8}, {}):
+        store, asked = made(limits)
+        assert (set(store.quarantined), asked) == (BAD.keys(), [])
+    store, asked = made({"pixels": 15})
+    assert (set(store.quarantined), asked) == ({"item 20", "item 21"}, [0, 20])
+    store, asked = made({"pixels": 30})
+    assert (set(store.quarantined), asked) == ({"item 21"}, [20])
+    assert made({"pixels": 30})[1] == [] and made({"pixels": 30, "bytes": 1})[1] == [20]
+    store, asked = made({"pixels": 5}, force=True)
+    assert (set(store.quarantined), asked) == (BAD.keys(), [0, 5, 10, 15, 20])
 
 
 def test_force_builds_anew(tmp_path):
