@@ -93,6 +93,7 @@ def measure_folds(
     minutes: float,
     folder: Path,
     progress: Any,
+    force: bool = False,
 ) -> list[list[Record]]:
     """Fit and evaluate what is tried on every fold, or read it from `folder/cells`; a fold's number is its seed.
 
@@ -110,7 +111,7 @@ def measure_folds(
             # Called by what is tried, so that more can be tried beside it.
             tried = f"{name}-{digest_of(setting)[:12]}"
             file = CellFile(folder, f"cells/{tried}/fold-{fold}.json")
-            cell = finished_cell(file, data, name, fold, setting, minutes=minutes, audited=False)
+            cell = finished_cell(file, data, name, fold, setting, minutes=minutes, audited=False, force=force)
             row.append(cell | {"images": split.images, "owners": split.images[split.caption_image]})
             done, message = fold * len(tries) + number + 1, f"{name} fold {fold}: {cell['val']:.1f} on validation"
             progress("folds", done, folds * repeats * len(tries), message)
@@ -179,6 +180,7 @@ def _check(tries: Sequence[Try], config: Config) -> None:
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--minutes", default=10.0, show_default=True, help="Time budget of a fit.")
+@click.option("--force", is_flag=True, help="Run every cell again.")
 @one_line_errors()
 def main(
     overrides: tuple[str, ...],
@@ -188,6 +190,7 @@ def main(
     folds: int,
     repeats: int,
     minutes: float,
+    force: bool,
 ) -> None:
     """Measure, and print the table; stopped and started again, it repeats no finished cell."""
     parsed = [parse_try(text) for text in tries]
@@ -198,7 +201,14 @@ def main(
         experiment = Experiment.prepare(recipe, bars)
         claim(output_dir, kind=COMPARISON)
         found = measure_folds(
-            experiment, parsed, folds=folds, repeats=repeats, minutes=minutes, folder=output_dir, progress=bars
+            experiment,
+            parsed,
+            folds=folds,
+            repeats=repeats,
+            minutes=minutes,
+            folder=output_dir,
+            progress=bars,
+            force=force,
         )
         rows = compare(found)
         write_owned(output_dir, "folds.json", (to_json(rows) + "\n").encode())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import signal
 import sys
 import traceback
@@ -66,9 +68,25 @@ def cmfg() -> None:
     """
 
 
+def _of_the_system(error: OSError) -> str:
+    """An error of the system in one line, with what helps."""
+    where = f"{error.filename}: " if error.filename else ""
+    told = f"{where}{error.strerror or error}"
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return f"{told}; free space, then the same command goes on (train with --resume auto)"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return f"{told}; mend the permissions, or choose another folder (-o, features.dir)"
+    return f"{told}; add -v for the traceback"
+
+
 def main() -> None:
     """Run the command line; every error is one line and an exit code (see `cmfg_dgl.errors`)."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a pipe that is not UTF-8 gets escapes of what it cannot show.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     verbosity = Verbosity()
     try:
         sys.exit(cmfg.main(prog_name="cmfg", standalone_mode=False, obj=verbosity))
@@ -86,6 +104,11 @@ def main() -> None:
             "cmfg: interrupted; the same command goes on where it stopped (train with --resume auto)", err=True
         )
         sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        if verbosity.verbose:
+            traceback.print_exc()
+        click.echo(f"cmfg: {_of_the_system(error)}", err=True)
+        sys.exit(1)
     except Exception as error:
         known = isinstance(error, CmfgError)
         if verbosity.verbose:

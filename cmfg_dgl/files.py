@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,11 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         The file to make or to replace; its folder is made if it is missing.
     write
         Called once with the temporary path.
+
+    Raises
+    ------
+    OSError
+        If the system refuses, also where `write` says so in another error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -36,6 +42,12 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+    except Exception as error:
+        # A library written in Rust tells an error of the system in words alone.
+        code = None if isinstance(error, OSError) else re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

@@ -142,3 +142,18 @@ def test_damaged_and_missing_json(tmp_path):
         read_json(tmp_path / "half.json")
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none.json")
+
+
+def test_an_error_of_the_system_is_one_whoever_tells_it(tmp_path):
+    class Told(Exception):
+        pass
+
+    def full(temporary):
+        temporary.write_bytes(b"half")
+        raise Told("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    (tmp_path / "data").write_bytes(b"before")
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomic(tmp_path / "data", full)
+    assert (caught.value.errno, caught.value.filename) == (28, str(tmp_path / "data"))
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]

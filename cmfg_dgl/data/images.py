@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from cmfg_dgl.errors import DataError
@@ -59,6 +60,8 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, max_bytes: i
         raise
     except Exception as error:  # a decoder may raise anything on damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "text chunk" in reason or "MAX_TEXT" in reason:
+            reason = "its metadata are longer than Pillow reads; save the picture without them"
         raise DataError(f"{name}: cannot be decoded ({reason})") from error
 
 
@@ -101,7 +104,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as RGB, transparency on white; 16 bits and floats are scaled, not cut off."""
     # Pillow clips these modes at 255 instead of scaling them.
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
+        return _scale(np.asarray(image))
     if image.mode in ("I", "F"):
         return _stretch(image)
     if image.has_transparency_data:
@@ -109,6 +112,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _scale(values: NDArray[np.uint16]) -> Image.Image:
+    """Integers of 16 bits as RGB; where none needs more than 12 bits, the camera's 8, 10 or 12 bits are the range.
+
+    A file does not say how many of its bits were used, and 12 bits taken for 16 are nearly black.
+    """
+    used = int(values.max(initial=0)).bit_length()
+    if used > 12:
+        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+    white = 2 ** max(8, used + used % 2) - 1
+    return Image.fromarray((values * (255 / white)).round().astype(np.uint8)).convert("RGB")
 
 
 def _stretch(image: Image.Image) -> Image.Image:

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-__all__ = ["canonical_maps", "inverse_root"]
+__all__ = ["canonical_maps", "inverse_root", "singular_vectors"]
 
 
 def canonical_maps(
@@ -29,12 +29,20 @@ def canonical_maps(
     x, y = x - x.mean(0), y - y.mean(0)
     root_x, root_y = inverse_root(x, ridge), inverse_root(y, ridge)
     across = root_x @ (x.T @ y / len(x)) @ root_y
+    u, correlations, v = singular_vectors(across)
+    return root_x @ u, root_y @ v.T, correlations
+
+
+def singular_vectors(
+    matrix: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The thin singular value decomposition u, s, v of a matrix (p, q), which is u @ diag(s) @ v."""
     try:
-        u, correlations, v = scipy.linalg.svd(across, full_matrices=False)
+        u, s, v = scipy.linalg.svd(matrix, full_matrices=False)
     except scipy.linalg.LinAlgError:
         # The faster algorithm gives up on some matrices of few pairs.
-        u, correlations, v = scipy.linalg.svd(across, full_matrices=False, lapack_driver="gesvd")
-    return root_x @ u, root_y @ v.T, correlations
+        u, s, v = scipy.linalg.svd(matrix, full_matrices=False, lapack_driver="gesvd")
+    return u, s, v
 
 
 def inverse_root(x: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.features.pair_dataset import PairDataset
-from cmfg_dgl.nn.canonical import inverse_root
+from cmfg_dgl.nn.canonical import inverse_root, singular_vectors
 
 __all__ = ["CCAProjection"]
 
@@ -72,7 +72,8 @@ class CCAProjection(nn.Module):
             self.get_buffer(f"root_{side.node_type}").copy_(root / length)
             white[side.node_type] = (vectors - mean) @ root / length
         image = white["patch"][pair_dataset.caption_image]
-        u, correlations, v = torch.linalg.svd(image.T @ white["token"] / len(image), full_matrices=False)
+        across = image.T @ white["token"] / len(image)
+        u, correlations, v = (torch.from_numpy(part).float() for part in singular_vectors(across.double().numpy()))
         # W has the length that it would have with their roots, whatever the size of correlations.
         weights = correlations * (correlations.sum() / correlations.square().sum()).sqrt()
         with torch.no_grad():

@@ -114,7 +114,8 @@ def test_no_finished_cell_is_repeated(experiment: Experiment, measured: tuple[Pa
     assert compare(measure(experiment, folder)) == compare(found)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("fold-*.json")} == before
     other: Config = load_config("folder", [f"data.root={experiment.config.data.root}", *SMALL, "data.seed=1"])
-    with pytest.raises(ConfigError, match="made from other data"):
+    assert "--force" in [name for option in folds.main.params for name in option.opts]
+    with pytest.raises(ConfigError, match=r"made from other data.*--force"):
         measure(replace(experiment, config=other, dataset=read_dataset(other.data)), folder)
 
 

@@ -8,8 +8,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,6 +148,34 @@ def test_an_error_is_one_line_and_its_exit_code(
     assert ("Traceback" in result.err) == (verbose and not interrupted)
     if not verbose:
         assert len(lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [(errno.ENOSPC, "free space"), (errno.EROFS, "choose another folder"), (errno.EACCES, "permissions")],
+)
+def test_an_error_of_the_system_tells_what_helps(code: int, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError(code, os.strerror(code), "/data/file")
+
+    monkeypatch.setattr("cmfg_dgl.cli.env.environment", fail)
+    result = cmfg("env")
+    assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
+    assert "/data/file" in result.err and os.strerror(code) in result.err and remedy in result.err
+    assert "report" not in result.err
+
+
+def test_a_stream_that_is_not_utf_8_gets_escapes(pictures: Path, tmp_path: Path) -> None:
+    root = tmp_path / "bilder-\u00e4\u732b"
+    shutil.copytree(pictures, root)
+    program = "from cmfg_dgl.cli.main import main; main()"
+    told = subprocess.run(
+        [sys.executable, "-c", program, "data", "info", "data.name=folder", f"data.root={root}"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
+    assert (told.returncode, told.stderr) == (0, b"")
+    assert b"bilder-\\xe4\\u732b/hash" in told.stdout
 
 
 def test_a_reader_may_leave_early() -> None:

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
 from cmfg_dgl.data.images import decode, read_image
 from cmfg_dgl.errors import DataError
@@ -195,6 +196,15 @@ def test_grey_values_are_scaled_not_clipped() -> None:
     sixteen = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
     decoded = decode(encode(sixteen, "PNG"), "a")
     assert [pixel(decoded, x)[0] for x in range(3)] == [0, 100, 255]
+    for used in (8, 10, 12):
+        white = 2**used - 1
+        few = Image.fromarray(np.array([[0, white // 5, white]], np.uint16))
+        decoded = decode(encode(few, "PNG"), "a")
+        assert [pixel(decoded, x)[0] for x in range(3)] == [0, 51, 255]
+    dark = Image.fromarray(np.array([[0, 257 * 16, 257 * 20]], np.uint16))
+    decoded = decode(encode(dark, "PNG"), "a")
+    assert [pixel(decoded, x)[0] for x in range(3)] == [0, 16, 20]
+    assert pixel(decode(encode(Image.fromarray(np.zeros((2, 2), np.uint16)), "PNG"), "a")) == (0, 0, 0)
     floats = Image.fromarray(np.array([[-1.0, 0.0, 1.0]], np.float32))
     decoded = decode(encode(floats, "TIFF"), "a")
     assert [pixel(decoded, x)[0] for x in range(3)] == [0, 128, 255]
@@ -202,6 +212,13 @@ def test_grey_values_are_scaled_not_clipped() -> None:
     assert pixel(decode(encode(flat, "TIFF"), "a")) == (0, 0, 0)
     with pytest.raises(DataError, match="not finite"):
         decode(encode(Image.fromarray(np.array([[0, np.nan]], np.float32)), "TIFF"), "a")
+
+
+def test_long_metadata_are_told_with_what_helps() -> None:
+    info = PngInfo()
+    info.add_text("comment", "x" * 3_000_000, zip=True)
+    with pytest.raises(DataError, match=r"metadata are longer.*save the picture without them"):
+        decode(encode(Image.new("RGB", (4, 4)), "PNG", pnginfo=info), "a")
 
 
 def test_other_modes() -> None:

@@ -6,10 +6,12 @@
 - A model that begins gives places no weight and keeps messages quiet, but for those that votes compare; one that
   starts at random is left alone. Places are in units of the standard deviation of nodes, dropout left out.
 - Its first stage begins as CCA, and its nodes attend across to what lies near them in the space of CCA.
+- Where the faster decomposition gives up, another gives the same scores.
 - Features that are all the same have no closed form, and an error says so.
 """
 
 import pytest
+import scipy.linalg
 import torch
 from planted import RELATIONS, WIDTHS, planted, tiny_model
 from torch.nn import functional as F
@@ -44,6 +46,24 @@ def test_started_heads_score_as_cca_does():
     a = F.normalize(torch.from_numpy(x) @ roots[0] @ u[:, :rank] * correlations, dim=1)
     b = F.normalize(torch.from_numpy(y) @ roots[1] @ vt[:rank].T * correlations, dim=1)
     torch.testing.assert_close(got.double(), a @ b.T, atol=1e-4, rtol=1e-4)
+
+
+def test_where_the_fast_decomposition_gives_up_another_does(monkeypatch):
+    pair_dataset, decompose = planted([2, 1, 3] * 20, seed=3, noise=0.5), scipy.linalg.svd
+
+    def scores():
+        heads = CCAProjection(WIDTHS, size=SIZE, dropout=0.0)
+        white = heads.fit(pair_dataset, 0.3)
+        return heads.embed("patch", white["patch"]) @ heads.embed("token", white["token"]).T
+
+    def giving_up(matrix, **given):
+        if given.get("lapack_driver", "gesdd") == "gesdd":
+            raise scipy.linalg.LinAlgError("SVD did not converge")
+        return decompose(matrix, **given)
+
+    expected = scores()
+    monkeypatch.setattr(scipy.linalg, "svd", giving_up)
+    torch.testing.assert_close(scores(), expected, rtol=0, atol=1e-5)
 
 
 def test_dropout_hides_a_coordinate_from_a_whole_item():

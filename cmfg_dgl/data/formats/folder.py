@@ -26,6 +26,7 @@ COLUMNS = ("image", "caption", "labels", "split")
 ABOUT = frozenset({"changelog", "copying", "credits", "licence", "license", "notice", "readme"})
 """Names of texts that are about a folder and hold no captions."""
 
+DOUBLE_QUOTES = "double a quote inside a quoted cell"
 REMEDY = "write captions.csv with the columns image,caption, or captions.jsonl, or NAME.txt beside NAME.jpg"
 
 
@@ -147,7 +148,8 @@ def _csv_rows(path: Path) -> Iterator[Row | BadItem]:
             elif cells:
                 yield BadItem(where, f"{len(cells)} cells instead of {len(header)}; quote a caption with commas")
     except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num}: {error}; double a quote inside a quoted cell") from error
+        remedy = "close the quote of the cell, or shorten it" if "limit" in str(error) else DOUBLE_QUOTES
+        raise DataError(f"{path} line {reader.line_num}: {error}; {remedy}") from error
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row | BadItem]:

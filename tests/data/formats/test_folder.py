@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import struct
 import tempfile
 import zlib
@@ -210,12 +211,15 @@ def test_bad_rows_of_jsonl_lose_nothing_else(root: Path) -> None:
         ("image;caption\na;b\n", "line 1: no columns"),
         ("image,caption,label\na,b,c\n", "did you mean 'labels'"),
         ('image,caption\nb.png,fine\na.jpg,"never closed\n', "captions.csv line 3"),
-        ("image,caption\nb.png," + "x" * 200_000, "captions.csv line 2"),
+        (
+            "image,caption\nb.png," + "x" * 200_000,
+            "captions.csv line 2: field larger than field limit (131072); close the",
+        ),
     ],
 )
 def test_a_csv_that_cannot_be_read_as_a_whole(root: Path, text: str, message: str) -> None:
     (root / "captions.csv").write_text(text)
-    with pytest.raises(DataError, match=message.replace(".", r"\.")) as error:
+    with pytest.raises(DataError, match=re.escape(message)) as error:
         read(root)
     assert "\n" not in str(error.value)
 
