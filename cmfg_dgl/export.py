@@ -87,6 +87,10 @@ def parts_of_run(run: Run) -> Parts:
 
 
 def _query_bank(run: Run) -> QueryBank:
+    if not run.query_bank.is_file():
+        raise CheckpointError(
+            f"{run.query_bank}: missing; give retrieval.correction=none, or train a run with a correction"
+        )
     bank, asked = load_query_bank(run.query_bank), run.config.retrieval.query_bank
     if bank.size != asked:
         raise ConfigError(

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.splits import shared_items
 from cmfg_dgl.evaluation.definitions import DEFINITIONS
@@ -90,7 +92,8 @@ def evaluate_run(
     force
         Measure again, and replace what is there.
     folds, ogb
-        As for `evaluate`; `ogb` also writes the edges of all splits as `ogb-edges.safetensors`.
+        As for `evaluate`; `ogb` also writes the edges of all splits as `ogb-edges.safetensors`, and is added to a
+        result that is there already.
 
     Returns
     -------
@@ -110,17 +113,21 @@ def _evaluate_run(
     view, dataset = experiment.evaluation_split(split), experiment.dataset
     made_from = {**result_identity(run, experiment, split), "k": config.retrieval.k, "alpha": matcher.alpha}
     made_from |= {"metrics": DEFINITIONS} | ({} if folds is None else {"folds": folds})
-    if (run.folder / name).is_file() and not force:
-        known = known_result(run, name, made_from)
-        if not ogb or "ogb" in known:
-            return known
+    known = known_result(run, name, made_from) if (run.folder / name).is_file() and not force else None
+    if known is not None and (not ogb or "ogb" in known):
+        return known
+    if ogb:
+        claim(run.folder, ["ogb-edges.safetensors"])
+        write_edges(run.folder / "ogb-edges.safetensors", dataset)
+    if known is not None:
+        scores = _score(experiment, matcher.make_scorer(progress), view)
+        record = {**known, "ogb": ogb_record(scores, matcher.alpha)}
+        run.write(name, record)
+        return record
     measured = _measure(matcher, experiment, split, folds, ogb, progress)
     seen = shared_items(run.read("manifest-train.json"), dataset.manifest(split), texts=False)
     record = {**measured.record, "images_seen_in_training": len(seen), "made_from": made_from}
     record["inputs"] = evaluation_inputs(run, dataset, split, folds)
-    if ogb:
-        claim(run.folder, ["ogb-edges.safetensors"])
-        write_edges(run.folder / "ogb-edges.safetensors", dataset)
     run.write(f"curves-{split}.json", _curves(measured.rankings))
     run.write(f"examples-{split}.json", retrieved_examples(dataset, view, measured.scores, matcher.alpha))
     run.write(name, record)
@@ -132,12 +139,12 @@ def _evaluate_run(
 def _measure(
     matcher: Matcher, experiment: Experiment, split: str, folds: int | None, ogb: bool, progress: Progress
 ) -> _Measured:
-    dataset, retrieval, alpha = experiment.dataset, matcher.config.retrieval, matcher.alpha
+    dataset, alpha = experiment.dataset, matcher.alpha
     view = experiment.evaluation_split(split)
     parts = None if folds is None else view.folds(folds)
     pair_dataset, scorer = experiment.pair_dataset(view), matcher.make_scorer(progress)
     start = time.perf_counter()
-    scores = score(scorer, pair_dataset, k=retrieval.k, query_batch=retrieval.query_batch)
+    scores = _score(experiment, scorer, view)
     first, first_rankings = first_stage(scores)
     second, second_rankings = two_stage(scores, alpha)
     record = {
@@ -163,11 +170,17 @@ def _measure(
     return _Measured(record, scores, {"first_stage": first_rankings, "two_stage": second_rankings})
 
 
+def _score(experiment: Experiment, scorer: Scorer, view: Split, queries: Tensor | None = None) -> Scores:
+    """Scores of both stages, with the retrieval settings of the experiment."""
+    retrieval, pair_dataset = experiment.config.retrieval, experiment.pair_dataset(view)
+    return score(scorer, pair_dataset, k=retrieval.k, query_batch=retrieval.query_batch, queries=queries)
+
+
 def _fold_record(experiment: Experiment, scorer: Scorer, parts: list[Split], alpha: float) -> dict[str, Any]:
     """Means over folds, each of which searches its own images and captions alone."""
-    retrieval, records = experiment.config.retrieval, []
+    records = []
     for part in parts:
-        scores = score(scorer, experiment.pair_dataset(part), k=retrieval.k, query_batch=retrieval.query_batch)
+        scores = _score(experiment, scorer, part)
         records.append({"first_stage": first_stage(scores)[0], "two_stage": two_stage(scores, alpha)[0]})
     return {"folds": len(parts), "n_images": len(parts[0].images), **mean_record(records)}
 
@@ -180,10 +193,9 @@ def _label_record(
     labels, names = experiment.labels(view, queries), [split]
     if labels is None:
         return None
-    pair_dataset, retrieval = experiment.pair_dataset(view), experiment.config.retrieval
     if queries is not None:
         names = list(experiment.dataset.database)
-        scores = score(scorer, pair_dataset, k=retrieval.k, query_batch=retrieval.query_batch, queries=queries)
+        scores = _score(experiment, scorer, view, queries)
     return {
         "labels": labels.shape[1],
         "gallery": {
@@ -191,7 +203,7 @@ def _label_record(
             "n_images": len(view.images) if queries is None else int((~queries).sum()),
             "protocols": [experiment.dataset.protocol(name) for name in names],
         },
-        "chance": label_chance(labels, pair_dataset.caption_image, queries),
+        "chance": label_chance(labels, experiment.pair_dataset(view).caption_image, queries),
         "first_stage": label_metrics(scores, labels, None),
         "two_stage": label_metrics(scores, labels, alpha),
     }

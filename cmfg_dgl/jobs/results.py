@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from cmfg_dgl.errors import CheckpointError, ConfigError
+from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.files import sha256_file
 from cmfg_dgl.training.experiment import Experiment
 from cmfg_dgl.training.run_directory import Run
@@ -44,10 +44,6 @@ def _correction_identity(run: Run) -> dict[str, Any]:
     read = {"hubness": "inverse_temperature", "csls": "csls_neighbours"}.get(retrieval.correction)
     if read is None:
         return {"name": retrieval.correction}
-    if not run.query_bank.is_file():
-        raise CheckpointError(
-            f"{run.query_bank}: missing; give retrieval.correction=none, or train a run with a correction"
-        )
     return {
         "name": retrieval.correction,
         read: getattr(retrieval, read),

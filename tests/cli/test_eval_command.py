@@ -126,7 +126,7 @@ def test_another_correction_needs_no_training_and_is_another_result(evaluated: P
     assert refused.code == 2 and "the run was trained with 4096" in refused.err
     opened.query_bank.unlink()
     missing = cmfg("eval", run, "--force", "-q")
-    assert missing.code == 4 and "query-bank.safetensors: no such checkpoint" in missing.err
+    assert missing.code == 4 and "query-bank.safetensors: missing" in missing.err
 
 
 def test_the_table_shows_both_stages_and_the_protocol(evaluated: Path) -> None:
@@ -217,8 +217,7 @@ def test_ogb_is_added_to_a_result(evaluated: Path, tmp_path: Path, monkeypatch: 
     later = cmfg("eval", run, "--ogb", "--json")
     assert later.code == 0, later.err
     assert later.json == json.loads((run / "evaluation-test.json").read_text())
-    changes = ("ogb", "seconds", "pairs_per_second")
-    assert {**later.json, **dict.fromkeys(changes)} == {**plain, **dict.fromkeys(changes)}
+    assert {key: value for key, value in later.json.items() if key != "ogb"} == plain
     ogb = later.json["ogb"]
     N, M = plain["n_images"], plain["n_captions"]
     assert (ogb["edges"], ogb["negatives"]) == (M, N * M - M)
