@@ -34,6 +34,19 @@ OWN_FOLDERS = {
 }
 """Folders of a run without a list of files, and the patterns of what cmfg writes into them."""
 
+OF_TRAINING = (
+    "config.yaml",
+    "env.json",
+    "manifest-train.json",
+    "metrics.jsonl",
+    "training.json",
+    "selection.json",
+    "report.html",
+    "README.md",
+)
+OF_RESULTS = ("audit.json", "evaluation-*.json", "curves-*.json", "examples-*.json")
+"""Files that a training writes, and patterns of those that its report reads besides."""
+
 BEFORE_TRAINING = {"config.yaml", "env.json", "manifest-train.json"}
 """Files that are there before the first step."""
 
@@ -113,6 +126,9 @@ def check_run(config: Config, *, resume: bool, force: bool) -> Run:
             raise ConfigError(f"{folder}: holds files that cmfg did not write; choose another -o")
         return run
     if force or _begins_anew(folder):
+        # Otherwise the report would refuse them when the training is done.
+        refuse_foreign(folder, OF_TRAINING)
+        refuse_foreign(folder, [path.name for pattern in OF_RESULTS for path in folder.glob(pattern)])
         for part in (folder, *_inspections(folder)):
             refuse_foreign(part, owned_files(part))
         return run

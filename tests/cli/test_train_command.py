@@ -192,6 +192,19 @@ def test_force_starts_over_and_spares_what_is_not_of_the_run(trained: Any, run: 
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["evaluation-test.json", "evaluation-mine.json", "README.md"])
+def test_force_tells_before_training_what_is_in_the_way(
+    trained: Any, run: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / name).write_text("{}")
+    before = contents(run)
+    monkeypatch.setattr("cmfg_dgl.training.experiment.Experiment.prepare", must_not_run)
+    result = cmfg(*trained.arguments, "-o", run, "--force")
+    assert result.code == 2
+    assert str(run / name) in result.err and "move it away" in result.err
+    assert contents(run) == before
+
+
 def test_force_and_resume_exclude_each_other(trained: Any, run: Path) -> None:
     before = contents(run)
     result = cmfg(*trained.arguments, "-o", run, "--force", "--resume", run)
