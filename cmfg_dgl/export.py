@@ -20,6 +20,7 @@ from cmfg_dgl.features.encoders.text import TextEncoder
 from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json
 from cmfg_dgl.nn.model import CMFG
+from cmfg_dgl.ownership import refuse_changed
 from cmfg_dgl.reporting.matcher_card import matcher_card
 from cmfg_dgl.retrieval.query_bank import QueryBank, load_query_bank, save_query_bank
 from cmfg_dgl.training.checkpoint import save_checkpoint
@@ -135,6 +136,12 @@ def _check_free(folder: Path, force: bool) -> None:
         raise ConfigError(f"{folder}: holds something else than an exported model; choose another folder")
     if not force:
         raise ConfigError(f"{folder}: holds an exported model; add --force (force=True) to replace it")
+    try:
+        written = read_json(folder / RECORD).get("card_sha256")
+    except (OSError, ValueError, AttributeError):  # damaged, which --force is to mend
+        return
+    if CARD in held and written is not None:
+        refuse_changed(folder / CARD, [written])
 
 
 def _write(parts: Parts, folder: Path) -> None:
@@ -153,8 +160,9 @@ def _write(parts: Parts, folder: Path) -> None:
         "provenance": dict(parts.provenance),
         "files": {name: sha256_file(folder / name) for name in names},
     }
-    write_json(folder / RECORD, {**body, "sha256": sha256_bytes(canonical_json(body))})
     (folder / CARD).write_text(matcher_card(body), encoding="utf-8")
+    body["card_sha256"] = sha256_file(folder / CARD)
+    write_json(folder / RECORD, {**body, "sha256": sha256_bytes(canonical_json(body))})
 
 
 def _portable(config: Config) -> Config:

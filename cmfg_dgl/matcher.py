@@ -148,7 +148,8 @@ class Matcher:
         Raises
         ------
         ConfigError
-            If the folder holds something else, or holds an exported model and `force` is False.
+            If the folder holds something else, or an exported model whose model card somebody changed, or an
+            exported model and `force` is False.
         """
         return save_parts(self._parts, Path(folder), force=force)
 

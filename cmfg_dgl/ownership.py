@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ __all__ = [
     "RUN",
     "claim",
     "owned_files",
+    "refuse_changed",
     "refuse_foreign",
     "remove_half_written",
     "remove_owned",
@@ -135,10 +136,20 @@ def refuse_foreign(folder: Path, names: Iterable[str]) -> None:
         if name not in owned:
             raise ConfigError(f"{path}: was not written by cmfg; move it away, then run the same command again")
         digests = owned[name]
-        if digests is not None and sha256_file(path) not in digests:
-            raise ConfigError(
-                f"{path}: was changed since cmfg wrote it; move it away, then run the same command again"
-            )
+        if digests is not None:
+            refuse_changed(path, digests)
+
+
+def refuse_changed(path: Path, digests: Container[str]) -> None:
+    """Refuse a file that has none of the digests that cmfg wrote.
+
+    Raises
+    ------
+    ConfigError
+        If somebody changed it.
+    """
+    if sha256_file(path) not in digests:
+        raise ConfigError(f"{path}: was changed since cmfg wrote it; move it away, then run the same command again")
 
 
 def remove_owned(folder: Path, names: Iterable[str] | None = None) -> None:

@@ -208,6 +208,12 @@ def test_an_export_replaces_exports_alone(matcher, exported, tmp_path):
     with pytest.raises(ConfigError, match="something else"):
         matcher.save(exported, force=True)
     (exported / "notes.txt").unlink()
+    card = (exported / "README.md").read_bytes()
+    (exported / "README.md").write_bytes(card + b"Trained for our museum.")
+    with pytest.raises(ConfigError, match=r"README\.md: was changed since cmfg wrote it"):
+        matcher.save(exported, force=True)
+    assert (exported / "README.md").read_bytes() == card + b"Trained for our museum."
+    (exported / "README.md").write_bytes(card)
     matcher.save(exported, force=True)
     assert contents(exported) == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
