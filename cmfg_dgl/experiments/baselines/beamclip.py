@@ -69,7 +69,7 @@ class BeamCLIP(ClipHead):
                 anchors = targets["token"][batch]
                 return similarity_matching(targets["patch"][owners], student, anchors, self.scale)
 
-            fit_by_gradient(
+            judged = fit_by_gradient(
                 self,
                 loss,
                 len(training.texts),
@@ -80,6 +80,8 @@ class BeamCLIP(ClipHead):
                 learning_rate=self.student_learning_rate,
                 weight_decay=self.weight_decay,
             )
+            if not judged:  # the time was up before; the teacher's head is the best so far
+                self.heads.linear["patch"] = head
 
 
 def similarity_matching(teacher: Tensor, student: Tensor, anchors: Tensor, scale: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ def fit_by_gradient(
     batch_size: int,
     learning_rate: float,
     weight_decay: float,
-) -> None:
-    """Minimise by AdamW with warm-up and a cosine; keep the weights of the epoch that validation likes best.
+) -> bool:
+    """Minimise by AdamW with warm-up and a cosine; keep the weights of the epoch with the best validation value.
 
     Parameters
     ----------
@@ -43,6 +43,11 @@ def fit_by_gradient(
         How many training captions there are; an epoch is a permutation of them that depends on seed and epoch.
     validate
         Called after every epoch; `OutOfTime` ends the training, and so do `PATIENCE` epochs that are no better.
+
+    Returns
+    -------
+    bool
+        Whether validation saw any epoch; if not, the weights are those of the last step.
 
     More than eight parameters: the last five are settings of every method that is learnt by gradient.
     """
@@ -72,3 +77,4 @@ def fit_by_gradient(
     if weights is not None:
         method.load_state_dict(weights)
     method.eval()
+    return weights is not None

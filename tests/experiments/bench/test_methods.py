@@ -17,7 +17,7 @@ import itertools
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
@@ -31,6 +31,7 @@ from cmfg_dgl.evaluation.alignment import alignment_metrics
 from cmfg_dgl.evaluation.audit import audit
 from cmfg_dgl.evaluation.evaluate import score
 from cmfg_dgl.evaluation.overlap import TrainingOverlap
+from cmfg_dgl.experiments.baselines.beamclip import BeamCLIP
 from cmfg_dgl.experiments.baselines.fit import PATIENCE
 from cmfg_dgl.experiments.baselines.method import Method, OutOfTime, TrainingSet, score_in_pieces
 from cmfg_dgl.experiments.baselines.uniter import UNITER, transport_distance
@@ -371,6 +372,21 @@ def test_a_spent_budget_keeps_the_best_so_far(name: str) -> None:
     method = make_method(name, config(), WIDTHS, 0, {})
     method.fit(training(), validate)
     for mine, best in zip(method.eval().embeddings(held_out().pair_dataset), calls[0], strict=True):
+        torch.testing.assert_close(mine, best)
+
+
+def test_beamclip_keeps_its_teacher_where_no_time_is_left_for_the_student() -> None:
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    def validate() -> float:
+        if isinstance(method.heads.linear["patch"], torch.nn.Sequential):
+            raise OutOfTime
+        seen.append(tuple(x.clone() for x in method.embeddings(held_out().pair_dataset)))
+        return -float(len(seen))
+
+    method = cast(BeamCLIP, make_method("beamclip", config(), WIDTHS, 0, {}))
+    method.fit(training(), validate)
+    for mine, best in zip(method.embeddings(held_out().pair_dataset), seen[0], strict=True):
         torch.testing.assert_close(mine, best)
 
 
