@@ -16,7 +16,6 @@ from cmfg_dgl.evaluation.audit import BankEvidence, audit
 from cmfg_dgl.evaluation.evaluate import Direction, Scores, choose_alpha, rank_chunks, score, score_chunks
 from cmfg_dgl.evaluation.examples import retrieved_examples
 from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
-from cmfg_dgl.evaluation.overlap import training_overlap
 from cmfg_dgl.evaluation.ranking import (
     Ranking,
     chance,
@@ -87,9 +86,10 @@ def run_cell(
         train_seconds = time.perf_counter() - start
         columns = columns_of(name, data.config, leaky=leaky)
         corrections = {column: column_correction(column, method, data) for column in columns}
-        found, scores = _evaluate(method, corrections, data, leaky=leaky)
+        cached = CachedScorer(method)
+        found, scores = _evaluate(method, cached, corrections, data, leaky=leaky)
     chosen = columns[0]
-    x, y = method.embeddings(data.test.pair_dataset)
+    x, y = cached.embeddings(data.test.pair_dataset)
     record: dict[str, Any] = {
         "method": name,
         "seed": seed,
@@ -114,12 +114,19 @@ def run_cell(
 
 
 def _evaluate(
-    method: Method, corrections: Mapping[str, Correction | None], data: BenchData, *, leaky: bool
+    method: Method,
+    cached: CachedScorer,
+    corrections: Mapping[str, Correction | None],
+    data: BenchData,
+    *,
+    leaky: bool,
 ) -> tuple[dict[str, dict[str, Any]], Scores]:
     """Choose the weight of the joint score on validation for each column, then score the test split.
 
     Parameters
     ----------
+    cached
+        Of the method, for what the columns share.
     corrections
         Of the method's first stage by column; None for its scores as they are.
 
@@ -129,7 +136,7 @@ def _evaluate(
         Column to {"val", "alpha", "stages"} as in `run_cell`, and the first column's scores of the test split. Only
         these cost what a second stage costs: the other column shares the joint scores.
     """
-    cached, k = CachedScorer(method), data.config.retrieval.k if method.reranks else 0
+    k = data.config.retrieval.k if method.reranks else 0
     scorers = {column: corrected(cached, correction) for column, correction in corrections.items()}
     chosen = {column: _select(method, scorer, data.val, k) for column, scorer in scorers.items()}
     found: dict[str, dict[str, Any]] = {}
@@ -301,7 +308,6 @@ def _audit(
     method: Method, column: str, correction: Correction | None, untrained: Method, data: BenchData
 ) -> dict[str, Any]:
     """The audit of a method with the correction of a column, its query bank included."""
-    dataset = data.experiment.dataset
 
     def bank() -> BankEvidence:
         again = column_correction(column, method, data)
@@ -313,7 +319,7 @@ def _audit(
         corrected(method, correction),
         untrained,
         data.test.pair_dataset,
-        overlap=training_overlap(dataset, dataset.manifest("train")),
+        overlap=data.overlap,
         bank=None if correction is None else bank,
         joint=method.reranks,
     ).record()

@@ -13,6 +13,7 @@ from torch import Tensor
 from cmfg_dgl.config import Config
 from cmfg_dgl.data.dataset import Split
 from cmfg_dgl.evaluation.definitions import DEFINITIONS
+from cmfg_dgl.evaluation.overlap import TrainingOverlap, training_overlap
 from cmfg_dgl.experiments.baselines.method import TrainingSet
 from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.nodes import Nodes
@@ -80,6 +81,12 @@ class BenchData:
         """What the test split's queries search under label relevance: its database, or the test split itself."""
         split, queries = self.experiment.searched("test")
         return self.test if queries is None else self._part(split, queries)
+
+    @cached_property
+    def overlap(self) -> TrainingOverlap:
+        """What of the test split is also in training, for the audits; every picture of both is decoded."""
+        dataset = self.experiment.dataset
+        return training_overlap(dataset, dataset.manifest("train"))
 
     def identity(self, splits: Iterable[str]) -> dict[str, Any]:
         """What says which items, features and metrics these are: protocol ids of splits, names of the stores."""
