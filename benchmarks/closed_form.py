@@ -24,11 +24,11 @@ from cmfg_dgl.cli.output import Bars, print_table
 from cmfg_dgl.config import load_config
 from cmfg_dgl.evaluation.evaluate import first_stage_rsum
 from cmfg_dgl.evaluation.significance import mean_interval
+from cmfg_dgl.features.nodes import evenly_spaced
 from cmfg_dgl.features.pair_dataset import PairDataset, read_pairs
 from cmfg_dgl.nn.canonical import canonical_maps
 from cmfg_dgl.retrieval.embeddings import Embedded
 from cmfg_dgl.retrieval.hubness import InvertedSoftmax
-from cmfg_dgl.retrieval.query_bank import bank_items
 from cmfg_dgl.training.experiment import Experiment
 
 __all__ = ["measure_closed_form"]
@@ -96,7 +96,7 @@ def _correct(asked: Sides, known: Sides, size: int, inverse_temperature: float) 
     if not inverse_temperature:
         return asked["image"], asked["text"]
     correction = InvertedSoftmax(inverse_temperature, enough_images=1)
-    correction.fit(*(known[modality][bank_items(len(known[modality]), size)] for modality in ("image", "text")))
+    correction.fit(*(known[modality][evenly_spaced(len(known[modality]), size)] for modality in ("image", "text")))
     return correction.transform("image", asked["image"]), correction.transform("text", asked["text"])
 
 

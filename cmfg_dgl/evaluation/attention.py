@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cmfg_dgl.features.nodes import evenly_spaced
 from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.nn.joint_attention import JointAttention, RelationWeights, joint_attention
 from cmfg_dgl.nn.kernels import NO_EDGE
@@ -211,7 +212,7 @@ def attention_summary(model: CMFG, pair_dataset: PairDataset, *, pairs: int = 64
         what is not defined, as of a relation without edges, is left out.
     """
     M = pair_dataset.captions.count
-    captions = torch.linspace(0, M - 1, min(pairs, M), dtype=torch.float64).long()
+    captions = evenly_spaced(M, pairs)
     found = attention_of_pairs(model, pair_dataset, pair_dataset.caption_image[captions], captions)
     return {
         f"attention_{metric}/{name}": values[metric]

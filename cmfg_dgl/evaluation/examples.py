@@ -6,11 +6,11 @@ import base64
 import io
 from typing import Any
 
-import torch
 from PIL import Image
 
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.evaluation.evaluate import DIRECTIONS, Scores
+from cmfg_dgl.features.nodes import evenly_spaced
 from cmfg_dgl.retrieval.scorer import fuse
 
 __all__ = ["decode_picture", "retrieved_examples"]
@@ -33,7 +33,7 @@ def retrieved_examples(
     for name in DIRECTIONS:
         direction = scores.directions[name]
         count = len(direction.queries)
-        for query in torch.linspace(0, count - 1, min(queries, count)).long().tolist():
+        for query in evenly_spaced(count, queries).tolist():
             first = direction.queries[query : query + 1] @ direction.gallery.T
             row = slice(query, query + 1)
             final = first[0]

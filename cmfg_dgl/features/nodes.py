@@ -7,7 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Nodes", "concatenate", "ragged_positions"]
+__all__ = ["Nodes", "concatenate", "evenly_spaced", "ragged_positions"]
+
+
+def evenly_spaced(count: int, size: int) -> Tensor:
+    """Positions of at most `size` of `count` items, int64, evenly spaced from the first to the last."""
+    return torch.linspace(0, count - 1, min(count, size), dtype=torch.float64).long()
 
 
 def ragged_positions(starts: Tensor, counts: Tensor) -> Tensor:

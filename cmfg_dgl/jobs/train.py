@@ -22,6 +22,7 @@ from cmfg_dgl.evaluation.evaluate import (
     score,
 )
 from cmfg_dgl.evaluation.examples import retrieved_examples
+from cmfg_dgl.features.nodes import evenly_spaced
 from cmfg_dgl.files import canonical_json, sha256_bytes
 from cmfg_dgl.jobs.results import Progress, silent
 from cmfg_dgl.matcher import Matcher
@@ -29,7 +30,7 @@ from cmfg_dgl.ownership import RUN, claim, writing
 from cmfg_dgl.reporting.board import write_board
 from cmfg_dgl.reporting.report import write_card, write_report
 from cmfg_dgl.retrieval.hubness import Correction, corrected
-from cmfg_dgl.retrieval.query_bank import QueryBank, bank_items, fit_correction, save_query_bank
+from cmfg_dgl.retrieval.query_bank import QueryBank, fit_correction, save_query_bank
 from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.experiment import Experiment, select_device
 from cmfg_dgl.training.fit import Stopping, fit, uninterrupted
@@ -232,7 +233,7 @@ def find_checkpoint(given: str) -> Path:
 def _save_query_bank(run: Run, experiment: Experiment, train: Split, correction: Correction) -> None:
     """Keep the query bank of a fitted correction, with the ids of its items and where they are from."""
     dataset, size = experiment.dataset, run.config.retrieval.query_bank
-    images, texts = (items[bank_items(len(items), size).numpy()] for items in (train.images, train.captions))
+    images, texts = (items[evenly_spaced(len(items), size).numpy()] for items in (train.images, train.captions))
     bank = QueryBank(
         correction.images,
         correction.texts,

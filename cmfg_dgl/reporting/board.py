@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.evaluation.examples import decode_picture
+from cmfg_dgl.features.nodes import evenly_spaced
 from cmfg_dgl.reporting.figures import BLUE, VERMILION, png_bytes, retrieval_grid
 
 __all__ = ["PAIRS", "TILE", "write_board"]
@@ -56,7 +57,7 @@ def write_board(
         At most so many images, evenly spaced over the split, each with its first caption.
     """
     N = len(split.images)
-    chosen = torch.linspace(0, N - 1, min(pairs, N), dtype=torch.float64).long()
+    chosen = evenly_spaced(N, pairs)
     # Every image of a split has a caption.
     first = torch.from_numpy(np.unique(split.caption_image, return_index=True)[1])[chosen]
     images, captions = embeddings

@@ -272,15 +272,8 @@ class Selection(Record):
     two_stage_rsum: Number
 
 
-class Directions(Record):
-    """The metrics of both directions."""
-
-    i2t: dict[str, Number]
-    t2i: dict[str, Number]
-
-
-class FirstStage(Directions):
-    """The record of a stage."""
+class FirstStage(Ways[dict[str, Number]]):
+    """The record of a stage: the metrics of both directions, and sums."""
 
     rsum: Number
     chance_rsum: Number
@@ -316,8 +309,8 @@ class ByLabel(Record):
     labels: int
     chance: Number
     gallery: Gallery
-    first_stage: Directions
-    two_stage: Directions
+    first_stage: Ways[dict[str, Number]]
+    two_stage: Ways[dict[str, Number]]
 
 
 class HardNegatives(Record):

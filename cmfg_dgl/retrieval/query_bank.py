@@ -10,13 +10,13 @@ from torch import Tensor
 
 from cmfg_dgl.config import RetrievalConfig
 from cmfg_dgl.errors import CheckpointError
-from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.nodes import Nodes, evenly_spaced
 from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.retrieval.hubness import Correction, make_correction
 from cmfg_dgl.retrieval.scorer import Scorer
 from cmfg_dgl.training.checkpoint import load_checkpoint, save_checkpoint
 
-__all__ = ["QueryBank", "bank_items", "fit_correction", "load_query_bank", "save_query_bank"]
+__all__ = ["QueryBank", "fit_correction", "load_query_bank", "save_query_bank"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,6 @@ class QueryBank:
     training_manifest: str
 
 
-def bank_items(count: int, size: int) -> Tensor:
-    """Positions of at most `size` of so many training items, int64, evenly spaced."""
-    return torch.linspace(0, count - 1, min(count, size), dtype=torch.float64).long()
-
-
 def fit_correction(scorer: Scorer, training: PairDataset, config: RetrievalConfig) -> Correction | None:
     """The correction of a configuration, fitted on a scorer's own embeddings of training items; None without one.
 
@@ -66,7 +61,7 @@ def fit_correction(scorer: Scorer, training: PairDataset, config: RetrievalConfi
 
 
 def _chosen(items: ItemSet, size: int) -> ItemSet:
-    chosen = bank_items(items.count, size)
+    chosen = evenly_spaced(items.count, size)
 
     def read(rows: Tensor) -> Nodes:
         return items.read(chosen[rows])

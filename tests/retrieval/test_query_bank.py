@@ -17,8 +17,9 @@ from planted import planted, tiny_model
 
 from cmfg_dgl.config import RetrievalConfig
 from cmfg_dgl.errors import CheckpointError
+from cmfg_dgl.features.nodes import evenly_spaced
 from cmfg_dgl.features.pair_dataset import PairDataset
-from cmfg_dgl.retrieval.query_bank import QueryBank, bank_items, fit_correction, load_query_bank, save_query_bank
+from cmfg_dgl.retrieval.query_bank import QueryBank, fit_correction, load_query_bank, save_query_bank
 from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.checkpoint import save_checkpoint
 
@@ -26,7 +27,7 @@ from cmfg_dgl.training.checkpoint import save_checkpoint
 @settings(deadline=None)
 @given(st.integers(1, 400), st.integers(1, 50))
 def test_items_are_spread_evenly(count, size):
-    chosen = bank_items(count, size)
+    chosen = evenly_spaced(count, size)
     gaps = chosen.diff()
     assert len(chosen) == min(count, size)
     assert chosen[0] == 0 and (len(chosen) == 1 or chosen[-1] == count - 1)
@@ -59,7 +60,7 @@ def test_the_bank_holds_embeddings_of_training_items(size):
     scorer, training, read = Honest(tiny_model(), batch=3), planted([2] * 9), []
     correction = fit_correction(scorer, watched(training, read), RetrievalConfig(query_bank=size))
     for items, rows in ((training.images, correction.images), (training.captions, correction.texts)):
-        chosen = bank_items(items.count, size)
+        chosen = evenly_spaced(items.count, size)
         alone = [scorer.model.embed(items.modality, items.read(item[None]))[0] for item in chosen]
         expected = torch.stack(alone) * scorer.model.scale("first").sqrt()
         torch.testing.assert_close(rows, expected.detach(), atol=1e-5, rtol=0)
