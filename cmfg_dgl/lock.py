@@ -60,7 +60,7 @@ def _acquire(folder: Path) -> TextIO:
             folder.mkdir(parents=True, exist_ok=True)
             file = path.open("a+", encoding="utf-8")
         except (FileNotFoundError, FileExistsError):
-            if folder.exists() and not folder.is_dir():
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
                 raise
             continue  # the folder was removed by another process since
         try:

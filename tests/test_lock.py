@@ -93,3 +93,9 @@ def test_never_two_at_once(tmp_path):
     children = [subprocess.Popen([sys.executable, "-c", COMPETE, str(tmp_path)]) for _ in range(3)]
     assert [child.wait(timeout=100 - (time.monotonic() - start)) for child in children] == [0, 0, 0]
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_a_link_to_nowhere_is_told(tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "not-mounted")
+    with pytest.raises(ConfigError, match="runs: cannot be written"):
+        folder_lock(tmp_path / "runs", "cmfg train").__enter__()

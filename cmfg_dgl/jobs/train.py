@@ -125,7 +125,7 @@ def train_run(
     Raises
     ------
     ConfigError
-        If the folder holds something else, another process writes there, or the run is finished and `checkpoint` is
+        If the folder holds something else, another process writes there, or it holds a run and `checkpoint` is
         another run's.
     DataError
         If too much is unusable, or the training split is not what the run began with.
@@ -138,9 +138,9 @@ def train_run(
     with writing(folder, "cmfg train", RUN):
         run = check_run(config, resume=checkpoint is not None, force=force)
         source = run.last if checkpoint == "auto" else find_checkpoint(checkpoint) if checkpoint else None
+        if source and source.resolve() != run.last.resolve() and run.last.is_file() and not force:
+            raise ConfigError(f"{folder}: holds a run; choose another -o to go on from {source}")
         if (folder / "selection.json").is_file() and not force:
-            if source and source.resolve() != run.last.resolve():
-                raise ConfigError(f"{folder}: holds a finished run; choose another -o to go on from {source}")
             finished: dict[str, Any] = run.read("selection.json")
             return run, finished
         select_device(config)
@@ -170,7 +170,8 @@ def _train(
     def validate() -> dict[str, float]:
         return {"val_rsum": first_stage_rsum(scorer, held_out), **attention_summary(model, held_out)}
 
-    _keep_manifest(run, dataset.manifest("train"))
+    manifest = dataset.manifest("train")
+    _keep_manifest(run, manifest)
     claim(run.folder, ["metrics.jsonl"])
     trainer = Trainer(
         model,
@@ -182,6 +183,7 @@ def _train(
         seed=config.run.seed,
         progress=lambda done, total, message: progress("training", done, total, message),
     )
+    trainer.state.trained_on = sha256_bytes(canonical_json(manifest))
     source = None if source == run.last and not source.is_file() else source
     best = cast(dict[str, Any], fit(trainer, checkpoint=source, stopping=stopping))
     correction = fit_correction(scorer, trainer.pair_dataset, config.retrieval)

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
 
 from cmfg_dgl.config import TrainingConfig
-from cmfg_dgl.errors import CheckpointError, CmfgError, Interrupted
+from cmfg_dgl.errors import CheckpointError, CmfgError, DataError, Interrupted
 from cmfg_dgl.features.pair_dataset import PairDataset, read_ahead
 from cmfg_dgl.files import write_atomic
 from cmfg_dgl.nn.model import CMFG
@@ -56,6 +56,8 @@ class TrainerState:
     finished: bool = False
     sums: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    trained_on: str = ""
+    """SHA-256 of the manifest of the training split; empty where nobody keeps one."""
 
 
 class Trainer:
@@ -122,8 +124,13 @@ class Trainer:
         ------
         CheckpointError
             If it is missing, damaged or of another model.
+        DataError
+            If it was trained on another training split.
         """
         tensors, state = load_checkpoint(path)
+        if state.get("trained_on", "") != self.state.trained_on:
+            # The audit compares test with what this run trains on, and would not see what the other run has seen.
+            raise DataError(f"{path}: of another training split; train on that split, or without --resume")
         load_weights(self.model, {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, path)
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {}

@@ -306,6 +306,21 @@ def test_resume_from_another_run_brings_its_best_weights(
     assert contents(stopped) == before
 
 
+def test_resume_from_a_run_of_another_training_split_is_refused(trained: Any, stopped: Path) -> None:
+    result = cmfg(*trained.arguments, CONSTANT, "data.seed=1", "-o", "second", "--resume", stopped)
+    assert result.code == 3
+    assert "of another training split" in result.err
+
+
+def test_an_unfinished_run_does_not_go_on_from_another(trained: Any, stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "other")
+    before = contents(stopped)
+    result = cmfg(*trained.arguments, CONSTANT, "-o", stopped, "--resume", tmp_path / "other")
+    assert result.code == 2
+    assert "choose another -o" in result.err
+    assert contents(stopped) == before
+
+
 def test_resume_from_a_lonely_checkpoint_misses_its_best(trained: Any, stopped: Path, tmp_path: Path) -> None:
     shutil.copy(stopped / "checkpoints" / "last.safetensors", tmp_path)
     result = cmfg(*trained.arguments, CONSTANT, "-o", "second", "--resume", "last.safetensors")
