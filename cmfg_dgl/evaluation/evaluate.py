@@ -31,6 +31,7 @@ __all__ = [
     "score",
     "score_chunks",
     "two_stage",
+    "weights_to_try",
 ]
 
 Integers = NDArray[np.int64]
@@ -271,12 +272,20 @@ def two_stage(scores: Scores, alpha: float) -> tuple[dict[str, Any], dict[str, R
     return record, rankings
 
 
+def weights_to_try(given: float | None) -> tuple[float, ...]:
+    """Weights of the joint score to choose from: `ALPHAS`, or the one that a configuration gives."""
+    return ALPHAS if given is None else (given,)
+
+
 def choose_alpha(scores: Scores, alphas: Sequence[float] = ALPHAS) -> tuple[float, list[float]]:
     """The weight of the joint score with the best two-stage rsum, the smallest of equals; and the rsum of each.
 
     Call it with the scores of the validation split.
     """
-    curve = [_record(scores.rank(alpha))[0]["rsum"] for alpha in alphas]
+    curve = []
+    for alpha in alphas:
+        found = {name: metrics(ranking) for name, ranking in scores.rank(alpha).items()}
+        curve.append(rsum(found["i2t"], found["t2i"]))
     return alphas[int(np.argmax(curve))], curve
 
 

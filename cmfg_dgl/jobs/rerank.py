@@ -24,6 +24,9 @@ from cmfg_dgl.ownership import claim
 from cmfg_dgl.reporting.figures import png_bytes, svg_text
 from cmfg_dgl.reporting.rerank_figure import rerank_figure
 from cmfg_dgl.retrieval.embeddings import Embedded, read_embeddings, spread, write_embeddings
+from cmfg_dgl.retrieval.hubness import corrected
+from cmfg_dgl.retrieval.query_bank import fit_correction
+from cmfg_dgl.retrieval.scorer import Scorer
 from cmfg_dgl.training.experiment import Experiment, select_device
 from cmfg_dgl.training.run_directory import Run, hold_run
 
@@ -68,12 +71,16 @@ def rerank_run(
     """
     for name in first_stages:
         _check_name(name)
+    files = [Path(name).name for name in dict.fromkeys(first_stages) if name not in (OWN, *METHODS)]
+    if len(set(files)) < len(files):
+        raise ConfigError(f"--first-stage: two files of {', '.join(files)} have one name; rename one")
     select_device(run.config)
     with hold_run(run, "cmfg rerank"):
         job = _Job.prepare(run, tuple(dict.fromkeys(("val", split))), progress)
-        record = job.measure("val", ks, first_stages, force)
+        stages = [job.first_stage(name) for name in first_stages]
+        record = job.measure("val", ks, stages, force)
         if split != "val":
-            record = job.measure(split, ks, first_stages, force, chosen=record)
+            record = job.measure(split, ks, stages, force, chosen=record)
     return record
 
 
@@ -101,18 +108,23 @@ class _Job:
     matcher: Matcher
     experiment: Experiment
     progress: Progress
-    collections: Mapping[str, PairDataset]
+    pair_datasets: Mapping[str, PairDataset]
     own: Callable[[str], Sides]
 
     @classmethod
     def prepare(cls, run: Run, splits: Sequence[str], progress: Progress) -> _Job:
         matcher, experiment = Matcher.of_run(run), Experiment.prepare(run.config, progress, evaluated=splits)
-        collections = {name: experiment.pair_dataset(experiment.evaluation_split(name)) for name in splits}
-        own = functools.cache(lambda split: matcher.scorer.embeddings(collections[split]))
-        return cls(run, matcher, experiment, progress, collections, own)
+        pair_datasets = {name: experiment.pair_dataset(experiment.evaluation_split(name)) for name in splits}
+        own = functools.cache(lambda split: matcher.scorer.embeddings(pair_datasets[split]))
+        return cls(run, matcher, experiment, progress, pair_datasets, own)
 
     def measure(
-        self, split: str, ks: Sequence[int], names: Sequence[str], force: bool, chosen: Record | None = None
+        self,
+        split: str,
+        ks: Sequence[int],
+        stages: Sequence[_FirstStage],
+        force: bool,
+        chosen: Record | None = None,
     ) -> Record:
         """Measure what `rerank-SPLIT.json` lacks; `chosen` is the record of validation, None for validation."""
         file = f"rerank-{split}.json"
@@ -121,7 +133,7 @@ class _Job:
             record = known_result(self.run, file, made_from)
         else:
             record = self._empty(split) | {"made_from": made_from}
-        for stage in map(self._stage, names):
+        for stage in stages:
             kept = record["first_stages"].get(stage.name)
             if kept is None:
                 alphas = None if chosen is None else chosen["first_stages"][stage.name]["curves"]
@@ -161,11 +173,16 @@ class _Job:
         dataset, view = self.experiment.dataset, self.experiment.evaluation_split(split)
         return [dataset.images[i].id for i in view.images], [dataset.captions[c].id for c in view.captions]
 
-    def _stage(self, name: str) -> _FirstStage:
+    def first_stage(self, name: str) -> _FirstStage:
+        """A first stage by its name; a method of `METHODS` is fitted when it is first asked."""
         if name == OWN:
             return _FirstStage(name, {}, self.own)
         if name in METHODS:
-            identity = {"train": self.experiment.dataset.protocol("train"), "seed": self.run.config.run.seed}
+            identity = {
+                "train": self.experiment.dataset.protocol("train"),
+                "seed": self.run.config.run.seed,
+                "correction": self.run.config.retrieval.correction,
+            }
             return _FirstStage(name, identity, functools.cache(self._fitted(name)))
         path = Path(name)
         return _FirstStage(
@@ -173,19 +190,19 @@ class _Job:
         )
 
     def _fitted(self, name: str) -> Callable[[str], Sides]:
-        """A method of the comparison with the ridge of the run; it is fitted when it is first asked."""
+        """A method of the comparison with the ridge and the hubness correction of the run."""
         data = BenchData(self.run.config, self.experiment)
         setting = {"ridge": data.config.model.ridge}
         method = make_method(name, data.config, data.widths, data.config.run.seed, setting)
 
         @functools.cache
-        def fit() -> None:
+        def fitted() -> Scorer:
             method.fit(data.training, lambda: first_stage_rsum(method, data.val.pair_dataset))
             method.eval()
+            return corrected(method, fit_correction(method, data.training.pair_dataset, data.config.retrieval))
 
         def embed(split: str) -> Sides:
-            fit()
-            return method.embeddings(self.collections[split])
+            return fitted().embeddings(self.pair_datasets[split])
 
         return embed
 
@@ -200,7 +217,7 @@ class _Job:
         """Everything about a first stage; `chosen` are the curves of validation, whose alphas are used."""
         scale = self._scale(stage)
         images, captions = (rows * scale**0.5 for rows in stage.embed(split))
-        pair_dataset, batch = self.collections[split], self.run.config.retrieval.query_batch
+        pair_dataset, batch = self.pair_datasets[split], self.run.config.retrieval.query_batch
         second = self.matcher.graph_scorer(self.progress)
         scores = score(Embedded(images, captions, second), pair_dataset, k=max(ks), query_batch=batch)
         curves, seconds = [], query_seconds(self.matcher.graph_scorer(), pair_dataset, scores, ks)

@@ -14,12 +14,12 @@ from cmfg_dgl.data.dataset import Split
 from cmfg_dgl.errors import CheckpointError, ConfigError, DataError
 from cmfg_dgl.evaluation.attention import attention_summary
 from cmfg_dgl.evaluation.evaluate import (
-    ALPHAS,
     Scores,
     choose_alpha,
     first_stage,
     first_stage_rsum,
     score,
+    weights_to_try,
 )
 from cmfg_dgl.evaluation.examples import retrieved_examples
 from cmfg_dgl.features.nodes import evenly_spaced
@@ -249,8 +249,7 @@ def _save_query_bank(run: Run, experiment: Experiment, train: Split, correction:
 
 def _select(run: Run, scores: Scores) -> dict[str, Any]:
     """What validation chooses for the second stage, unless the configuration says it."""
-    given = run.config.retrieval.alpha
-    alphas = ALPHAS if given is None else (given,)
+    alphas = weights_to_try(run.config.retrieval.alpha)
     alpha, curve = choose_alpha(scores, alphas)
     return {
         "k": run.config.retrieval.k,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cmfg_dgl.config import Config
-from cmfg_dgl.evaluation.evaluate import ALPHAS, Scores, choose_alpha, first_stage_rsum, score
+from cmfg_dgl.evaluation.evaluate import Scores, choose_alpha, first_stage_rsum, score, weights_to_try
 from cmfg_dgl.evaluation.ranking import Ranking, metrics, per_query, rsum
 from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
 from cmfg_dgl.experiments.bench.data import BenchData, Part
@@ -82,9 +82,7 @@ def _scores(scorer: Scorer, part: Part, config: Config) -> Scores:
 
 
 def _choose(scores: Scores, config: Config) -> tuple[float, float]:
-    """Alpha is the configuration's where it says one."""
-    given = config.retrieval.alpha
-    alpha, curve = choose_alpha(scores, ALPHAS if given is None else (given,))
+    alpha, curve = choose_alpha(scores, weights_to_try(config.retrieval.alpha))
     return alpha, max(curve)
 
 

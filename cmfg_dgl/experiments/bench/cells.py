@@ -13,7 +13,15 @@ from torch import Tensor
 
 from cmfg_dgl.evaluation.alignment import alignment_metrics
 from cmfg_dgl.evaluation.audit import BankEvidence, audit
-from cmfg_dgl.evaluation.evaluate import Direction, Scores, choose_alpha, rank_chunks, score, score_chunks
+from cmfg_dgl.evaluation.evaluate import (
+    Direction,
+    Scores,
+    choose_alpha,
+    rank_chunks,
+    score,
+    score_chunks,
+    weights_to_try,
+)
 from cmfg_dgl.evaluation.examples import retrieved_examples
 from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
 from cmfg_dgl.evaluation.ranking import (
@@ -138,7 +146,7 @@ def _evaluate(
     """
     k = data.config.retrieval.k if method.reranks else 0
     scorers = {column: corrected(cached, correction) for column, correction in corrections.items()}
-    chosen = {column: _select(method, scorer, data.val, k) for column, scorer in scorers.items()}
+    chosen = {column: _select(method, scorer, data, k) for column, scorer in scorers.items()}
     found: dict[str, dict[str, Any]] = {}
     on_test: list[Scores] = []
     for column, scorer in scorers.items():
@@ -195,19 +203,22 @@ def _fit(method: Method, data: BenchData, deadline: float) -> bool:
         if time.perf_counter() > deadline:
             spent[0] = True
             raise OutOfTime
-        return _criterion(method, score(method, data.val.pair_dataset, k=0), None, data.val)
+        scores = score(method, data.val.pair_dataset, k=0, query_batch=data.config.retrieval.query_batch)
+        return _criterion(method, scores, None, data.val)
 
     method.fit(data.training, validate)
     method.eval()
     return spent[0]
 
 
-def _select(method: Method, scorer: Scorer, part: Part, k: int) -> tuple[float | None, float]:
+def _select(method: Method, scorer: Scorer, data: BenchData, k: int) -> tuple[float | None, float]:
     """Weight of the joint score, None for a method of one stage, and the value of the criterion with it."""
-    scores = score(scorer, part.pair_dataset, k=k)
+    retrieval, part = data.config.retrieval, data.val
+    scores = score(scorer, part.pair_dataset, k=k, query_batch=retrieval.query_batch)
     if not k:
         return None, _criterion(method, scores, None, part)
-    alpha, curve = choose_alpha(scores)
+    alphas = weights_to_try(retrieval.alpha)
+    alpha, curve = choose_alpha(scores, alphas)
     return alpha, max(curve)
 
 

@@ -291,7 +291,7 @@ def test_each_stage_faces_the_hard_negatives(name: str, leaky: bool) -> None:
     alpha = 0.9
     with (
         patch("cmfg_dgl.experiments.bench.cells.make_method", remembered),
-        patch("cmfg_dgl.experiments.bench.cells.choose_alpha", lambda scores: (alpha, [0.0])),
+        patch("cmfg_dgl.experiments.bench.cells.choose_alpha", lambda scores, alphas: (alpha, [0.0])),
     ):
         measured = run_cell(data, name, 0, {}, minutes=5, audited=False, leaky=leaky)["corrections"]
     if leaky:
