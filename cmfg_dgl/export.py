@@ -14,6 +14,7 @@ from huggingface_hub import HfApi, snapshot_download
 
 from cmfg_dgl import __version__
 from cmfg_dgl.config import Config, config_from_mapping
+from cmfg_dgl.config.text import absolute, placeless
 from cmfg_dgl.errors import CheckpointError, ConfigError
 from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.encoders.text import TextEncoder
@@ -103,6 +104,7 @@ def _query_bank(run: Run) -> QueryBank:
 
 def save_parts(parts: Parts, folder: Path, *, force: bool) -> Path:
     """Write an exported folder, whole or not at all; see `Matcher.save`."""
+    folder = Path(absolute(str(folder)))
     _check_free(folder, force)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
@@ -150,10 +152,11 @@ def _write(parts: Parts, folder: Path) -> None:
     if parts.query_bank is not None:
         save_query_bank(folder / BANK, parts.query_bank)
         names.append(BANK)
+    config = placeless(parts.config)
     body = {
         "format": FORMAT,
         "cmfg_dgl": __version__,
-        "config": asdict(_portable(parts.config)),
+        "config": asdict(replace(config, run=replace(config.run, device="cpu"))),
         "alpha": parts.alpha,
         "encoders": {"vision": parts.vision.describe(), "text": parts.text.describe()},
         "widths": {"patch": parts.vision.width, "token": parts.text.width},
@@ -163,16 +166,6 @@ def _write(parts: Parts, folder: Path) -> None:
     (folder / CARD).write_text(matcher_card(body), encoding="utf-8")
     body["card_sha256"] = sha256_file(folder / CARD)
     write_json(folder / RECORD, {**body, "sha256": sha256_bytes(canonical_json(body))})
-
-
-def _portable(config: Config) -> Config:
-    """A configuration without the paths of this machine."""
-    return replace(
-        config,
-        data=replace(config.data, root=None),
-        features=replace(config.features, dir=None),
-        run=replace(config.run, output_dir="", device="cpu", threads=0),
-    )
 
 
 def _load_exported(folder: Path, device: str) -> Parts:

@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from cmfg_dgl.config.check import check_bench, check_config
 from cmfg_dgl.config.keys import BenchConfig, Config, GraphConfig, RelationConfig, RetrievalConfig
-from cmfg_dgl.config.text import NOT_TEXT, absolute, resolve_paths, text_value
+from cmfg_dgl.config.text import NOT_TEXT, absolute, literal, resolve_paths, text_value
 from cmfg_dgl.errors import ConfigError
 
 __all__ = [
@@ -124,7 +124,7 @@ def config_from_mapping(values: Mapping[str, Any], where: str) -> Config:
     ConfigError
         With one line that begins with `where`.
     """
-    merged = merge(OmegaConf.structured(Config), dict(values), where)
+    merged = merge(OmegaConf.structured(Config), literal(values), where)
     config = cast(Config, OmegaConf.to_object(merged))
     check_config(config, where)
     return config
@@ -138,9 +138,9 @@ def change_config(config: Config, values: Mapping[str, Any], where: str) -> Conf
     ConfigError
         With one line that begins with `where`.
     """
-    merged = OmegaConf.structured(config)
+    merged = OmegaConf.structured(literal(config))
     for key, value in values.items():
-        merged = merge(merged, _nested(key, value), where)
+        merged = merge(merged, _nested(key, literal(value)), where)
     changed = cast(Config, OmegaConf.to_object(merged))
     check_config(changed, where)
     return changed
@@ -176,7 +176,7 @@ def _told(source: str | None, overrides: Sequence[str]) -> str:
 
 def to_yaml(config: Config | BenchConfig | GraphConfig | RetrievalConfig) -> str:
     """A configuration as YAML; `load_config`, or `load_bench`, reads a whole one back to an equal one."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(OmegaConf.structured(literal(config)))
 
 
 def describe_keys(node: Any = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:

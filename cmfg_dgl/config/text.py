@@ -6,13 +6,14 @@ import os
 import re
 import types
 import typing
-from dataclasses import is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cmfg_dgl.config.keys import PACKAGED_ENCODERS, Config
 
-__all__ = ["NOT_TEXT", "absolute", "resolve_paths", "text_value"]
+__all__ = ["NOT_TEXT", "absolute", "literal", "placeless", "resolve_paths", "text_value"]
 
 NOT_TEXT = object()
 
@@ -31,16 +32,24 @@ def text_value(schema: type, key: str, text: str) -> Any:
         else:
             return NOT_TEXT
     if kind is str:
-        return _literal(text)
+        return str(literal(text))
     optional = typing.get_origin(kind) in (types.UnionType, typing.Union) and set(typing.get_args(kind))
     if optional == {str, type(None)}:
-        return None if text in ("", "null") else _literal(text)
+        return None if text in ("", "null") else str(literal(text))
     return NOT_TEXT
 
 
-def _literal(text: str) -> str:
-    """A text that OmegaConf gives back as it is, which takes `${...}` for an interpolation."""
-    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)
+def literal(value: Any) -> Any:
+    """A value whose texts OmegaConf gives back as they are, which takes `${...}` for an interpolation."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value)
+    if isinstance(value, Mapping):
+        return {key: literal(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [literal(inner) for inner in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{item.name: literal(getattr(value, item.name)) for item in fields(value)})
+    return value
 
 
 def resolve_paths(config: Config) -> Config:
@@ -63,6 +72,16 @@ def resolve_paths(config: Config) -> Config:
             text=features.text if features.text in PACKAGED_ENCODERS else _existing(features.text),
         ),
         run=replace(run, output_dir=absolute(run.output_dir)),
+    )
+
+
+def placeless(config: Config) -> Config:
+    """The configuration without where data, features and results lie and how many threads and processes work."""
+    return replace(
+        config,
+        data=replace(config.data, root=None),
+        features=replace(config.features, dir=None, workers=1),
+        run=replace(config.run, output_dir="", threads=0),
     )
 
 

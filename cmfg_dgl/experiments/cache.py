@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cmfg_dgl.config import Config
+from cmfg_dgl.config.text import placeless
 from cmfg_dgl.errors import CheckpointError, ConfigError
 from cmfg_dgl.files import canonical_json, read_json, sha256_bytes, to_json
 from cmfg_dgl.ownership import refuse_foreign, write_owned
 
-__all__ = ["CellFile", "digest_of", "placeless"]
+__all__ = ["CellFile", "cell_settings", "digest_of"]
 
 Record = dict[str, Any]
 
@@ -22,14 +23,10 @@ def digest_of(made_from: Mapping[str, Any]) -> str:
     return sha256_bytes(canonical_json(made_from))
 
 
-def placeless(config: Config) -> Config:
-    """A configuration less its seed and where data, features and results lie, which change no cell of a seed."""
-    return replace(
-        config,
-        data=replace(config.data, root=None),
-        features=replace(config.features, dir=None),
-        run=replace(config.run, seed=0, output_dir="", threads=0),
-    )
+def cell_settings(config: Config) -> Config:
+    """The configuration that a cell is made from: without its seed, which names the cell, and where it runs."""
+    config = placeless(config)
+    return replace(config, run=replace(config.run, seed=0))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from cmfg_dgl.config import PACKAGED_ENCODERS, Config
 from cmfg_dgl.config.directories import features_directory
+from cmfg_dgl.config.text import placeless
 from cmfg_dgl.data.cache import cached_in
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.load import read_dataset
@@ -42,12 +43,12 @@ def stored_evaluation(run: Run, split: str, *, folds: int | None, ogb: bool) -> 
 
 def evaluation_inputs(run: Run, dataset: Dataset, split: str, folds: int | None) -> str:
     """Digest of all that an evaluation depends on: settings, files of the run, data, encoders, versions."""
-    config = run.config
+    config, settings = run.config, placeless(run.config)
     files = (run.best, run.query_bank, run.folder / "selection.json")
     with cached_in(features_directory(config)):
         encoders = [_encoder(name, key) for name, key in _named_encoders(config)]
     inputs = {
-        "settings": _settings(config),
+        "settings": asdict(replace(settings, run=replace(settings.run, device=""))),
         "files": [sha256_file(path) if path.is_file() else None for path in files],
         "protocols": {name: dataset.protocol(name) for name, found in dataset.splits.items() if len(found)},
         "bad": [[item.id, item.reason] for item in dataset.bad],
@@ -57,19 +58,6 @@ def evaluation_inputs(run: Run, dataset: Dataset, split: str, folds: int | None)
         "ranking": [split, folds],
     }
     return sha256_bytes(canonical_json(inputs))
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """The configuration less where and on what it runs."""
-    sections = asdict(config)
-    for section, keys in {
-        "run": ("output_dir", "device", "threads"),
-        "features": ("dir", "workers"),
-        "data": ("root",),
-    }.items():
-        for key in keys:
-            del sections[section][key]
-    return sections
 
 
 def _named_encoders(config: Config) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cmfg_dgl.config import Config, load_config, to_yaml
-from cmfg_dgl.config.text import absolute
+from cmfg_dgl.config.text import absolute, placeless
 from cmfg_dgl.environment import environment
 from cmfg_dgl.errors import CheckpointError, ConfigError
 from cmfg_dgl.files import read_json, sha256_file, to_json
@@ -231,12 +231,11 @@ def _remove_own_folders(folder: Path) -> None:
 
 def _differences(old: Config, new: Config) -> list[str]:
     """Keys that differ, those of where and on what it runs left out."""
-    ignored = {"run.output_dir", "run.device", "run.threads", "features.dir"}
-    before, after = _flat(old), _flat(new)
+    before, after = _flat(placeless(old)), _flat(placeless(new))
     return [
         key
         for key in sorted(before.keys() | after.keys())
-        if key not in ignored and before.get(key) != after.get(key)
+        if key != "run.device" and before.get(key) != after.get(key)
     ]
 
 

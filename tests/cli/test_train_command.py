@@ -213,6 +213,12 @@ def test_force_and_resume_exclude_each_other(trained: Any, run: Path) -> None:
     assert contents(run) == before
 
 
+def test_where_a_run_works_may_change(trained: Any, run: Path) -> None:
+    more = ("features.workers=2", "run.threads=1")
+    result = cmfg(*trained.arguments, *more, "-o", run, "--resume", "auto", "--json")
+    assert result.code == 0, result.err
+
+
 @pytest.mark.parametrize("without", [(), ("checkpoints/last.safetensors",)])
 def test_resume_of_a_finished_run_does_nothing(
     trained: Any, run: Path, without: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

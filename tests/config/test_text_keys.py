@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmfg_dgl.config import load_bench, load_config
+from cmfg_dgl.config import Config, change_config, config_from_mapping, load_bench, load_config, to_yaml
 
 TYPED = [
     "exp #2", "007", "1.10", "12:30", "yes", "no", "~x", "a: b", "2020-13-45", "${nowhere}", r"\${x}", "{a", "[",
@@ -36,6 +37,16 @@ def test_text_keys_take_what_is_typed(text, tmp_path, monkeypatch):
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20))
 def test_any_text_is_taken(text):
     assert load_config(None, [f"data.language={text}"]).data.language == text
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_what_is_typed_survives_a_file_a_mapping_and_a_change(text, tmp_path):
+    config = load_config(None, [f"data.language={text}"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(str(tmp_path / "config.yaml")) == config
+    assert config_from_mapping(asdict(config), "here") == config
+    assert change_config(config, {"run.seed": 3}, "here").data.language == text
+    assert change_config(Config(), {"data.language": text}, "here").data.language == text
 
 
 def test_what_is_no_text_is_yaml():
