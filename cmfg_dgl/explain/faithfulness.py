@@ -150,7 +150,7 @@ def attributions(model: CMFG, image: Nodes, caption: Nodes) -> dict[str, Tensor]
         # The gradient is that of the weight within the relation, whatever the scope of the softmax.
         worth = part.weights * gradients[part.relation, part.layer]
         found["gradient"].index_add_(0, part.source, worth.mean(1).float())
-        used = part.joint_weights if model.joint else part.weights
+        used = part.used(model.joint)
         found["attention"].index_add_(0, part.source, used.mean(1).float())
     return found if parts else {}
 

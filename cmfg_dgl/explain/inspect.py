@@ -147,7 +147,7 @@ class Inspection:
 
     def used(self, part: RelationWeights) -> Tensor:
         """(E, H), the weights that the model multiplies values by: those of its own scope of the softmax."""
-        return part.joint_weights if self.joint else part.weights
+        return part.used(self.joint)
 
     def record(self, files: list[Path]) -> dict[str, Any]:
         """What `cmfg inspect --json` prints of a pair."""
@@ -206,7 +206,7 @@ def inspect_pair(model: CMFG, pair: Pair, *, untrained: CMFG | None = None) -> I
     faithfulness = None if untrained is None else measure_faithfulness(model, untrained, image, caption)
     pointing = {}
     if faithfulness is not None:
-        found = pointing_of_pair(attention.relations, pair.spans, pair.boxes, pair.objects)
+        found = pointing_of_pair(attention.relations, pair.spans, pair.boxes, pair.objects, joint=model.joint)
         pointing = {name: pointing_of_pairs([objects]) for name, objects in found.items()}
     return Inspection(
         pair, score, float(first), model.joint, attention.relations, summaries, faithfulness, pointing

@@ -50,17 +50,22 @@ class Pointing:
     chance_iou: float
 
 
-def attention_of_words(part: RelationWeights, tokens: int, patches: int) -> Tensor | None:
+def attention_of_words(part: RelationWeights, tokens: int, patches: int, *, joint: bool = False) -> Tensor | None:
     """How much each token and each patch of a pair attend to each other, (tokens, patches), mean over heads.
 
     From patches to tokens these are the weights of a token's message, from tokens to patches those with which the
     patches listen to the token. None for an intra-modal relation.
+
+    Parameters
+    ----------
+    joint
+        Whether the model's softmax is over all relations, see `RelationWeights.used`.
     """
     if part.kinds[0] == part.kinds[1]:
         return None
     token, patch = (part.target, part.source) if part.kinds[0] == "patch" else (part.source, part.target)
     found = torch.zeros(tokens, patches)
-    found[token, patch] = part.weights.mean(1).float()
+    found[token, patch] = part.used(joint).mean(1).float()
     return found
 
 
@@ -103,6 +108,8 @@ def pointing_of_pair(
     spans: Sequence[tuple[int, int]],
     boxes: Sequence[Box],
     objects: Sequence[NamedObject],
+    *,
+    joint: bool = False,
 ) -> dict[str, list[Pointing]]:
     """Cross-modal relation and layer (`grounds.2`) to how the words of each object of a pair point at it.
 
@@ -110,12 +117,14 @@ def pointing_of_pair(
     ----------
     weights
         Attention of one pair.
+    joint
+        As for `attention_of_words`.
     spans, boxes
         Characters of each token; where each patch lies in the picture.
     """
     found: dict[str, list[Pointing]] = {}
     for part in weights:
-        attention = attention_of_words(part, len(spans), len(boxes))
+        attention = attention_of_words(part, len(spans), len(boxes), joint=joint)
         if attention is None:
             continue
         for item in objects:

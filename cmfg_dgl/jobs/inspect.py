@@ -188,8 +188,10 @@ def _inspect_split(run: Run, split: str, pairs: int, progress: Progress) -> dict
             raise ConfigError(f"{run.folder}: no relation leads from patches to tokens, so nothing ranks patches")
         curves.append(found)
         if pair.objects:
-            weights = joint_attention(source.models.trained, *nodes).relations
-            for name, objects in pointing_of_pair(weights, pair.spans, pair.boxes, pair.objects).items():
+            model = source.models.trained
+            weights = joint_attention(model, *nodes).relations
+            points = pointing_of_pair(weights, pair.spans, pair.boxes, pair.objects, joint=model.joint)
+            for name, objects in points.items():
                 pointed.setdefault(name, []).append(objects)
         progress("pairs", done + 1, len(chosen))
     record = {

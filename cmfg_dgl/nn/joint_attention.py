@@ -55,6 +55,10 @@ class RelationWeights:
         """(E, H): softmax over all relations that enter the target, as under `softmax: joint`."""
         return self.weights * self.share[self.target]
 
+    def used(self, joint: bool) -> Tensor:
+        """(E, H), the weights that a model multiplies values by: those in the scope of its softmax."""
+        return self.joint_weights if joint else self.weights
+
 
 @dataclass(frozen=True)
 class JointAttention:

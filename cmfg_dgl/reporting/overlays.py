@@ -6,7 +6,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from cmfg_dgl.explain.faithfulness import Faithfulness
 from cmfg_dgl.explain.inspect import Inspection, Pair
+from cmfg_dgl.explain.pointing import attention_of_words
 from cmfg_dgl.nn.joint_attention import RelationWeights
 from cmfg_dgl.reporting.figures import BLUE, FONT, GREY, ORANGE, STYLE, VERMILION, png_bytes, wrap_text
 from cmfg_dgl.reporting.pages import write_files
@@ -59,9 +59,9 @@ def token_attention(inspection: Inspection) -> tuple[RelationWeights, Tensor] | 
     if not crossing:
         return None
     part = max(crossing, key=lambda part: (part.kinds[1] == "token", part.layer))
-    table = torch.zeros(len(inspection.pair.spans), len(inspection.pair.boxes))
-    ends = (part.target, part.source) if part.kinds[1] == "token" else (part.source, part.target)
-    table[ends] = inspection.used(part).mean(1).float()
+    pair = inspection.pair
+    table = attention_of_words(part, len(pair.spans), len(pair.boxes), joint=inspection.joint)
+    assert table is not None
     return part, table
 
 

@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,8 +35,8 @@ INSIDE = [1, 2, 6, 7]
 def test_attention_of_words_is_the_mean_over_heads() -> None:
     pair = make_pair()
     parts = joint_attention(make_model(SCHEMAS["sparse"]), pair.image, pair.caption).relations
-    for part in parts:
-        found = attention_of_words(part, 6, 12)
+    for part, joint in itertools.product(parts, (False, True)):
+        found = attention_of_words(part, 6, 12, joint=joint)
         if part.kinds[0] == part.kinds[1]:
             assert found is None
             continue
@@ -43,7 +44,8 @@ def test_attention_of_words_is_the_mean_over_heads() -> None:
         expected = torch.zeros(6, 12)
         for source, target, weights in zip(part.source, part.target, part.weights, strict=True):
             token, patch = (target, source) if part.kinds[0] == "patch" else (source, target)
-            expected[token, patch] += float(weights.sum()) / len(weights)
+            among = part.share[target] if joint else torch.ones(len(weights))
+            expected[token, patch] += float((weights * among).sum()) / len(weights)
         torch.testing.assert_close(found, expected)
     assert {part.kinds for part in parts} >= {("patch", "token"), ("token", "patch")}
 
