@@ -105,7 +105,7 @@ def audit(
     bank: Callable[[], BankEvidence] | None = None,
     joint: bool = True,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> AuditReport:
     """Check a trained model and its protocol: no score has seen the answer, no metric flatters.
 
@@ -117,7 +117,7 @@ def audit(
         The scorer whose table is to be believed.
     untrained
         The same method with fresh random weights.
-    collection
+    pair_dataset
         The test split.
     overlap
         What of the test split training has seen.
@@ -126,7 +126,7 @@ def audit(
     joint
         False for a method of one stage, whose joint scores there are none to check.
     progress
-        Called with the name of each check before it runs.
+        Called before each check with the checks done, their number and its name.
     """
     small = subset(pair_dataset, JOINT_ITEMS, seed)
     # Each check is run when its turn comes, so that progress tells the truth.
@@ -148,10 +148,10 @@ def audit(
         checks["query-bank-holds-training-items"] = lambda: _bank(bank())
     if not joint:
         checks = {name: check for name, check in checks.items() if name not in JOINT_CHECKS}
-    results = []
+    results: list[Check] = []
     for name, run in checks.items():
         if progress:
-            progress(name)
+            progress(len(results), len(checks), name)
         value, bound, passed, explanation = run()
         results.append(Check(name, passed, value, bound, explanation))
     return AuditReport(tuple(results))

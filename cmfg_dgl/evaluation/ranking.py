@@ -353,10 +353,16 @@ def chance(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]
         If no query has a positive.
     """
     _, n = _answerable(ranking)
-    G = ranking.galleries[ranking.counts > 0]
+    # Many queries are alike, and scipy computes its distribution query by query.
+    kinds, queries = np.unique(np.stack([n, ranking.galleries[ranking.counts > 0]]), axis=1, return_counts=True)
+    n, G = kinds
     harmonic = special.digamma(G + 1) - special.digamma(n)
+
+    def mean(values: NDArray[np.float64]) -> float:
+        return float(np.average(values, weights=queries))
+
     return {
-        **{f"R@{k}": _mean_percent(stats.hypergeom.sf(0, G, n, np.minimum(k, G))) for k in ks},
-        **{f"recall@{k}": _mean_percent(np.minimum(k, G) / G) for k in ks},
-        "MRR": float(np.mean(n * harmonic / (G - n + 1))),
+        **{f"R@{k}": 100 * mean(stats.hypergeom.sf(0, G, n, np.minimum(k, G))) for k in ks},
+        **{f"recall@{k}": 100 * mean(np.minimum(k, G) / G) for k in ks},
+        "MRR": mean(n * harmonic / (G - n + 1)),
     }

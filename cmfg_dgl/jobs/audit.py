@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -33,23 +34,17 @@ def audit_run(run: Run, *, force: bool, progress: Progress) -> dict[str, Any]:
         made_from = result_identity(run, experiment, "test")
         if (run.folder / "audit.json").is_file() and not force:
             return known_result(run, "audit.json", made_from)
-        manifest, names = run.read("manifest-train.json"), list[str]()
-        total = 12 if matcher.query_bank is None else 13
-
-        def report(name: str) -> None:
-            names.append(name)
-            progress("audit", len(names) - 1, total, name)
-
-        progress("audit", 0, total, "comparing test with training")
+        manifest = run.read("manifest-train.json")
+        progress("audit", 0, 1, "comparing test with training")
         result = audit(
             matcher.scorer,
             GraphScorer(experiment.model(run.config.run.seed + 1), pair_batch=run.config.retrieval.pair_batch),
             experiment.pair_dataset(view),
             overlap=training_overlap(experiment.dataset, manifest),
             bank=None if matcher.query_bank is None else lambda: _bank_evidence(matcher, experiment, manifest),
-            progress=report,
+            progress=functools.partial(progress, "audit"),
         )
-        progress("audit", total, total)
+        progress("audit", len(result.checks), len(result.checks))
         record = {**result.record(), "protocol": made_from["protocol"], "made_from": made_from}
         run.write("audit.json", record)
         write_card(run.folder)

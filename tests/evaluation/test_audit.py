@@ -396,9 +396,9 @@ def test_the_report(pair_dataset):
         GraphScorer(tiny_model(2)),
         pair_dataset,
         overlap=overlap(),
-        progress=told.append,
+        progress=lambda done, total, name: told.append((done, total, name)),
     )
-    assert told == CHECKS
+    assert told == [(number, len(CHECKS), name) for number, name in enumerate(CHECKS)]
     record = report.record()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert record.keys() == {"passed", "checks"}
