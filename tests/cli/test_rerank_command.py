@@ -25,6 +25,8 @@ from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.bench.methods import make_method
 from cmfg_dgl.jobs import rerank as reranking
 from cmfg_dgl.retrieval.embeddings import write_embeddings
+from cmfg_dgl.retrieval.hubness import corrected
+from cmfg_dgl.retrieval.query_bank import fit_correction
 from cmfg_dgl.training.run_directory import open_run
 
 KS = (2, 5, 9)
@@ -139,7 +141,8 @@ def test_a_method_finds_what_it_finds_alone_with_the_ridge_of_the_run(trained: A
         method.fit(
             data.training, lambda method=method: first_stage(score(method, data.val.pair_dataset, k=0))[0]["rsum"]
         )
-        expected.append(first_stage(score(method, data.test.pair_dataset, k=0))[0]["rsum"])
+        correction = fit_correction(method, data.training.pair_dataset, data.config.retrieval)
+        expected.append(first_stage(score(corrected(method, correction), data.test.pair_dataset, k=0))[0]["rsum"])
     assert expected[0] != expected[1]
     assert result.json["first_stages"]["cca"]["first_stage"]["rsum"] == pytest.approx(expected[0])
 
@@ -192,6 +195,19 @@ def test_another_file_of_the_same_name_is_refused(measured: Path) -> None:
     assert "theirs.safetensors" in result.err and "--force" in result.err
     assert contents(measured) == before
     assert list(rerank(measured, "--first-stage", file, "--force").json["first_stages"]) == ["theirs.safetensors"]
+
+
+def test_two_files_of_one_name_are_refused(measured: Path) -> None:
+    """The record has a place for one first stage of a name."""
+    files = [measured.parent / folder / "theirs.safetensors" for folder in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        shutil.copy(measured / "embeddings-test.safetensors", file)
+    before = contents(measured)
+    result = rerank(measured, "--first-stage", files[0], "--first-stage", files[1])
+    assert (result.code, result.out) == (2, "")
+    assert "have one name" in result.err and len(result.err.splitlines()) == 1
+    assert contents(measured) == before
 
 
 def test_permuted_ids_are_exit_3(measured: Path) -> None:
