@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from cmfg_dgl.config import Config
+from cmfg_dgl.config.text import absolute
 from cmfg_dgl.data.images import IMAGE_SUFFIXES, read_image, to_rgb
 from cmfg_dgl.explain.inspect import Inspection, Pair, inspect_pair, write_attention
 from cmfg_dgl.export import Parts, parts_of, parts_of_run, push_parts, save_parts
@@ -212,6 +213,8 @@ class Matcher:
         """
         if len(images) != len(texts):
             raise ValueError(f"score_pairs: {len(images)} images and {len(texts)} texts; give a text an image")
+        if not images:
+            return torch.zeros(0)
         pairs = self._pair_dataset(images, texts)
         return self.scorer.pairs(pairs, torch.arange(len(images)), torch.arange(len(texts)))
 
@@ -304,7 +307,7 @@ class Matcher:
         """
         inspection = inspect_pair(self.model, self.pair(image, text))
         if folder is not None:
-            write_inspection(inspection, Path(folder))
+            write_inspection(inspection, Path(absolute(str(folder))))
             write_attention(inspection, Path(folder))
             write_overlays(inspection, Path(folder))
         return inspection

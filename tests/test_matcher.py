@@ -96,7 +96,7 @@ def test_batches_and_forms_of_a_picture_change_nothing(matcher, shown):
     torch.testing.assert_close(
         torch.cat([matcher.embed_texts([text]) for text in TEXTS]), matcher.embed_texts(TEXTS), atol=1e-4, rtol=1e-4
     )
-    assert len(matcher.embed_images([])) == 0
+    assert len(matcher.embed_images([])) == len(matcher.score_pairs([], [])) == 0
 
 
 def test_equal_texts_tie(matcher, shown, monkeypatch):

@@ -11,7 +11,16 @@ from PIL import Image, ImageFile, ImageOps
 
 from cmfg_dgl.errors import DataError
 
-__all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "MAX_BYTES", "MAX_PIXELS", "decode", "read_image", "to_rgb"]
+__all__ = [
+    "IMAGE_FORMATS",
+    "IMAGE_SUFFIXES",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "decode",
+    "read_bounded",
+    "read_image",
+    "to_rgb",
+]
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 64 << 20
@@ -73,6 +82,17 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX
     DataError
         If the file cannot be read or decoded.
     """
+    return decode(read_bounded(path, max_bytes), str(path), max_pixels=max_pixels, max_bytes=max_bytes)
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a file that has at most `max_bytes`.
+
+    Raises
+    ------
+    DataError
+        If there is no such file, it is larger, or it cannot be read.
+    """
     try:
         if not path.is_file():
             raise DataError(f"{path}: there is no such file")
@@ -80,10 +100,9 @@ def read_image(path: Path, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX
         if size > max_bytes:
             raise DataError(f"{path}: {size:,} bytes, more than data.max_bytes={max_bytes:,}")
         with path.open("rb") as file:
-            data = file.read(size)
+            return file.read(size)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    return decode(data, str(path), max_pixels=max_pixels, max_bytes=max_bytes)
 
 
 def _open(data: bytes) -> ImageFile.ImageFile | None:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import resvg_py
 from PIL import Image
 
-from cmfg_dgl.data.images import MAX_BYTES, decode
+from cmfg_dgl.data.images import MAX_BYTES, decode, read_bounded
 from cmfg_dgl.errors import DataError
 
 __all__ = ["render_svg"]
@@ -37,13 +37,8 @@ def render_svg(path: Path, size: int, *, max_bytes: int = MAX_BYTES) -> Image.Im
         If the file cannot be read or rendered.
     """
     try:
-        count = path.stat().st_size
-        if count > max_bytes:
-            raise DataError(f"{path}: {count:,} bytes, more than data.max_bytes={max_bytes:,}")
-        text = _own_parts(path.read_bytes().decode("utf-8-sig"))
+        text = _own_parts(read_bounded(path, max_bytes).decode("utf-8-sig"))
         png = resvg_py.svg_to_bytes(svg_string=text, width=size, height=size, skip_system_fonts=True, dpi=DPI)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, ElementTree.ParseError) as error:
         raise DataError(f"{path}: cannot be rendered ({error}); replace or remove the drawing") from error
     return decode(bytes(png), str(path))

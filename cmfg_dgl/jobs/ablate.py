@@ -13,7 +13,7 @@ from cmfg_dgl.experiments.ablation.cells import cut_down, evaluated, trained
 from cmfg_dgl.experiments.ablation.results import collect
 from cmfg_dgl.experiments.ablation.variants import Variant
 from cmfg_dgl.experiments.bench.data import BenchData
-from cmfg_dgl.experiments.cache import CellFile, digest_of, placeless
+from cmfg_dgl.experiments.cache import CellFile, cell_settings, digest_of
 from cmfg_dgl.files import canonical_json, sha256_bytes, to_json
 from cmfg_dgl.ownership import ABLATION, claim, refuse_foreign, remove_owned, write_all_owned, writing
 from cmfg_dgl.reporting.ablation_pages import write_outputs
@@ -188,7 +188,7 @@ class _Runner:
 
 def identity_of(data: BenchData, config: Config, splits: Sequence[str]) -> Mapping[str, Any]:
     """Everything that a cell depends on, beside its seed: items, features and settings, less where it runs."""
-    return {**data.identity(dict.fromkeys(splits)), "recipe": asdict(placeless(config))}
+    return {**data.identity(dict.fromkeys(splits)), "recipe": asdict(cell_settings(config))}
 
 
 def _file_name(change: str) -> str:

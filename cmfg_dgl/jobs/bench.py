@@ -73,6 +73,8 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool =
     check_settings(config, recipes)
     root = Path(config.output_dir)
     folders = {name: root if len(recipes) == 1 else root / Path(name).stem for name in recipes}
+    if len(set(folders.values())) < len(folders):
+        raise ConfigError(f"recipes: two of {', '.join(folders)} have one file name, and so one folder; rename one")
     leaks = {name: folder / "matched-pair" for name, folder in folders.items()} if leaky else {}
     with ExitStack() as held:
         for folder in dict.fromkeys((root, *folders.values(), *leaks.values())):
@@ -80,7 +82,7 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool =
             refuse_foreign(folder, WRITTEN)
         _run(config, recipes, folders, leaks, force, progress)
         claim(root, kind=COMPARISON)
-        # Last, for it says of what the results are.
+        # Written last: it describes the results that are there.
         write_owned(root, "bench.yaml", to_yaml(config).encode())
     return list((leaks or folders).values())
 

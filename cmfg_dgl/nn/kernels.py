@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from cmfg_dgl.graph.views import EdgeLists, RelationView
 
 __all__ = [
-    "BLOCK_DENSITY",
     "NO_EDGE",
     "EdgeWeights",
     "block_attention",
@@ -29,9 +28,6 @@ __all__ = [
 
 NO_EDGE = -1e30
 """The log-sum-exp of no edge at all: finite, so that gradients stay numbers."""
-
-BLOCK_DENSITY = 0.2
-"""Share of edges from which on a large block is faster than its edges (`cmfg env --calibrate`)."""
 
 ROW_EDGES, CALL_EDGES = 5, 5_000
 """What a row of a block costs, and what a call of the edge kernel costs beside its edges, each counted in edges."""

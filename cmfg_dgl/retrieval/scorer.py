@@ -145,6 +145,8 @@ def _pieces(image: Tensor) -> list[Tensor]:
 def candidates(queries: Tensor, gallery: Tensor, k: int, *, query_batch: int = 256) -> Tensor:
     """The k best of the gallery (G, D) for each query (Q, D) by inner product, int64 (Q, min(k, G)), best first."""
     k = min(k, len(gallery))
+    if not k:
+        return torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     return torch.cat([(part @ gallery.T).topk(k, dim=1).indices for part in queries.split(query_batch)])
 
 

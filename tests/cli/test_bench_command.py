@@ -283,6 +283,18 @@ def test_usage_errors_are_one_line(given: list[str], told: str) -> None:
     assert result.err.count("\n") == 1
 
 
+def test_two_recipes_of_one_file_name_are_refused(labelled: Path, tmp_path: Path) -> None:
+    recipes = [tmp_path / folder / "mine.yaml" for folder in ("a", "b")]
+    for recipe in recipes:
+        recipe.parent.mkdir()
+        shutil.copy("configs/folder.yaml", recipe)
+    folder = tmp_path / "comparison"
+    result = cmfg(*arguments(labelled, folder, f"recipes={json.dumps([str(recipe) for recipe in recipes])}"))
+    assert (result.code, result.out) == (2, "")
+    assert "have one file name" in result.err and len(result.err.splitlines()) == 1
+    assert not folder.exists()
+
+
 def test_the_matched_pair_protocol_stands_beside_the_honest_one(comparison: Path, labelled: Path) -> None:
     honest = read_json(comparison / "results.json")
     before = {path: path.stat().st_mtime_ns for path in (comparison / "cells").rglob("*.json")}

@@ -24,7 +24,7 @@ from cmfg_dgl.experiments.baselines.uniter import UNITER
 from cmfg_dgl.experiments.baselines.vsepp import VSEpp
 from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
 from cmfg_dgl.experiments.bench.matched_pair import MatchedPairCMFG
-from cmfg_dgl.experiments.cache import placeless
+from cmfg_dgl.experiments.cache import cell_settings
 from cmfg_dgl.graph.relations import make_relations
 
 __all__ = ["METHODS", "make_method", "method_class", "recipe_of"]
@@ -98,5 +98,5 @@ def recipe_of(name: str, config: Config) -> str:
     """
     kind = method_class(name)
     if issubclass(kind, CMFGMethod):
-        return to_yaml(placeless(config))
+        return to_yaml(cell_settings(config))
     return to_yaml(config.retrieval) + (to_yaml(config.graph) if issubclass(kind, GAT) else "")
