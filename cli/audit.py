@@ -20,7 +20,7 @@ __all__ = ["command"]
 @verbosity_options
 @click.pass_obj
 def command(verbosity: Verbosity, run: str, overrides: tuple[str, ...], force: bool, as_json: bool) -> None:
-    """Check a trained run for leaks and flattering metrics; exit code 1 if a check fails.
+    """Check a trained run for leaks and inflated metrics; exit code 1 if a check fails.
 
     \b
     cmfg audit runs/openmoji

@@ -25,7 +25,7 @@ COMMANDS = {
     "ablate": "Measure what a relation or a setting is worth.",
     "rerank": "Measure what a run's second stage is worth, over k and alpha.",
     "inspect": "Show where a run's attention goes, for a picture and a caption.",
-    "audit": "Check a run's numbers for leaks and flattering metrics.",
+    "audit": "Check a run's numbers for leaks and inflated metrics.",
     "export": "Write a trained run as a folder that works on its own.",
     "data": "List, describe and check data sets.",
     "features": "Plan, build, merge and verify the feature store.",
@@ -76,7 +76,7 @@ def _of_the_system(error: OSError) -> str:
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             return f"{told}; free space, then the same command goes on (train with --resume auto)"
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return f"{told}; mend the permissions, or choose another folder (-o, features.dir)"
+            return f"{told}; change the permissions, or choose another folder (-o, features.dir)"
     return f"{told}; add -v for the traceback"
 
 

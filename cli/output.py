@@ -113,7 +113,7 @@ def _log_lines(quiet: bool) -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as JSON on stdout; a number that is not finite, which JSON has no word for, as null."""
+    """Print `value` as JSON on stdout; a number that is not finite, which JSON cannot write, as null."""
     click.echo(to_json(value))
 
 
@@ -156,7 +156,8 @@ def print_retrieval(record: Mapping[str, Any]) -> None:
     click.echo(f"protocol: {record['protocol']}")
     if (seen := record.get("images_seen_in_training")) and record["split"] != "train":
         click.echo(
-            f"{seen} of the {record['n_images']} images were trained on: the numbers flatter; cmfg audit names them"
+            f"{seen} of the {record['n_images']} images were trained on, so the numbers are optimistic; "
+            "cmfg audit names them"
         )
 
 

@@ -64,7 +64,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def to_json(value: Any) -> str:
-    """Give `value` as indented JSON; a number that is not finite, which JSON has no word for, becomes null."""
+    """Give `value` as indented JSON; a number that is not finite, which JSON cannot write, becomes null."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 

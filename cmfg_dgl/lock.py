@@ -26,7 +26,7 @@ def folder_lock(folder: Path, what: str) -> Iterator[None]:
     Parameters
     ----------
     what
-        The work, which whoever comes second is told.
+        The work; a second process is told of it.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def _acquire(folder: Path) -> TextIO:
 
 
 def _is_open_at(path: Path, file: TextIO) -> bool:
-    """Whether a path still leads to an open file; whoever had the lock before may have removed it."""
+    """Whether a path still leads to an open file; the process that had the lock before may have removed it."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

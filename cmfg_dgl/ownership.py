@@ -47,7 +47,7 @@ def writing(folder: Path, what: str, kind: str) -> Iterator[None]:
     Parameters
     ----------
     what
-        The work, which whoever comes second is told.
+        The work; a second process is told of it.
     kind
         What the folder is to hold, such as `RUN`.
 

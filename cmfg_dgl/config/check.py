@@ -84,7 +84,7 @@ def _values(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 def _check_model(config: Config, where: str) -> None:
     model = config.model
     if model.width % model.heads:
-        raise ConfigError(f"{where}: model.width {model.width} is no multiple of model.heads {model.heads}")
+        raise ConfigError(f"{where}: model.width {model.width} is not a multiple of model.heads {model.heads}")
     if model.stacking == "factorised" and model.cross_layers > model.layers:
         raise ConfigError(
             f"{where}: model.cross_layers {model.cross_layers} exceeds model.layers {model.layers}; lower it"
@@ -131,7 +131,7 @@ def _check_regions(config: Config, where: str) -> None:
             "features need both to be so; set both or neither"
         )
     if config.features.image_size is not None:
-        raise ConfigError(f"{where}: features.image_size has no say over {PRECOMPUTED} features; leave it out")
+        raise ConfigError(f"{where}: features.image_size does not apply to {PRECOMPUTED} features; leave it out")
     if config.features.compile:
         raise ConfigError(f"{where}: features.compile: {PRECOMPUTED} features have no encoder; set it to false")
     for name, relation in config.graph.relations.items():

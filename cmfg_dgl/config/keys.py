@@ -116,9 +116,7 @@ class FeaturesConfig:
         "`hybrid` (EfficientNet-lite0 grid), `pyramid` (three stages of it on one grid), a transformers ViT by "
         "name or path, or `precomputed`",
     )
-    image_size: int | None = option(
-        None, "side of the square image in pixels; default what the encoder likes", least=32
-    )
+    image_size: int | None = option(None, "side of the square image in pixels; default the encoder's own", least=32)
     image_pool: int = option(
         1, "patches are averaged in squares of this side before they are stored; 2: a quarter of the store", least=1
     )

@@ -44,7 +44,7 @@ MAX_YAML_DEPTH = 20
 class _BoundedLoader(yaml.SafeLoader):
     """PyYAML's safe loader that also refuses repeated keys, deep nesting and a flood of values.
 
-    An alias counts as all that it stands for, for whoever copies the value pays for all of it.
+    An alias counts as all that it stands for, because a copy of the value holds all of it.
     """
 
     def __init__(self, stream: Any) -> None:

@@ -156,14 +156,14 @@ def attention_of_pairs(
 ) -> dict[str, dict[str, float]]:
     """`metrics_by_relation` of many pairs, in a memory that does not grow with their number.
 
-    The matching pairs of a collection are `collection.caption_image` with all captions in order.
+    The matching pairs of a split are `pair_dataset.caption_image` with all captions in order.
 
     Parameters
     ----------
     model
         Used as it is, in evaluation mode.
     image, caption
-        int64, (pairs,): positions in the collection.
+        int64, (pairs,): positions in `pair_dataset`.
     batch
         Joint graphs at a time; the result does not depend on it.
 
@@ -203,7 +203,7 @@ def attention_summary(model: CMFG, pair_dataset: PairDataset, *, pairs: int = 64
     Parameters
     ----------
     pairs
-        At most so many captions, evenly spaced over the collection, each with its image.
+        At most so many captions, evenly spaced over the split, each with its image.
 
     Returns
     -------

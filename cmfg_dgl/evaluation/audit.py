@@ -1,4 +1,4 @@
-"""The audit: checks, on the model at hand, that no score has seen the answer and that no metric flatters."""
+"""The audit: checks, on the model at hand, that no score has seen the answer and that no metric is inflated."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def audit(
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> AuditReport:
-    """Check a trained model and its protocol: no score has seen the answer, no metric flatters.
+    """Check a trained model and its protocol: no score has seen the answer, no metric is inflated.
 
     Passed checks rule out the leaks that they look for; they do not prove that there is no other.
 

@@ -258,7 +258,7 @@ def first_stage(scores: Scores) -> tuple[dict[str, Any], dict[str, Ranking]]:
 
 
 def first_stage_rsum(scorer: Scorer, pair_dataset: PairDataset) -> float:
-    """Rsum of the independent embeddings of a collection."""
+    """Rsum of the independent embeddings of the pairs of a split."""
     record, _ = first_stage(score(scorer, pair_dataset, k=0))
     return float(record["rsum"])
 

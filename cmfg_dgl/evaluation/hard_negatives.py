@@ -58,7 +58,7 @@ def hard_negative_margins(
 
     Parameters
     ----------
-    collection
+    pair_dataset
         The split: its images, and the right captions among its captions.
     joint
         Also score in joint graphs.

@@ -109,7 +109,7 @@ def _spread(items: int, count: int) -> list[int]:
 
 
 def _found(extraction: Extraction) -> tuple[int, int]:
-    """Items and bytes of the finished shards; by their records, for to read them all would take its time."""
+    """Items and bytes of the finished shards; by their records, because reading all of them takes long."""
     spec, items, size = extraction.spec, 0, 0
     if (spec.folder / INDEX).exists():
         store = extraction.find()

@@ -195,7 +195,7 @@ class _Runner:
         self.kept: list[Record] = []
 
     def run(self) -> Iterator[Record]:
-        """Search with the first seed, then fit the best setting with the others; give each record as it comes."""
+        """Search with the first seed, then fit the best setting with the others; give each record."""
         first, *others = self.config.seeds
         for number, setting in enumerate(settings_of(self.method, self.config)):
             record = self._cell(f"trial-{number}", first, setting)

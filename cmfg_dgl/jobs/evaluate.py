@@ -24,12 +24,14 @@ from cmfg_dgl.evaluation.examples import retrieved_examples
 from cmfg_dgl.evaluation.hard_negatives import hard_negative_margins
 from cmfg_dgl.evaluation.ogb import ogb_record, write_edges
 from cmfg_dgl.evaluation.ranking import Ranking, cmc, precision_recall
+from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.jobs.results import Progress, known_result, result_identity, silent
 from cmfg_dgl.jobs.stored import evaluation_inputs
 from cmfg_dgl.matcher import Matcher
 from cmfg_dgl.ownership import claim
 from cmfg_dgl.reporting.report import write_card, write_report
 from cmfg_dgl.reporting.vocabulary import DIRECTIONS, STAGES
+from cmfg_dgl.retrieval.cached_scorer import CachedScorer
 from cmfg_dgl.retrieval.scorer import Scorer
 from cmfg_dgl.training.experiment import Experiment, select_device
 from cmfg_dgl.training.run_directory import Run, hold_run
@@ -115,12 +117,16 @@ def _evaluate_run(
     made_from |= {"metrics": DEFINITIONS} | ({} if folds is None else {"folds": folds})
     known = known_result(run, name, made_from) if (run.folder / name).is_file() and not force else None
     if known is not None and (not ogb or "ogb" in known):
+        inputs = evaluation_inputs(run, dataset, split, folds)
+        if known.get("inputs") != inputs:
+            # Nothing that the numbers depend on differs, maybe a package's version: the next look is fast again.
+            run.write(name, known | {"inputs": inputs})
         return known
     if ogb:
         claim(run.folder, ["ogb-edges.safetensors"])
         write_edges(run.folder / "ogb-edges.safetensors", dataset)
     if known is not None:
-        scores = _score(experiment, matcher.make_scorer(progress), view)
+        scores = _score(experiment, matcher.make_scorer(progress), experiment.pair_dataset(view))
         record = {**known, "ogb": ogb_record(scores, matcher.alpha)}
         run.write(name, record)
         return record
@@ -142,9 +148,9 @@ def _measure(
     dataset, alpha = experiment.dataset, matcher.alpha
     view = experiment.evaluation_split(split)
     parts = None if folds is None else view.folds(folds)
-    pair_dataset, scorer = experiment.pair_dataset(view), matcher.make_scorer(progress)
+    pair_dataset, scorer = experiment.pair_dataset(view), CachedScorer(matcher.make_scorer(progress))
     start = time.perf_counter()
-    scores = _score(experiment, scorer, view)
+    scores = _score(experiment, scorer, pair_dataset)
     first, first_rankings = first_stage(scores)
     second, second_rankings = two_stage(scores, alpha)
     record = {
@@ -170,9 +176,11 @@ def _measure(
     return _Measured(record, scores, {"first_stage": first_rankings, "two_stage": second_rankings})
 
 
-def _score(experiment: Experiment, scorer: Scorer, view: Split, queries: Tensor | None = None) -> Scores:
+def _score(
+    experiment: Experiment, scorer: Scorer, pair_dataset: PairDataset, queries: Tensor | None = None
+) -> Scores:
     """Scores of both stages, with the retrieval settings of the experiment."""
-    retrieval, pair_dataset = experiment.config.retrieval, experiment.pair_dataset(view)
+    retrieval = experiment.config.retrieval
     return score(scorer, pair_dataset, k=retrieval.k, query_batch=retrieval.query_batch, queries=queries)
 
 
@@ -180,7 +188,7 @@ def _fold_record(experiment: Experiment, scorer: Scorer, parts: list[Split], alp
     """Means over folds, each of which searches its own images and captions alone."""
     records = []
     for part in parts:
-        scores = _score(experiment, scorer, part)
+        scores = _score(experiment, scorer, experiment.pair_dataset(part))
         records.append({"first_stage": first_stage(scores)[0], "two_stage": two_stage(scores, alpha)[0]})
     return {"folds": len(parts), "n_images": len(parts[0].images), **mean_record(records)}
 
@@ -193,9 +201,10 @@ def _label_record(
     labels, names = experiment.labels(view, queries), [split]
     if labels is None:
         return None
+    pair_dataset = experiment.pair_dataset(view)
     if queries is not None:
         names = list(experiment.dataset.database)
-        scores = _score(experiment, scorer, view, queries)
+        scores = _score(experiment, scorer, pair_dataset, queries)
     return {
         "labels": labels.shape[1],
         "gallery": {
@@ -203,7 +212,7 @@ def _label_record(
             "n_images": len(view.images) if queries is None else int((~queries).sum()),
             "protocols": [experiment.dataset.protocol(name) for name in names],
         },
-        "chance": label_chance(labels, experiment.pair_dataset(view).caption_image, queries),
+        "chance": label_chance(labels, pair_dataset.caption_image, queries),
         "first_stage": label_metrics(scores, labels, None),
         "two_stage": label_metrics(scores, labels, alpha),
     }

@@ -81,7 +81,7 @@ class RelationAttention(nn.Module):
     def __init__(self, name: str, config: ModelConfig, *, roles: Sequence[str] = ROLES) -> None:
         super().__init__()
         if config.width % config.heads:
-            raise ValueError(f"RelationAttention: width {config.width} is no multiple of heads {config.heads}")
+            raise ValueError(f"RelationAttention: width {config.width} is not a multiple of heads {config.heads}")
         if config.kernel not in ("auto", "edge", "block", "dgl"):
             raise ValueError(f"RelationAttention: kernel {config.kernel!r} is none of auto, edge, block, dgl")
         self.name, self.roles = name, tuple(roles)

@@ -49,7 +49,7 @@ class CCAProjection(nn.Module):
         Returns
         -------
         dict
-            Node type to the whitened mean features of the collection, on the host.
+            Node type to the whitened mean features of `pair_dataset`, on the host.
 
         Raises
         ------

@@ -58,14 +58,16 @@ def _note(results: Results) -> str:
         if len(results["seeds"]) > 1
         else "One seed has no interval: other seeds may give other signs."
     )
-    flattering = (
-        " Epoch and alpha were chosen on this split, so the numbers flatter." if results["split"] == "val" else ""
+    optimistic = (
+        " Epoch and alpha were chosen on this split, so numbers are optimistic."
+        if results["split"] == "val"
+        else ""
     )
     return (
         f"{results['metric']} {UNITS[results['metric']]}; {results['n_images']:,} images, "
         f"{results['n_captions']:,} captions, seeds {seeds}. Delta is the change less the baseline. {brackets} "
         "p is of the paired bootstrap over the queries, images drawn anew with their captions, after Holm over the "
-        f"{len(results['rows'])} rows; before Holm it is never below {bootstrap_floor():.4f}.{flattering} Mode "
+        f"{len(results['rows'])} rows; before Holm it is never below {bootstrap_floor():.4f}.{optimistic} Mode "
         "retrain: trained from the start with the change; drop: the trained baseline less the relations. "
         f"Protocol {results['protocol']}."
     )

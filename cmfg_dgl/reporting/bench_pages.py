@@ -178,4 +178,4 @@ def _searches(results: Row) -> list[dict[str, Any]]:
 
 
 def _setting(setting: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in setting.items()) or "as it comes"
+    return ", ".join(f"{key} {value}" for key, value in setting.items()) or "defaults"

@@ -211,7 +211,7 @@ def _notes(evaluation: Evaluation, results: Results) -> list[str]:
     if record["protocol"] == training["protocol"]:
         notes.append("The model was trained on this split, so these numbers say nothing of new pairs.")
     if record["protocol"] == training["validation_protocol"]:
-        notes.append("Epoch and alpha were chosen on this split, so these numbers flatter the model.")
+        notes.append("Epoch and alpha were chosen on this split, so these numbers are optimistic.")
     if record["n_captions"] > record["n_images"]:
         notes.append(
             "Some images have several captions: R@K and rsum count an image as found with the first of them, as "

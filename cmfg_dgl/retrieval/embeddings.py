@@ -27,7 +27,7 @@ class Embedded:
     Parameters
     ----------
     images, captions
-        float32, (N, D) and (M, D), of the collection that is scored.
+        float32, (N, D) and (M, D), of the pairs that are scored.
     second
         Gives the joint scores.
     """
@@ -118,4 +118,4 @@ def _check(path: Path, name: str, rows: Tensor | None, told: object, ids: Sequen
             )
     if not bool(torch.isfinite(rows).all()):
         row = int((~torch.isfinite(rows)).any(1).nonzero()[0])
-        raise DataError(f"{path}: row {row} of {name!r}, {told[row]!r}, holds a number that is not finite; mend it")
+        raise DataError(f"{path}: row {row} of {name!r}, {told[row]!r}, holds a number that is not finite")

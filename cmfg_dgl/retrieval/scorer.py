@@ -22,7 +22,7 @@ ONE_TO_MANY_CANDIDATES = 32
 
 
 class Scorer(Protocol):
-    """A method under evaluation. An honest one never reads `collection.caption_image`; the audit finds out."""
+    """A method under evaluation. An honest one never reads `pair_dataset.caption_image`; the audit finds out."""
 
     def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
         """First stage: embeddings (N, D) and (M, D); their inner products are the scores."""
@@ -82,8 +82,8 @@ class GraphScorer:
     def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         """Joint scores, piece by piece, in a memory that does not grow with the gallery.
 
-        A piece has at most `IMAGES_AT_A_TIME` images and `PAIRS_AT_A_TIME` pairs. Its images are encoded once, its
-        captions too, `CAPTIONS_AT_A_TIME`.
+        A piece has at most `IMAGES_AT_A_TIME` images and `PAIRS_AT_A_TIME` pairs. Its images are encoded
+        once, and so are its captions, `CAPTIONS_AT_A_TIME` of them at a time.
         """
         self.model.eval()
         scores = torch.empty(len(image))

@@ -1,4 +1,4 @@
-"""Hard negatives: the wrong partners in the batch that the first stage likes best."""
+"""Hard negatives: the wrong partners in the batch with the highest first-stage scores."""
 
 from __future__ import annotations
 

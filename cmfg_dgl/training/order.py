@@ -50,9 +50,9 @@ def hard_negative_order(
     """Bring pairs with near captions together, so that a batch has hard negatives.
 
     The first pair that is left begins a group and takes the `size` - 1 nearest of those left with it, of other
-    images; groups so end with what is left over. They come in the order of their first pairs, which is random if
-    `order` is. (As Robinson et al., Contrastive learning with hard negative samples, ICLR 2021, by the choice of
-    batches.)
+    images; what is left over is in the last groups. Groups come in the order of their first pairs, which is
+    random if `order` is. (As Robinson et al., Contrastive learning with hard negative samples, ICLR 2021, by the
+    choice of batches.)
 
     Parameters
     ----------

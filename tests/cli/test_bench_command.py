@@ -263,7 +263,7 @@ def test_a_failed_audit_leaves_no_table(comparison: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["-c", "smoke", "methods=[vsep]"], "methods: 'vsep' is no method; did you mean vsepp"),
+        (["-c", "smoke", "methods=[vsep]"], "methods: 'vsep' is not a method; did you mean vsepp"),
         (["-c", "smoke", "seeds=[1, 1]"], "none twice"),
         (["-c", "smoke", "seeds=[-1]"], "the least is 0"),
         (["-c", "smoke", "seeds=3"], "seeds: is a list"),
@@ -287,7 +287,7 @@ def test_two_recipes_of_one_file_name_are_refused(labelled: Path, tmp_path: Path
     recipes = [tmp_path / folder / "mine.yaml" for folder in ("a", "b")]
     for recipe in recipes:
         recipe.parent.mkdir()
-        shutil.copy("configs/folder.yaml", recipe)
+        recipe.write_text("data: {name: folder}\n", encoding="utf-8")
     folder = tmp_path / "comparison"
     result = cmfg(*arguments(labelled, folder, f"recipes={json.dumps([str(recipe) for recipe in recipes])}"))
     assert (result.code, result.out) == (2, "")

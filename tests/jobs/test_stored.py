@@ -4,6 +4,7 @@ Invariants:
 - What is given again is what was stored, and neither torch nor an encoder is loaded for it.
 - A change of the weights, of what validation chose, of a picture, a caption, a split or a setting ends that.
 - Where and on what a run runs changes nothing.
+- After a package was updated the result is checked once the slow way, and then given again at once.
 """
 
 from __future__ import annotations
@@ -119,3 +120,17 @@ def test_another_question_has_no_answer(evaluated, elsewhere):
     assert stored(evaluated, split="val") is None
     assert stored(evaluated, folds=2) is None
     assert stored(evaluated, ogb=True) is None
+
+
+def test_a_new_version_of_a_package_is_noted_once(evaluated, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMFG_CACHE", str(cache))
+    home = tmp_path / "home"
+    shutil.copytree(evaluated, home)
+    before = stored(home)
+    monkeypatch.setattr("cmfg_dgl.jobs.stored.package_versions", lambda: {"torch": "99"})
+    assert stored(home) is None
+    result = cmfg("eval", home / "run", f"data.root={home / 'pictures'}", "--json")
+    assert result.code == 0, result.err
+    assert before is not None and result.json == before
+    noted = stored(home)
+    assert noted is not None and noted | {"inputs": ""} == before | {"inputs": ""}

@@ -118,7 +118,7 @@ def _captions(path: Path) -> dict[str, str]:
         match = re.fullmatch(r"([A-Za-z]+(?:[_@][A-Za-z]+)*)\.utf8=(.*)", line)
         if (match is None) != (number == 0):
             wanted = "the English caption" if number == 0 else "LANGUAGE.utf8=CAPTION"
-            raise DataError(f"{path}: {line[:40]!r} is not {wanted}; mend the file or unpack the package again")
+            raise DataError(f"{path}: {line[:40]!r} is not {wanted}; correct the file or unpack the package again")
         code, caption = (match[1], match[2].strip()) if match else (ENGLISH, line)
         if caption:
             captions[code] = caption

@@ -54,7 +54,7 @@ class CCA(Method):
             self.register_buffer(f"mean_{kind}", torch.zeros(widths[kind]))
 
     def fit(self, training: TrainingSet, validate: Validate) -> None:
-        """Solve for all directions, then keep as many as validation likes best."""
+        """Solve for all directions, then keep the number with the best validation value."""
         pair_dataset = training.pair_dataset
         x = pair_dataset.images.means[pair_dataset.caption_image]
         y = pair_dataset.captions.means

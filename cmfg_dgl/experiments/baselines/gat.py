@@ -75,7 +75,7 @@ class GAT(DualEncoder):
     ) -> None:
         super().__init__(widths, seed=seed, size=size, epochs=epochs, batch_size=batch_size, **settings)
         if size % heads_each:
-            raise ValueError(f"size {size} is no multiple of heads_each {heads_each}")
+            raise ValueError(f"size {size} is not a multiple of heads_each {heads_each}")
         self.relations = tuple(relations)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)

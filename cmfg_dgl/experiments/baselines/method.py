@@ -37,7 +37,7 @@ class TrainingSet:
 
     Parameters
     ----------
-    collection
+    pair_dataset
         The training split: N images and M captions.
     texts
         int64, (M,): number of each caption's text; equal texts have equal numbers.

@@ -43,11 +43,11 @@ from cmfg_dgl.evaluation.ties import (
     tied_ranking,
 )
 from cmfg_dgl.experiments.baselines.method import Method, OutOfTime
-from cmfg_dgl.experiments.bench.cached_scorer import CachedScorer
 from cmfg_dgl.experiments.bench.columns import column_correction, columns_of
 from cmfg_dgl.experiments.bench.data import BenchData, Part
 from cmfg_dgl.experiments.bench.methods import make_method
 from cmfg_dgl.memory import give_freed_memory_back, peak_memory
+from cmfg_dgl.retrieval.cached_scorer import CachedScorer
 from cmfg_dgl.retrieval.hubness import Correction, corrected
 from cmfg_dgl.retrieval.scorer import Scorer
 

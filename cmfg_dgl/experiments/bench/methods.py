@@ -53,7 +53,7 @@ def method_class(name: str, where: str = "methods") -> type[Method]:
         return METHODS[name]
     close = difflib.get_close_matches(name, METHODS, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    raise ConfigError(f"{where}: {name!r} is no method; {hint}There are {', '.join(METHODS)}")
+    raise ConfigError(f"{where}: {name!r} is not a method; {hint}There are {', '.join(METHODS)}")
 
 
 def make_method(

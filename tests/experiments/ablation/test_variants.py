@@ -105,7 +105,7 @@ def test_relations_that_cannot_be_left_out_are_told(given: str, told: str, mode:
         (["model.softmax=relation,,joint"], "an empty value"),
         (["model.dropout=0..0.5"], "--search"),
         (["model.layers=1", "model.layers=2"], "comes twice"),
-        (["model.heads=3"], "no multiple of model.heads 3"),
+        (["model.heads=3"], "not a multiple of model.heads 3"),
         (["data.seed=0,1"], "stays as it is"),
         (["run.seed=0,1"], "stays as it is"),
     ],

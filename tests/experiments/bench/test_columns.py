@@ -24,12 +24,12 @@ from test_methods import bench_data, config, held_out, training
 from cmfg_dgl.config import Config
 from cmfg_dgl.evaluation.evaluate import choose_alpha, score, two_stage
 from cmfg_dgl.experiments.baselines.method import Method
-from cmfg_dgl.experiments.bench.cached_scorer import CachedScorer
 from cmfg_dgl.experiments.bench.cells import run_cell
 from cmfg_dgl.experiments.bench.columns import columns_of
 from cmfg_dgl.experiments.bench.data import Part
 from cmfg_dgl.experiments.bench.methods import METHODS, make_method, method_class
 from cmfg_dgl.features.pair_dataset import PairDataset
+from cmfg_dgl.retrieval.cached_scorer import CachedScorer
 from cmfg_dgl.retrieval.hubness import CorrectedScorer
 from cmfg_dgl.retrieval.query_bank import fit_correction
 

@@ -1,4 +1,4 @@
-"""A scorer that computes nothing twice: the columns of a method share its embeddings and joint scores."""
+"""A scorer that computes nothing twice: measurements of one split share its embeddings and joint scores."""
 
 from __future__ import annotations
 
