@@ -146,5 +146,5 @@ def _check_regions(config: Config, where: str) -> None:
 def _check_fractions(fractions: dict[str, float], where: str) -> None:
     if not {"train", "val", "test"} <= set(fractions):
         raise ConfigError(f"{where}: data.fractions needs train, val and test, and has {', '.join(fractions)}")
-    if not (min(fractions.values()) > 0 and abs(sum(fractions.values()) - 1) <= 1e-6):
+    if not (min(fractions.values()) > 0 and abs(sum(fractions.values()) - 1) <= 1e-9):
         raise ConfigError(f"{where}: data.fractions must be positive and sum to 1: {fractions}")

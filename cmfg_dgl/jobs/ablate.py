@@ -40,7 +40,7 @@ class Plan:
     seeds
         Each variant has a cell for each.
     metric, stage, split
-        `rsum` or `R@1`; `first` or `two`; `val` or `test`.
+        `rsum` or `R@1`; `first_stage` or `two_stage`; `val` or `test`.
     """
 
     baseline: Variant

@@ -60,8 +60,8 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool =
     ------
     ConfigError
         If a method is unknown, one of the settings is not to be had, a finished cell was made from other data or
-        settings, the leak is asked for and cmfg is not among the methods, another process writes there, or a file
-        that would be replaced is not cmfg's.
+        settings, a recipe runs on another device than the CPU, the leak is asked for and cmfg is not among the
+        methods, another process writes there, or a file that would be replaced is not cmfg's.
     AuditFailed
         If the audit of a method failed: no table is written.
     """
@@ -70,6 +70,12 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool =
     if leaky and OURS not in config.methods:
         raise ConfigError(f"methods: the matched-pair protocol is about {OURS}, which is not among them; add it")
     recipes = {name: load_config(name, config.overrides) for name in config.recipes}
+    for name, recipe in recipes.items():
+        if recipe.run.device != "cpu":
+            raise ConfigError(
+                f"{name}: run.device={recipe.run.device}; a comparison runs on the CPU, where all methods run and "
+                "their times compare; leave it out"
+            )
     check_settings(config, recipes)
     root = Path(config.output_dir)
     folders = {name: root if len(recipes) == 1 else root / Path(name).stem for name in recipes}

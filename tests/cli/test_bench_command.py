@@ -271,6 +271,7 @@ def test_a_failed_audit_leaves_no_table(comparison: Path) -> None:
         (["-c", "smoke", "settings={vsepp: [{lr: 1}]}"], "settings.vsepp: unknown key 'lr'"),
         (["-c", "smoke", "settings={vsepp: {epochs: 3}}"], "settings.vsepp: is a list; write it as [A, B]"),
         (["-c", "smoke", "sedes=[1]"], "did you mean seeds"),
+        (["-c", "smoke", "overrides=[run.device=cuda]"], "run.device=cuda; a comparison runs on the CPU"),
         (["-c", "smok"], "did you mean smoke"),
         (["--report", "x", "-c", "smoke"], "give it alone"),
         ([], "--report"),

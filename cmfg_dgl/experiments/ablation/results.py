@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from cmfg_dgl.evaluation.significance import holm, mean_interval, paired_bootstrap
 from cmfg_dgl.experiments.ablation.variants import Variant
 
-__all__ = ["METRICS", "STAGES", "collect"]
+__all__ = ["STAGES", "collect"]
 
 Record = dict[str, Any]
-METRICS = ("rsum", "R@1")
 STAGES = ("first_stage", "two_stage")
 WAYS = ("i2t", "t2i")
 
@@ -38,7 +37,7 @@ def collect(
     metric
         `rsum` (of 600) or `R@1` (in %, mean of both directions).
     stage
-        `first` or `two`.
+        `first_stage` or `two_stage`.
     caption_image
         int64, (M,): image of each caption of the split; images are resampled with their captions.
 
