@@ -54,16 +54,30 @@ class Settings:
     heads: int
     joint: bool = False
     residual: bool = True
-    norm: bool = True
+    norm: bool | str = True
+    """False, True for layer normalisation, or "unit"."""
+    cosine: bool = False
+
+
+def normed(weights: Weights, kind: str, x: Tensor, settings: Settings) -> Tensor:
+    """Nodes as a layer with these weights reads them."""
+    if settings.norm == "unit":
+        return torch.stack([row / row.square().sum().sqrt() for row in x])
+    return normalise(x, weights[f"norm.{kind}.weight"], weights[f"norm.{kind}.bias"]) if settings.norm else x
 
 
 def project(weights: Weights, kind: str, x: Tensor, relation: str, role: str, settings: Settings) -> Tensor:
-    """(H, N, C) of one layer's weights."""
-    if settings.norm:
-        x = normalise(x, weights[f"norm.{kind}.weight"], weights[f"norm.{kind}.bias"])
-    one = f"conv.mods.{relation}.{role}.weight"
-    product = x @ weights[one if one in weights else f"shared.{role}.weight"].T
-    return product.view(len(x), settings.heads, -1).transpose(0, 1)
+    """(H, N, C) of one layer's weights; queries and keys are such that their scaled inner product is the logit."""
+    x = normed(weights, kind, x, settings)
+    one, shared = f"conv.mods.{relation}.{role}.weight", f"shared.{role}.weight"
+    if one in weights or shared in weights:
+        x = x @ weights[one if one in weights else shared].T
+    heads = x.view(len(x), settings.heads, -1).transpose(0, 1)
+    if settings.cosine and role != "value":
+        heads = heads / heads.square().sum(2, keepdim=True).sqrt()
+        if role == "query":
+            heads = heads * weights[f"log_scales.{relation}"].exp() * heads.shape[2] ** 0.5
+    return heads
 
 
 def messages(
@@ -224,7 +238,13 @@ def pair(
 
 
 def node_score(weights: Weights, state: Tensor, message: Tensor) -> Tensor:
-    """The matching score of one node, a scalar, from its normalised state (D,) and its message (D,)."""
+    """The matching score of one node, a scalar, from its normalised state (D,) and its message (D,).
+
+    Without weights it is their cosine, 0 without a message.
+    """
+    if not weights:
+        lengths = state.square().sum().sqrt() * message.square().sum().sqrt()
+        return (state * message).sum() / lengths if lengths else lengths
     a = weights["state.weight"] @ state + weights["state.bias"] + weights["message.weight"] @ message
     a = a + torch.stack([(row * state * message).sum() for row in weights["product.weight"]])
     return (weights["score.weight"][0] * a * (1 + torch.erf(a / 2**0.5)) / 2).sum()
@@ -242,11 +262,7 @@ def node_matching(
     if last < stack.layers:
         layer_weights, cross = graph.of_layer[last], [r for r in relations if r.cross]
         message = messages(layer_weights, cross, graph.edges, hidden, settings, graph.attention)
-        if settings.norm:
-            hidden = {
-                kind: normalise(nodes, layer_weights[f"norm.{kind}.weight"], layer_weights[f"norm.{kind}.bias"])
-                for kind, nodes in hidden.items()
-            }
+        hidden = {kind: normed(layer_weights, kind, nodes, settings) for kind, nodes in hidden.items()}
     means = []
     for kind, nodes in hidden.items():
         head = below(weights, f"matching_head.{kind}.")

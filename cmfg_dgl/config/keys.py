@@ -199,26 +199,44 @@ class ModelConfig:
     edge_weights: str = option(
         "per_layer", "attention in every layer, or once on the initial nodes", choices=("per_layer", "once")
     )
+    attention: str = option(
+        "dot",
+        "logit of an edge: the scaled inner product of query and key (the paper's), or their cosine times an "
+        "inverse temperature that the relation learns",
+        choices=("dot", "cosine"),
+    )
     weights: str = option(
         "relation",
-        "W_Q, W_K and W for each relation, or one of each for all relations (the paper's)",
-        choices=("relation", "shared"),
+        "W_Q, W_K and W for each relation, one of each for all relations (the paper's), or none: nodes are "
+        "compared and summed as they are",
+        choices=("relation", "shared", "none"),
     )
     residual: bool = option(True, "add a layer's input to its output")
-    norm: str = option("layer", "normalise the input of each layer", choices=("layer", "none"))
+    norm: str = option(
+        "layer",
+        "normalise the input of each layer: by layer normalisation, to unit length, or not",
+        choices=("layer", "unit", "none"),
+    )
     pooling: str = option("mean", "nodes to one vector", choices=("mean", "attention", "max"))
     matching_head: str = option(
         "pooled",
-        "score of a pair in its joint graph: the cosine of both pooled vectors, or the mean over nodes of a score "
-        "of each node with its aggregated cross-modal message",
-        choices=("pooled", "node"),
+        "score of a pair in its joint graph: the cosine of both pooled vectors, or the mean over nodes of a "
+        "learned score (node) or of the cosine (cosine) of each node with its aggregated cross-modal message",
+        choices=("pooled", "node", "cosine"),
     )
     init: str = option(
         "cca",
         "input projection: whitening and a linear map, initialised in closed form by CCA on the training split; "
-        "layer normalisation and a linear map with random weights; or none beyond a linear map without bias where "
-        "the width of the features is not that of the model",
-        choices=("cca", "random", "none"),
+        "standardisation by training statistics and a linear map with random weights (standard); layer "
+        "normalisation and a linear map with random weights (random); or none beyond a linear map without bias "
+        "where the width of the features is not that of the model",
+        choices=("cca", "standard", "random", "none"),
+    )
+    first_stage: str = option(
+        "graph",
+        "embedding of an item: its pooled nodes after the intra-modal layers, or an input projection of its own of "
+        "its mean features, so that both stages share no weights",
+        choices=("graph", "projection"),
     )
     positions: bool = option(True, "add a learned encoding of where a node lies to the input of the first layer")
     ridge: float = option(
@@ -240,7 +258,10 @@ class ModelConfig:
     )
     dropout: float = option(0.2, "dropout of the input of each layer", least=0.0, most=0.95)
     feature_dropout: float = option(
-        0.5, "dropout of backbone features, whitened (init cca) or projected (random, none)", least=0.0, most=0.95
+        0.5,
+        "dropout of backbone features, whitened (init cca), standardised (standard) or projected (random, none)",
+        least=0.0,
+        most=0.95,
     )
 
 
@@ -263,6 +284,11 @@ class TrainingConfig:
         choices=("factorised", "joint"),
     )
     joint_weight: float = option(1.0, "weight of the joint matching loss beside InfoNCE", least=0.0)
+    joint_pairs: str = option(
+        "hard",
+        "pairs of the joint loss: the matching ones with the hardest wrong ones, or all pairs of a batch",
+        choices=("hard", "all"),
+    )
     hard_negatives: int = option(2, "joint loss: hardest wrong partners of each image and of each caption", least=1)
     hard_negative_batches: int = option(
         1,

@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cmfg_dgl.config import ModelConfig
 from cmfg_dgl.features.nodes import Nodes
@@ -19,8 +20,9 @@ from cmfg_dgl.graph.topology import NodeSet
 from cmfg_dgl.nn.attention import Message, Projected, RelationAttention
 from cmfg_dgl.nn.cca_projection import CCAProjection
 from cmfg_dgl.nn.layer import CMFGLayer
-from cmfg_dgl.nn.matching_head import NodeMatchingHead
+from cmfg_dgl.nn.matching_head import CosineMatchingHead, NodeMatchingHead
 from cmfg_dgl.nn.pooling import Pooling
+from cmfg_dgl.nn.standardised_projection import StandardisedProjection
 
 __all__ = ["MAX_SCALE", "CMFGBase"]
 
@@ -35,6 +37,9 @@ MATCHING_HEAD_WIDTH = 64
 
 POSITION_SCALE_ITEMS = 256
 """Items on which the spread of nodes is measured."""
+
+
+InputProjection = CCAProjection | StandardisedProjection | nn.ModuleDict
 
 
 class CMFGBase(nn.Module):
@@ -65,6 +70,7 @@ class CMFGBase(nn.Module):
             scored = [r.name for r in (owned if self.once else used)]
             self.layers.append(CMFGLayer(used, config, scored=scored, bf16=bf16))
         self.input_projection = _input_projection(config, widths)
+        self.first_projection = _input_projection(config, widths) if config.first_stage == "projection" else None
         self.position = nn.ModuleDict(
             {
                 node_type: nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Linear(64, config.width))
@@ -76,10 +82,13 @@ class CMFGBase(nn.Module):
             self.register_buffer(f"position_scale_{node_type}", torch.ones(()))
         self.pool = nn.ModuleDict({node_type: Pooling(config.pooling, config.width) for node_type in widths})
         self.mean = Pooling("mean", config.width)
-        scored_types = widths if config.matching_head == "node" else ()
-        self.matching_head = nn.ModuleDict(
-            {node_type: NodeMatchingHead(config.width, MATCHING_HEAD_WIDTH) for node_type in scored_types}
-        )
+        self.matching_head = nn.ModuleDict()
+        for node_type in widths if config.matching_head != "pooled" else ():
+            self.matching_head[node_type] = (
+                NodeMatchingHead(config.width, MATCHING_HEAD_WIDTH)
+                if config.matching_head == "node"
+                else CosineMatchingHead()
+            )
         self.log_scales = nn.ParameterDict(
             {stage: nn.Parameter(torch.tensor(-math.log(temperature))) for stage in ("first", "joint")}
         )
@@ -90,7 +99,10 @@ class CMFGBase(nn.Module):
 
     @torch.no_grad()
     def init_from_cca(self, pair_dataset: PairDataset) -> None:
-        """Before the first step: with `init` cca, find the closed form on a training split; else do nothing.
+        """Before the first step: fit the input projection on a training split, where `init` says so.
+
+        With `init: standard` that is mean and deviation of each channel, and nothing else begins in a special way.
+        With `init: cca` it is the closed form.
 
         Positions and messages begin at next to nothing, so that the first stage begins as CCA and learns what to
         add. Positions are then learnt in units of how far the nodes of an item lie apart, or they would be drowned:
@@ -104,9 +116,13 @@ class CMFGBase(nn.Module):
         DataError
             If all images or all captions have the same features.
         """
+        for projection in (self.input_projection, self.first_projection):
+            if isinstance(projection, StandardisedProjection):
+                projection.fit(pair_dataset)
+            elif isinstance(projection, CCAProjection):
+                projection.fit(pair_dataset, self.ridge)
         if not isinstance(self.input_projection, CCAProjection):
             return
-        self.input_projection.fit(pair_dataset, self.ridge)
         training = self.training
         self.eval()
         for side in (pair_dataset.images, pair_dataset.captions):
@@ -162,11 +178,15 @@ class CMFGBase(nn.Module):
         return self._initial(node_type, nodes.values, nodes.counts, positions)
 
     def _project_input(self, node_type: str, features: Tensor, counts: Tensor) -> Tensor:
-        if isinstance(self.input_projection, CCAProjection):
-            projected: Tensor = self.input_projection(node_type, features, counts)
-        else:
-            projected = self.input_projection[node_type](features)
-        return projected
+        return _project(self.input_projection, node_type, features, counts)
+
+    def _embedding(self, node_type: str, nodes: Nodes, hidden: Tensor) -> Tensor:
+        """Embeddings (items, D) of unit length: of the nodes (N, D) after the layers, or of mean features."""
+        if self.first_projection is None:
+            return F.normalize(self.pool[node_type](hidden, nodes.counts), dim=1)
+        means = self.mean(nodes.values, nodes.counts)
+        ones = torch.ones_like(nodes.counts)
+        return F.normalize(_project(self.first_projection, node_type, means, ones), dim=1)
 
     def _attended(self, node_type: str, initial: Tensor) -> Projected:
         """Queries and keys of the initial nodes for every relation, where attention is computed once."""
@@ -199,9 +219,19 @@ class CMFGBase(nn.Module):
         return cast(list[CMFGLayer], list(self.layers))
 
 
-def _input_projection(config: ModelConfig, widths: Mapping[str, int]) -> CCAProjection | nn.ModuleDict:
-    if config.init == "cca":
-        return CCAProjection(widths, size=config.width, dropout=config.feature_dropout)
+def _project(projection: InputProjection, node_type: str, features: Tensor, counts: Tensor) -> Tensor:
+    """Nodes (N, D) of features (N, width) of items with `counts` nodes."""
+    if isinstance(projection, nn.ModuleDict):
+        projected: Tensor = projection[node_type](features)
+    else:
+        projected = projection(node_type, features, counts)
+    return projected
+
+
+def _input_projection(config: ModelConfig, widths: Mapping[str, int]) -> InputProjection:
+    if config.init in ("cca", "standard"):
+        kind = CCAProjection if config.init == "cca" else StandardisedProjection
+        return kind(widths, size=config.width, dropout=config.feature_dropout)
 
     def projection(size: int) -> list[nn.Module]:
         if config.init == "random":

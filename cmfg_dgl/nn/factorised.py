@@ -16,10 +16,12 @@ from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete, NodeSet
 from cmfg_dgl.graph.views import NodeBlock, RelationView, relation_view
+from cmfg_dgl.nn.all_pairs import mean_cosines
 from cmfg_dgl.nn.attention import ROLES, Message, Projected, merge_messages
 from cmfg_dgl.nn.base import CMFGBase
 from cmfg_dgl.nn.encoded import Encoded
 from cmfg_dgl.nn.layer import CMFGLayer
+from cmfg_dgl.nn.matching_head import CosineMatchingHead
 from cmfg_dgl.nn.one_to_many import messages_to_candidates, messages_to_query
 
 __all__ = ["FactorisedCMFG"]
@@ -44,6 +46,8 @@ class FactorisedCMFG(CMFGBase):
             False leaves out what only `match` needs.
         """
         node_type = NODE_TYPES[modality]
+        if self.first_projection is not None and not joint:
+            return self._embedded(node_type, nodes)
         initial = self._initial_of(node_type, nodes)
         full = NodeSet(nodes.offsets, nodes.grid, nodes.values, initial)
         inner = [r for r in self.relations if not r.cross and r.source == node_type]
@@ -75,8 +79,14 @@ class FactorisedCMFG(CMFGBase):
             projected=projected,
             message=intra_message,
             attended=attended if later else {},
-            embedding=F.normalize(self.pool[node_type](hidden, nodes.counts), dim=1),
+            embedding=self._embedding(node_type, nodes, hidden),
         )
+
+    def _embedded(self, node_type: str, nodes: Nodes) -> Encoded:
+        """Embeddings alone, where they do not depend on the layers."""
+        embedding = self._embedding(node_type, nodes, nodes.values)
+        empty = NodeSet(nodes.offsets, nodes.grid)
+        return Encoded(node_type, empty, None, None, {}, None, {}, embedding)
 
     def embed(self, modality: str, nodes: Nodes) -> Tensor:
         """Independent embeddings (items, D) of unit length."""
@@ -217,6 +227,42 @@ class FactorisedCMFG(CMFGBase):
             )
         )
         return (one * many).sum(1)
+
+    def match_all(self, images: Encoded, captions: Encoded) -> Tensor:
+        """Scores (N, M) of each image with each caption: `match` of all N M pairs.
+
+        With `matching_head: cosine` and one complete cross-modal relation into each node type the scores are a few
+        products of all nodes with all nodes, see `mean_cosines`; otherwise images are scored one by one.
+        """
+        if not self._supports_mean_cosines:
+            return torch.stack([self._match_image(images, i, captions) for i in range(len(images))])
+        ends = {"patch": images, "token": captions}
+        cross = [r for r in self.relations if r.cross]
+        scores: dict[str, Tensor] = {}
+        for r in cross:
+            source, target = ends[r.source], ends[r.target]
+            state = self._stack()[-1].norm[r.target](cast(Tensor, target.state))
+            scores[r.target] = mean_cosines(
+                target.projected[r.name, "query"],
+                state.view(len(state), self._stack()[-1].heads, -1),
+                source.projected[r.name, "key"],
+                source.projected[r.name, "value"],
+                targets=NodeBlock(target.nodes.counts, state.device),
+                sources=NodeBlock(source.nodes.counts, state.device),
+            )
+        return scores["patch"] + scores["token"].T
+
+    @property
+    def _supports_mean_cosines(self) -> bool:
+        cosine = any(isinstance(head, CosineMatchingHead) for head in self.matching_head.values())
+        targets = sorted(r.target for r in self.relations if r.cross)
+        return cosine and self.supports_one_to_many and targets == ["patch", "token"]
+
+    def _match_image(self, images: Encoded, image: int, captions: Encoded) -> Tensor:
+        """Scores (M,) of one image with each caption."""
+        if self.supports_one_to_many:
+            return self.match_one_to_many(images.select(torch.tensor([image])), captions)
+        return self.match(images.select(torch.full((len(captions),), image)), captions)
 
     def _vector(self, end: Encoded, nodes: Tensor | None, aggregated: Message | None, counts: Tensor) -> Tensor:
         """Unit vectors (pairs, D) of what pooling makes of the last layer's nodes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, cast
 
@@ -16,7 +17,10 @@ from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.views import RelationView, relation_view
 from cmfg_dgl.nn.attention import ROLES, Message, Projected, RelationAttention, merge_messages
 
-__all__ = ["CMFGLayer", "LayerOutput"]
+__all__ = ["CMFGLayer", "LayerOutput", "UnitLength"]
+
+LOG_SCALE = math.log(9.0)
+"""Logarithm of the inverse temperature with which `attention: cosine` begins, as SCAN has it for captions."""
 
 
 class LayerOutput(NamedTuple):
@@ -37,6 +41,13 @@ class LayerOutput(NamedTuple):
     projected: dict[str, Projected]
 
 
+class UnitLength(nn.Module):
+    """Vectors (..., D) of unit length; zero stays zero."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return F.normalize(x, dim=-1)
+
+
 class CMFGLayer(nn.Module):
     r"""One layer over all relations of the graph.
 
@@ -44,10 +55,14 @@ class CMFGLayer(nn.Module):
         h_u' = h_u + \rho\Big(\sum_r \sum_{v \in N_r(u)} e_{uv} W^r x_v\Big),
         \qquad x = \mathrm{LayerNorm}(h), \; \rho = \mathrm{ReLU}
 
-    (Mounika and Yadav, section 3; without `residual` the first h_u is gone, without `norm` x = h. With
-    `weights: shared` W_Q, W_K and W are the same for all relations, as in the paper.) `forward` is the layer on one
-    graph. `project` and `update` work per node and `messages` per graph, so that re-ranking may do the work of an
-    item once.
+    (Mounika and Yadav, section 3; without `residual` the first h_u is gone; with `norm: unit` x is h of unit
+    length, without a norm x = h. With `weights: shared` W_Q, W_K and W are the same for all relations, as in the
+    paper; with `weights: none` they are the identity. With `attention: cosine` the logit of an edge is, per head,
+    :math:`\lambda_r \cos(W_Q^r x_u, W_K^r x_v)` with a learned :math:`\lambda_r`, as in SCAN, Lee et al. 2018, and
+    not the scaled inner product.)
+
+    `forward` is the layer on one graph. `project` and `update` work per node and `messages` per graph, so that
+    re-ranking may do the work of an item once.
 
     Parameters
     ----------
@@ -57,7 +72,8 @@ class CMFGLayer(nn.Module):
         `width`, `heads`, `kernel`, `block_density` and `softmax` as for `RelationAttention`; `weights`, `residual`
         and `norm` as above; `dropout` of x, once an item and not once a pair.
     scored
-        Names of the relations whose W_Q and W_K this layer has; with `weights: shared` any name stands for all.
+        Names of the relations whose attention this layer computes, and whose W_Q and W_K it has; with
+        `weights: shared` any name stands for all.
     bf16
         Multiply by the projection matrices in bfloat16; attention stays in the nodes' precision.
     """
@@ -68,11 +84,12 @@ class CMFGLayer(nn.Module):
         super().__init__()
         self.relations, self.heads, self.residual, self.bf16 = tuple(relations), config.heads, config.residual, bf16
         width, scored = config.width, set(scored)
-        shared = config.weights == "shared"
+        self.weightless, self.cosine = config.weights == "none", config.attention == "cosine"
+        shared, own = config.weights == "shared", config.weights == "relation"
         self.conv = HeteroGraphConv(
             {
                 r.name: RelationAttention(
-                    r.name, config, roles=() if shared else ROLES if r.name in scored else ("value",)
+                    r.name, config, roles=() if not own else ROLES if r.name in scored else ("value",)
                 )
                 for r in relations
             },
@@ -82,11 +99,17 @@ class CMFGLayer(nn.Module):
         self.shared = nn.ModuleDict({role: nn.Linear(width, width, bias=False) for role in roles if shared})
         self.norm = nn.ModuleDict(
             {
-                node_type: nn.LayerNorm(width) if config.norm == "layer" else nn.Identity()
+                node_type: nn.LayerNorm(width)
+                if config.norm == "layer"
+                else UnitLength()
+                if config.norm == "unit"
+                else nn.Identity()
                 for node_type in ("patch", "token")
             }
         )
         self.dropout = nn.Dropout(config.dropout)
+        names = sorted(scored) if self.cosine else ()
+        self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.tensor(LOG_SCALE)) for name in names})
 
     def forward(
         self,
@@ -155,15 +178,33 @@ class CMFGLayer(nn.Module):
         """
         wanted = [(r.name, "query") for r in relations if r.target == node_type]
         wanted += [(r.name, role) for r in relations if r.source == node_type for role in ("key", "value")]
-        weights = {key: self.weight(*key) for key in wanted if key[1] in roles}
-        if not weights:
+        wanted = [key for key in wanted if key[1] in roles]
+        if not wanted:
             return {}
+        x = self.dropout(self.norm[node_type](nodes))
+        parts = self._products(x, wanted)
+        if not self.cosine:
+            return parts
+        units = {id(part): F.normalize(part, dim=2) for (_, role), part in parts.items() if role != "value"}
+        return {key: part if key[1] == "value" else self._unit(key, units[id(part)]) for key, part in parts.items()}
+
+    def _products(self, x: Tensor, wanted: Sequence[tuple[str, str]]) -> Projected:
+        """The nodes x (N, D) times the matrix of each relation and role, (N, H, C) each, as one product."""
+        if self.weightless:
+            nodes = x.view(len(x), self.heads, -1)
+            return dict.fromkeys(wanted, nodes)
+        weights = {key: self.weight(*key) for key in wanted}
         distinct = {id(weight): weight for weight in weights.values()}
-        x, weight = self.dropout(self.norm[node_type](nodes)), torch.cat(list(distinct.values()))
+        weight = torch.cat(list(distinct.values()))
         product = F.linear(x.bfloat16(), weight.bfloat16()) if self.bf16 else F.linear(x, weight)
-        parts = product.to(nodes.dtype).view(len(nodes), len(distinct), self.heads, -1)  # (N, matrices, H, C)
+        parts = product.to(x.dtype).view(len(x), len(distinct), self.heads, -1)  # (N, matrices, H, C)
         found = dict(zip(distinct, parts.unbind(1), strict=True))
         return {key: found[id(weight)] for key, weight in weights.items()}
+
+    def _unit(self, key: tuple[str, str], unit: Tensor) -> Tensor:
+        """A query or key of unit length; the query times what makes the scaled inner product the cosine's logit."""
+        relation, role = key
+        return unit if role == "key" else unit * (self.log_scales[relation].exp() * unit.shape[2] ** 0.5)
 
     def messages(
         self,

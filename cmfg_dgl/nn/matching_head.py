@@ -1,11 +1,11 @@
-"""Node-level matching head: a score of each node of a pair, from its state and its message."""
+"""Node-level matching heads: a score of each node of a pair, from its state and its message."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["NodeMatchingHead"]
+__all__ = ["CosineMatchingHead", "NodeMatchingHead"]
 
 
 class NodeMatchingHead(nn.Module):
@@ -41,3 +41,20 @@ class NodeMatchingHead(nn.Module):
             evidence = evidence + self.message(message) + self.product(state * message)
         scores: Tensor = self.score(F.gelu(evidence))
         return scores
+
+
+class CosineMatchingHead(nn.Module):
+    r"""The cosine of a node and its aggregated cross-modal message; nothing is learned here.
+
+    .. math::
+        \phi(x_u, m_u) = \frac{x_u \cdot m_u}{\lVert x_u \rVert \lVert m_u \rVert}
+
+    with x_u and m_u as for `NodeMatchingHead` (the relevance of SCAN, Lee et al. 2018, for the nodes of both
+    modalities). A node without a message, or with one of zero, scores 0.
+    """
+
+    def forward(self, state: Tensor, message: Tensor | None) -> Tensor:
+        """Scores (..., N, 1) of nodes `state` (N, D) with messages (..., N, D), None where no relation enters."""
+        if message is None:
+            return state[..., :1] * 0
+        return F.cosine_similarity(state, message, dim=-1, eps=1e-8)[..., None]

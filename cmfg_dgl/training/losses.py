@@ -1,4 +1,4 @@
-"""The losses of one batch: InfoNCE on independent embeddings, and the joint matching loss on hard negatives."""
+"""The losses of one batch: InfoNCE on independent embeddings, and on joint scores of all pairs or of hard ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cmfg_dgl.config import TrainingConfig
+from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.training.negatives import hard_negatives, same_pairs
@@ -39,8 +40,9 @@ def training_losses(
     batch
         int64, (B,): captions of this step, each with its image.
     config
-        `joint_weight`, `label_smoothing`, `hard_negatives` (wrong captions for each image and wrong images for each
-        caption), and `graphs`: whether joint scores come from `match` or from `forward`.
+        `joint_weight`, `label_smoothing` (of the first stage), `joint_pairs`: whether the joint loss is InfoNCE
+        over all pairs of the batch or a choice among `hard_negatives` wrong captions for each image and as many wrong
+        images for each caption; and `graphs`: whether joint scores come from `match` or from `forward`.
     """
     owners = pair_dataset.caption_image[batch]
     whole_graphs = config.graphs == "joint"
@@ -54,6 +56,10 @@ def training_losses(
     first = info_nce(logits, same, config.label_smoothing)
     if not config.joint_weight:
         return Losses(first, first, None)
+    if config.joint_pairs == "all":
+        scores = _all_graphs(model, patches, tokens) if whole_graphs else model.match_all(images, captions)
+        joint = info_nce(scores * model.scale("joint"), same)
+        return Losses(first + config.joint_weight * joint, first, joint)
     wrong_captions, caption_valid = hard_negatives(logits, same, config.hard_negatives)
     wrong_images, image_valid = hard_negatives(logits.T, same.T, config.hard_negatives)
     B, K = wrong_captions.shape
@@ -68,3 +74,10 @@ def training_losses(
     joint = matching_loss(right, of_image.view(B, K), caption_valid)
     joint = (joint + matching_loss(right, of_caption.view(B, K), image_valid)) / 2
     return Losses(first + config.joint_weight * joint, first, joint)
+
+
+def _all_graphs(model: CMFG, patches: Nodes, tokens: Nodes) -> Tensor:
+    """Scores (B, B) of each image with each caption, by `forward` on the graphs of all pairs."""
+    B = len(tokens)
+    image, caption = torch.cartesian_prod(torch.arange(B), torch.arange(B)).unbind(1)
+    return model(model.pair_graphs(patches.select(image), tokens.select(caption))).view(B, B)

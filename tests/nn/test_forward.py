@@ -28,11 +28,13 @@ OPTIONS = st.fixed_dictionaries(
     {
         "stacking": st.sampled_from(["factorised", "interleaved"]),
         "edge_weights": st.sampled_from(["per_layer", "once"]),
-        "weights": st.sampled_from(["relation", "shared"]),
+        "attention": st.sampled_from(["dot", "cosine"]),
+        "weights": st.sampled_from(["relation", "shared", "none"]),
         "residual": st.booleans(),
-        "norm": st.sampled_from(["layer", "none"]),
+        "norm": st.sampled_from(["layer", "unit", "none"]),
         "pooling": st.sampled_from(["mean", "attention", "max"]),
-        "init": st.sampled_from(["cca", "random", "none"]),
+        "init": st.sampled_from(["cca", "standard", "random", "none"]),
+        "first_stage": st.sampled_from(["graph", "projection"]),
         "positions": st.booleans(),
         "kernel": st.sampled_from(["auto", "edge", "block", "dgl"]),
         "heads": st.sampled_from([1, 2, 4]),
@@ -71,7 +73,7 @@ def outcome(model, scores):
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 @pytest.mark.parametrize("softmax", ["relation", "joint"])
-@pytest.mark.parametrize("matching_head", ["pooled", "node"])
+@pytest.mark.parametrize("matching_head", ["pooled", "node", "cosine"])
 @settings(deadline=None, max_examples=6)
 @given(options=OPTIONS, depth=DEPTHS)
 def test_fast_paths_equal_the_definition(schema, softmax, matching_head, options, depth):

@@ -2,26 +2,30 @@
 
 - With `graphs: joint`, `CMFG.forward` on whole pair graphs, losses and float64 gradients of all parameters are
   those of `graphs: factorised`, `CMFG.match` on encoded items, where nothing is dropped.
+- With `joint_pairs: all` the joint loss is InfoNCE over all pairs of the batch, by loops over the formula.
 - Each way is taken: the other one is not called.
 """
 
 import pytest
 import torch
 from graphs import SCHEMAS
-from models import items, random_model
+from models import items, random_model, scores
 
 from cmfg_dgl.config import TrainingConfig
 from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.training.losses import training_losses
 
 
-def losses(model, graphs):
+def losses(model, graphs, joint_pairs="hard"):
     images, texts = items()
     pairs = PairDataset(ItemSet("image", 4, images.select), ItemSet("text", 4, texts.select), torch.arange(4))
-    config = TrainingConfig(graphs=graphs, joint_weight=0.7, hard_negatives=2, label_smoothing=0.1)
+    config = TrainingConfig(
+        graphs=graphs, joint_weight=0.7, hard_negatives=2, label_smoothing=0.1, joint_pairs=joint_pairs
+    )
     return training_losses(model.train(), pairs, torch.tensor([0, 1, 2, 0]), torch.tensor([3, 1, 0, 2]), config)
 
 
+@pytest.mark.parametrize("joint_pairs", ["hard", "all"])
 @pytest.mark.parametrize("schema", SCHEMAS)
 @pytest.mark.parametrize(
     "options",
@@ -29,18 +33,36 @@ def losses(model, graphs):
         {},
         {"softmax": "joint", "edge_weights": "once", "stacking": "interleaved", "weights": "shared"},
         {"matching_head": "node", "layers": 3, "cross_layers": 2, "init": "cca"},
+        {"matching_head": "cosine", "layers": 1, "attention": "cosine", "norm": "unit", "weights": "none"},
     ],
-    ids=["default", "paper", "node"],
+    ids=["default", "paper", "node", "cosine"],
 )
-def test_whole_graphs_give_the_losses_of_parts(schema, options):
+def test_whole_graphs_give_the_losses_of_parts(schema, options, joint_pairs):
     found = []
     for graphs in ("factorised", "joint"):
         model = random_model(schema, **options)
-        made = losses(model, graphs)
+        made = losses(model, graphs, joint_pairs)
         parameters = list(model.parameters())
         gradients = torch.autograd.grad(made.total, parameters, materialize_grads=True, allow_unused=True)
         found.append([made.total.detach(), made.first.detach(), made.joint.detach(), *gradients])
     torch.testing.assert_close(found[1], found[0], atol=1e-10, rtol=1e-8)
+
+
+def test_all_pairs_of_a_batch_are_each_others_negatives():
+    """InfoNCE over the joint scores of all pairs, pair by pair; pairs of one image or one text do not count."""
+    model = random_model(matching_head="cosine")
+    images, texts = (
+        nodes.select(torch.tensor(order)) for nodes, order in zip(items(), ([3, 1, 0, 2],) * 2, strict=True)
+    )
+    every = [(i, c) for i in range(4) for c in range(4)]
+    table = scores(model, images, texts, every).view(4, 4) * model.scale("joint")
+    numbers = [0, 1, 0, 2]  # of the texts 3, 1, 0 and 2
+    expected = 0.0
+    for i in range(4):
+        wrong = [j for j in range(4) if numbers[j] != numbers[i]]
+        for row in (table[i], table[:, i]):
+            expected += torch.log(sum(torch.exp(row[j]) for j in [i, *wrong])) - row[i]
+    torch.testing.assert_close(losses(model, "factorised", "all").joint, expected / 8, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("graphs", "unused"), [("factorised", "forward"), ("joint", "match")])

@@ -1,0 +1,66 @@
+"""All items of one modality with all of the other: the cosine of each node and its message, without the messages.
+
+Shape letters: A target items of T nodes at most, B source items of S nodes at most, H heads, C width of a head.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cmfg_dgl.graph.views import NodeBlock
+from cmfg_dgl.nn.kernels import NO_EDGE
+
+__all__ = ["mean_cosines"]
+
+SMALLEST = 1e-8
+"""Smallest length of a message that is divided by."""
+
+
+def mean_cosines(
+    query: Tensor, state: Tensor, key: Tensor, value: Tensor, targets: NodeBlock, sources: NodeBlock
+) -> Tensor:
+    r"""Mean over the nodes of a target of the cosine of a node and its message from each source.
+
+    .. math::
+        x_u \cdot m_u = \sum_v e_{uv} (x_u \cdot y_v), \qquad
+        \lVert m_u \rVert^2 = \sum_{v, w} e_{uv} e_{uw} (y_v \cdot y_w)
+
+    with the message :math:`m_u = \sum_v e_{uv} y_v` of a complete relation. Inner products of all nodes with all
+    nodes and of the nodes of a source with each other are enough; no message is written down, which would take
+    A T B vectors.
+
+    Parameters
+    ----------
+    query, state
+        (targets, H, C): queries of the target nodes, and the nodes x that are compared.
+    key, value
+        (sources, H, C): keys and values y of the source nodes.
+    targets, sources
+        Which rows are the nodes of which item.
+
+    Returns
+    -------
+    Tensor
+        (A, B).
+    """
+    A, B, T, S = len(targets.counts), len(sources.counts), targets.width, sources.width
+    query, state = (targets.fill(x).transpose(0, 1) for x in (query, state))  # (H, A T, C)
+    key, value = (sources.fill(x).transpose(0, 1) for x in (key, value))  # (H, B S, C)
+    logits = (query * query.shape[2] ** -0.5) @ key.transpose(1, 2)  # (H, A T, B S)
+    logits = logits.unflatten(2, (B, S))
+    if sources.present is not None:
+        logits = logits.masked_fill(~sources.present, NO_EDGE)
+    weights = logits.softmax(3)  # (H, A T, B, S)
+    inner = (state @ value.transpose(1, 2)).unflatten(2, (B, S))
+    dots = (weights * inner).sum((0, 3))  # (A T, B)
+    gram = value.unflatten(1, (B, S))
+    gram = gram @ gram.transpose(2, 3)  # (H, B, S, S)
+    spread = weights.transpose(1, 2)  # (H, B, A T, S)
+    squares = ((spread @ gram) * spread).sum((0, 3)).T  # (A T, B)
+    lengths = state.square().sum((0, 2)).sqrt()[:, None].clamp(min=SMALLEST)
+    # The root of zero has no gradient.
+    cosines = dots / (lengths * squares.clamp(min=SMALLEST**2).sqrt())
+    sums = cosines.view(A, T, B)
+    if targets.present is not None:
+        sums = sums * targets.present[..., None]
+    return sums.sum(1) / targets.counts.to(sums)[:, None]
