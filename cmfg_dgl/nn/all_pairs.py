@@ -60,7 +60,8 @@ def mean_cosines(
     lengths = state.square().sum((0, 2)).sqrt()[:, None].clamp(min=SMALLEST)
     # The root of zero has no gradient.
     cosines = dots / (lengths * squares.clamp(min=SMALLEST**2).sqrt())
-    sums = cosines.view(A, T, B)
+    of_nodes = cosines.view(A, T, B)
     if targets.present is not None:
-        sums = sums * targets.present[..., None]
-    return sums.sum(1) / targets.counts.to(sums)[:, None]
+        of_nodes = of_nodes * targets.present[..., None]
+    means: Tensor = of_nodes.sum(1) / targets.counts.to(of_nodes)[:, None]
+    return means

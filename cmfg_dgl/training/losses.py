@@ -41,8 +41,8 @@ def training_losses(
         int64, (B,): captions of this step, each with its image.
     config
         `joint_weight`, `label_smoothing` (of the first stage), `joint_pairs`: whether the joint loss is InfoNCE
-        over all pairs of the batch or a choice among `hard_negatives` wrong captions for each image and as many wrong
-        images for each caption; and `graphs`: whether joint scores come from `match` or from `forward`.
+        over all pairs of the batch or a choice among `hard_negatives` wrong captions for each image and as many
+        wrong images for each caption; and `graphs`: whether joint scores come from `match` or from `forward`.
     """
     owners = pair_dataset.caption_image[batch]
     whole_graphs = config.graphs == "joint"
@@ -80,4 +80,5 @@ def _all_graphs(model: CMFG, patches: Nodes, tokens: Nodes) -> Tensor:
     """Scores (B, B) of each image with each caption, by `forward` on the graphs of all pairs."""
     B = len(tokens)
     image, caption = torch.cartesian_prod(torch.arange(B), torch.arange(B)).unbind(1)
-    return model(model.pair_graphs(patches.select(image), tokens.select(caption))).view(B, B)
+    scores: Tensor = model(model.pair_graphs(patches.select(image), tokens.select(caption)))
+    return scores.view(B, B)
