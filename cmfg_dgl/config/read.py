@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from cmfg_dgl.config.check import check_bench, check_config
 from cmfg_dgl.config.keys import BenchConfig, Config, GraphConfig, RelationConfig, RetrievalConfig
-from cmfg_dgl.config.text import NOT_TEXT, absolute, literal, resolve_paths, text_value
+from cmfg_dgl.config.text import NOT_TEXT, absolute, expanded, literal, resolve_paths, text_value
 from cmfg_dgl.errors import ConfigError
 
 __all__ = [
@@ -238,7 +238,7 @@ def describe_keys(node: Any = Config, prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _find(source: str, shipped: dict[str, Path]) -> Path:
-    path = Path(source).expanduser()
+    path = Path(expanded(source))
     if path.is_file():
         return path
     if source in shipped:
