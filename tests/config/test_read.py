@@ -189,8 +189,8 @@ def test_errors_of_an_override_name_it(override, words):
 
 YAML_TOKENS = st.sampled_from(
     ["data", "model", "base", "graph", "relations", "width", "spatial", "seed", "root", ": ", ":\n  ", "\n", "{",
-     "}", "[", "]", ", ", "- ", "&a ", "*a", "!!int ", "!!set ", "!!binary ", "? ", "'", '"', "1", "1e-4", "~", "<<",
-     "${", "???", "2020-01-01", "|", "\t", "\x00", "é", "#"]
+     "}", "[", "]", ", ", "- ", "&a ", "*a", "!!int ", "!!set ", "!!binary ", "? ", "'", '"', "1", "1e-4", "~",
+     "<<", "${", "???", "2020-01-01", "|", "\t", "\x00", "é", "#"]
 )  # fmt: skip
 
 
