@@ -14,12 +14,12 @@ __all__ = ["command"]
 
 
 @click.command("bench")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]... [SECTION.KEY=VALUE]...")
 @click.option(
     "-c",
     "--config",
     metavar="FILE|NAME",
-    help="A YAML file or a shipped comparison: openmoji, tuxpaint, scenes, smoke.",
+    help="A YAML file or a shipped comparison: openmoji, flickr8k, tuxpaint, scenes, smoke.",
 )
 @click.option("-o", "--output-dir", help="The folder of the comparison; default output_dir of the configuration.")
 @click.option(
@@ -47,12 +47,14 @@ def command(
 ) -> None:
     """Compare CMFG with other methods: same features, same splits, as many settings tried for each.
 
-    Stopped and started again, it repeats no finished cell.
+    Stopped and started again, it repeats no finished cell. A key with a section is one of the recipes that the
+    comparison names, any other one of the comparison.
 
     \b
     cmfg bench -c openmoji -o runs/bench
     cmfg bench -c smoke
     cmfg bench -c openmoji 'methods=[cmfg, cca]' 'seeds=[0, 1]'
+    cmfg bench -c flickr8k data.root=DIR training.epochs=2
     cmfg bench --report runs/bench
     cmfg bench -c smoke --protocol matched-pair
     """

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from cmfg_dgl.config import Config, describe_keys, recipes, to_yaml
+from cmfg_dgl.config import Config, describe_keys, recipe_files, recipes, to_yaml
 
 from .options import config_options, json_option, verbosity_options
 from .output import print_json, print_table
@@ -33,7 +33,7 @@ def show(
     keys: bool,
     as_json: bool,
 ) -> None:
-    """Print the whole configuration as it would be used.
+    """Print the whole configuration as it would be used, with the files that it is based on.
 
     \b
     cmfg config show -c openmoji training.epochs=5
@@ -46,6 +46,8 @@ def show(
     elif as_json:
         print_json(asdict(settings))
     else:
+        for path in recipe_files(click.get_current_context().params["config"])[:-1]:
+            click.echo(f"# base: {path}")
         click.echo(to_yaml(settings), nl=False)
 
 

@@ -1,7 +1,8 @@
-"""Small files in the layouts of MIRFLICKR-25K, Karpathy's JSON, Tux Paint, WebDataset and SCAN, for tests."""
+"""Small files in the layouts of MIRFLICKR-25K, Flickr8k, Karpathy's JSON, Tux Paint, WebDataset and SCAN."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import tarfile
@@ -115,6 +116,41 @@ def karpathy_layout(
         )
     (root / f"dataset_{name}.json").write_text(json.dumps({"images": entries, "dataset": name}))
     return entries
+
+
+FLICKR8K_LISTS = {"train": "trainImages", "val": "devImages", "test": "testImages"}
+
+
+def flickr8k_layout(root: Path, layout: str, images: Sequence[tuple[str, str, Sequence[str]]]) -> None:
+    """Write Flickr8k's files and pictures, each (name, split, captions), as `original`, `kaggle` or `table`.
+
+    An image of the split '' is in no list, and in no row of the table.
+    """
+    folder, texts = {
+        "original": ("Flicker8k_Dataset", "Flickr8k_text"),
+        "kaggle": ("Images", ""),
+        "table": ("", ""),
+    }[layout]
+    (root / texts).mkdir(parents=True, exist_ok=True)
+    for number, (name, _, _) in enumerate(images):
+        picture(root / folder / name, number)
+    captions = [(name, split, n, text) for name, split, own in images for n, text in enumerate(own)]
+    if layout == "original":
+        lines = [f"{name}#{n}\t{text}" for name, _, n, text in captions]
+        (root / texts / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        table = root / ("captions.txt" if layout == "kaggle" else "captions.csv")
+        with table.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if layout == "kaggle":
+                writer.writerows([("image", "caption"), *((name, text) for name, _, _, text in captions)])
+            else:
+                rows = [(name, text, split) for name, split, _, text in captions if split]
+                writer.writerows([("image", "caption", "split"), *rows])
+    if layout != "table":
+        for split, name in FLICKR8K_LISTS.items():
+            listed = [image for image, own, _ in images if own == split]
+            (root / texts / f"Flickr_8k.{name}.txt").write_text("".join(f"{image}\n" for image in listed))
 
 
 def stamp(

@@ -27,6 +27,7 @@ from cmfg_dgl.config.read import (
     load_config,
     merge,
     parse_yaml,
+    recipe_files,
     recipes,
     to_yaml,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "load_config",
     "merge",
     "parse_yaml",
+    "recipe_files",
     "recipes",
     "to_yaml",
 ]

@@ -1,4 +1,4 @@
-"""Reading a configuration: a YAML file, then key.path=value overrides, every key checked."""
+"""Reading a configuration: a YAML file on its base, then key.path=value overrides, every key checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from cmfg_dgl.config.check import check_bench, check_config
 from cmfg_dgl.config.keys import BenchConfig, Config, GraphConfig, RelationConfig, RetrievalConfig
-from cmfg_dgl.config.text import NOT_TEXT, absolute, literal, resolve_paths, text_value
+from cmfg_dgl.config.text import NOT_TEXT, absolute, expanded, literal, resolve_paths, text_value
 from cmfg_dgl.errors import ConfigError
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "load_config",
     "merge",
     "parse_yaml",
+    "recipe_files",
     "recipes",
     "to_yaml",
 ]
@@ -87,13 +88,19 @@ def recipes(kind: str = "") -> dict[str, Path]:
     return {path.stem: path for path in sorted(files)}
 
 
+def recipe_files(source: str | None) -> list[Path]:
+    """The file of a recipe and those that it is based on, the last base first; errors as for `load_config`."""
+    return [path for path, _ in _layers(source, recipes())]
+
+
 def load_config(source: str | None, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe, apply the overrides and check every key.
 
     Parameters
     ----------
     source
-        Path of a YAML file, or the name of a shipped recipe (`openmoji`); None for the defaults alone.
+        Path of a YAML file, or the name of a shipped recipe (`openmoji`); None for the defaults alone. A file may
+        name another one, or a shipped recipe, under the key `base`: it then says only what it changes.
     overrides
         Strings `key.path=value`. The value of a text key is taken as it is typed, any other is read as YAML.
 
@@ -108,10 +115,15 @@ def load_config(source: str | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_bench(source: str | None, overrides: Sequence[str] = ()) -> BenchConfig:
-    """Read what to compare; arguments and errors as for `load_config`, recipes from `configs/bench/`."""
-    config = cast(BenchConfig, _load(BenchConfig, source, recipes("bench"), overrides))
-    config = replace(config, output_dir=absolute(config.output_dir))
-    where = _told(source, overrides)
+    """Read what to compare; arguments and errors as for `load_config`, recipes from `configs/bench/`.
+
+    An override `section.key=value` is for the recipes and is added to `overrides`; any other is the comparison's.
+    """
+    of_recipes = [override for override in overrides if _is_of_recipes(override)]
+    own = [override for override in overrides if not _is_of_recipes(override)]
+    config = cast(BenchConfig, _load(BenchConfig, source, recipes("bench"), own))
+    config = replace(config, output_dir=absolute(config.output_dir), overrides=[*config.overrides, *of_recipes])
+    where = _told(source, own)
     check_bench(config, where)
     return config
 
@@ -148,9 +160,8 @@ def change_config(config: Config, values: Mapping[str, Any], where: str) -> Conf
 
 def _load(schema: type, source: str | None, shipped: dict[str, Path], overrides: Sequence[str]) -> Any:
     merged = OmegaConf.structured(schema)
-    if source is not None:
-        path = _find(source, shipped)
-        merged = merge(merged, _read_yaml(path), str(path))
+    for path, values in _layers(source, shipped):
+        merged = merge(merged, values, str(path))
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not all(key.split(".")):
@@ -162,6 +173,38 @@ def _load(schema: type, source: str | None, shipped: dict[str, Path], overrides:
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{_told(source, overrides)}: {error.full_key}: {_one_line(error)}") from None
+
+
+def _is_of_recipes(override: str) -> bool:
+    """Whether an override of a comparison has a section, and one that is not a key of the comparison."""
+    section, dot, _ = override.partition("=")[0].partition(".")
+    return bool(dot) and section not in {item.name for item in fields(BenchConfig)}
+
+
+def _layers(source: str | None, shipped: dict[str, Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """The file of a configuration and those that it is based on, each with what it says; the last base first."""
+    layers: list[tuple[Path, dict[str, Any]]] = []
+    path = None if source is None else _find(source, shipped)
+    while path is not None:
+        values = _read_yaml(path)
+        base = values.pop("base", None)
+        layers.insert(0, (path, values))
+        path = None if base is None else _base(base, path, shipped)
+        if path is not None and any(path.samefile(seen) for seen, _ in layers):
+            chain = " -> ".join(str(seen) for seen in [*(seen for seen, _ in reversed(layers)), path])
+            raise ConfigError(f"{layers[0][0]}: base: {chain} is a circle; leave one base out")
+    return layers
+
+
+def _base(base: Any, path: Path, shipped: dict[str, Path]) -> Path:
+    """The file that `path` names under `base`: from its own folder, or a shipped recipe."""
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: {base!r} is no text; name one recipe or YAML file")
+    beside = path.parent / base
+    try:
+        return beside if beside.is_file() else _find(base, shipped)
+    except (ConfigError, OSError, ValueError) as error:
+        raise ConfigError(f"{path}: base: {_one_line(error)}") from None
 
 
 def _nested(key: str, value: Any) -> Any:
@@ -195,7 +238,7 @@ def describe_keys(node: Any = Config, prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _find(source: str, shipped: dict[str, Path]) -> Path:
-    path = Path(source).expanduser()
+    path = Path(expanded(source))
     if path.is_file():
         return path
     if source in shipped:

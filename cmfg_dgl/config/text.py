@@ -13,7 +13,7 @@ from typing import Any
 
 from cmfg_dgl.config.keys import PACKAGED_ENCODERS, Config
 
-__all__ = ["NOT_TEXT", "absolute", "literal", "placeless", "resolve_paths", "text_value"]
+__all__ = ["NOT_TEXT", "absolute", "expanded", "literal", "placeless", "resolve_paths", "text_value"]
 
 NOT_TEXT = object()
 
@@ -87,14 +87,22 @@ def placeless(config: Config) -> Config:
 
 def absolute(path: str) -> str:
     """A path with `~` expanded, made absolute; symbolic links stay as they are."""
-    # Path.expanduser raises where there is no home.
-    return os.path.abspath(os.path.expanduser(path)) if path else path  # noqa: PTH100, PTH111
+    return os.path.abspath(expanded(path)) if path else path  # noqa: PTH100
+
+
+def expanded(path: str) -> str:
+    """A path with `~` expanded where there is such a home."""
+    try:
+        # Path.expanduser raises where there is no home.
+        return os.path.expanduser(path)  # noqa: PTH111
+    except ValueError:  # a text that no file system takes as a path
+        return path
 
 
 def _existing(name: str) -> str:
     """`name` as an absolute path where there is such a file or folder, else as it is, with `~` expanded."""
-    expanded = os.path.expanduser(name)  # noqa: PTH111
+    path = expanded(name)
     try:
-        return absolute(name) if name and Path(expanded).exists() else expanded
+        return absolute(name) if name and Path(path).exists() else path
     except (OSError, ValueError):  # a text that no file system takes as a path
         return name

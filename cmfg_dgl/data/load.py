@@ -16,6 +16,7 @@ from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.exclude import exclude_items, read_ids
 from cmfg_dgl.data.formats.blip import BLIP
 from cmfg_dgl.data.formats.clip_benchmark import CLIP_BENCHMARK
+from cmfg_dgl.data.formats.flickr8k import FLICKR8K
 from cmfg_dgl.data.formats.folder import FOLDER
 from cmfg_dgl.data.formats.format import Format
 from cmfg_dgl.data.formats.huggingface import HUGGINGFACE, THEOJIANG300K
@@ -40,6 +41,7 @@ FORMATS: dict[str, Format] = {
     "clip_benchmark": CLIP_BENCHMARK,
     "webdataset": WEBDATASET,
     "mirflickr25k": MIRFLICKR25K,
+    "flickr8k": FLICKR8K,
     "flickr30k": FLICKR30K,
     "coco": COCO,
     "huggingface": HUGGINGFACE,

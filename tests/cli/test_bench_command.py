@@ -5,6 +5,7 @@
 - A row is tested against cmfg with the same correction, and Holm's families are those of one correction; the audit
   is that of the recipe's correction.
 - A method tries the settings that the comparison gives it, else those of its class.
+- A key with a section is for the recipes, also when a comparison is started again.
 - Started again, after an end or a kill, it repeats no finished cell; other settings do not mix with old cells.
 - `--report` writes tables and pages again, byte for byte, from results.json.
 - A file of somebody else's is neither replaced nor removed, with --force too; one in the way, and a folder that
@@ -186,6 +187,17 @@ def test_settings_of_cmfg_leave_the_cells_of_others_as_they_are(comparison: Path
     assert "cmfg" in result.err and "--force" in result.err
 
 
+def test_a_key_with_a_section_is_for_the_recipes(comparison: Path, labelled: Path) -> None:
+    """The same settings finish no cell anew, whichever way they are given; others are those of the recipe."""
+    before = {path: path.stat().st_mtime_ns for path in comparison.rglob("cells/*/*.json")}
+    call = arguments(labelled, comparison, "overrides=[]", f"data.root={labelled}", *SMALL)
+    assert cmfg(*call).code == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    refused = cmfg(*call, "model.dropout=0.3")
+    assert refused.code == 2
+    assert "cmfg" in refused.err and "--force" in refused.err
+
+
 def test_a_damaged_cell_is_named(comparison: Path, labelled: Path) -> None:
     path = comparison / "cells" / "cca" / "seed-1.json"
     flip_byte(path, 0)
@@ -272,6 +284,10 @@ def test_a_failed_audit_leaves_no_table(comparison: Path) -> None:
         (["-c", "smoke", "settings={vsepp: {epochs: 3}}"], "settings.vsepp: is a list; write it as [A, B]"),
         (["-c", "smoke", "sedes=[1]"], "did you mean seeds"),
         (["-c", "smoke", "overrides=[run.device=cuda]"], "run.device=cuda; a comparison runs on the CPU"),
+        (["-c", "smoke", "data.rot=x"], "override 'data.rot=x': unknown key 'data.rot'; did you mean data.root"),
+        (["-c", "smoke", "modle.width=8"], "unknown key 'modle'; did you mean model"),
+        (["-c", "smoke", "training.epochs=0"], "training.epochs is 0; the least is 1"),
+        (["-c", "smoke", "training.epochs"], "an override is written key.path=value"),
         (["-c", "smok"], "did you mean smoke"),
         (["--report", "x", "-c", "smoke"], "give it alone"),
         ([], "--report"),

@@ -1,6 +1,7 @@
 """`cmfg config`.
 
 - What `show` prints is a configuration that gives itself again; flags count as the last override.
+- `show` names the files that a recipe is based on, the last base first.
 - `show --keys` has a line with words for each key of `show`.
 - `validate` is exit 0 or exit 2 with one line that names the key; `ls` lists files that are valid.
 """
@@ -34,6 +35,19 @@ def test_show_gives_itself_again(tmp_path: Path) -> None:
     as_json = cmfg("config", "show", "-c", "mine.yaml", "--json").json
     assert as_json == yaml.safe_load(shown.out)
     assert (as_json["training"]["epochs"], as_json["model"]["softmax"]) == (5, "joint")
+
+
+def test_show_names_the_bases(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: coco\ntraining: {epochs: 9}")
+    shown = cmfg("config", "show", "-c", tmp_path / "mine.yaml").out
+    bases = [line for line in shown.splitlines() if line.startswith("#")]
+    assert bases == [f"# base: {recipes()[name]}" for name in ("photographs", "coco")]
+    told = yaml.safe_load(shown)
+    assert (told["data"]["name"], told["training"]["epochs"], told["retrieval"]["k"]) == ("coco", 9, 256)
+    assert (
+        told["training"]["batch_size"]
+        == yaml.safe_load(recipes()["photographs"].read_text())["training"]["batch_size"]
+    )
 
 
 def test_flags_are_the_last_overrides() -> None:

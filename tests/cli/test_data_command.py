@@ -31,7 +31,7 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ls_lists_the_data_sets() -> None:
     result = cmfg("data", "ls", "--json")
     assert (result.code, result.err) == (0, "")
-    published = {"mirflickr25k", "flickr30k", "coco", "theojiang300k"}
+    published = {"mirflickr25k", "flickr8k", "flickr30k", "coco", "theojiang300k"}
     formats = {"folder", "blip", "clip_benchmark", "webdataset", "huggingface", "precomputed"}
     assert set(result.json) == published | formats | {"openmoji", "tuxpaint", "scenes"}
     assert all(name in cmfg("data", "ls").out for name in result.json)

@@ -5,7 +5,9 @@
 - What `to_yaml` writes, `load_config` reads back to an equal configuration.
 - YAML is bounded: size, depth, values (aliases counted as what they stand for), no repeated keys, no Python
   objects.
-- Overrides win over the file, the file over the defaults; `1e-4` is a float.
+- Overrides win over the file, the file over its base, the last base over the defaults; `1e-4` is a float.
+- A base that is missing or leads back is an error of the file that names it.
+- What is given to a comparison for its recipes reaches them as it is typed.
 - Every key is documented and its default is legal; the recipes that ship load.
 """
 
@@ -15,10 +17,20 @@ import re
 import typing
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cmfg_dgl.config import Config, DataConfig, RelationConfig, describe_keys, load_config, recipes, to_yaml
+from cmfg_dgl.config import (
+    Config,
+    DataConfig,
+    RelationConfig,
+    describe_keys,
+    load_bench,
+    load_config,
+    recipe_files,
+    recipes,
+    to_yaml,
+)
 from cmfg_dgl.config import read as module
 from cmfg_dgl.config.text import resolve_paths
 from cmfg_dgl.errors import ConfigError
@@ -176,13 +188,14 @@ def test_errors_of_an_override_name_it(override, words):
 
 
 YAML_TOKENS = st.sampled_from(
-    ["data", "model", "graph", "relations", "width", "spatial", "seed", "root", ": ", ":\n  ", "\n", "{", "}",
-     "[", "]", ", ", "- ", "&a ", "*a", "!!int ", "!!set ", "!!binary ", "? ", "'", '"', "1", "1e-4", "~", "<<",
-     "${", "???", "2020-01-01", "|", "\t", "\x00", "é", "#"]
+    ["data", "model", "base", "graph", "relations", "width", "spatial", "seed", "root", ": ", ":\n  ", "\n", "{",
+     "}", "[", "]", ", ", "- ", "&a ", "*a", "!!int ", "!!set ", "!!binary ", "? ", "'", '"', "1", "1e-4", "~",
+     "<<", "${", "???", "2020-01-01", "|", "\t", "\x00", "é", "#"]
 )  # fmt: skip
 
 
 @settings(deadline=None, max_examples=60)
+@example(text="~\x00")
 @given(text=st.lists(YAML_TOKENS, max_size=12).map("".join) | st.text(max_size=30))
 def test_no_file_and_no_override_raises_anything_else(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("fuzz") / "recipe.yaml"
@@ -215,6 +228,86 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(written):
 @pytest.mark.parametrize("text", ["", "# nothing\n", "data: {}"])
 def test_an_empty_file_is_the_defaults(text, written):
     assert load_config(written(text)) == resolve_paths(Config()) == load_config(None)
+
+
+BASES = {
+    "low": (
+        "model: {width: 64, heads: 2}\ntraining: {epochs: 3, clip: 2.0}\ngraph: {relations: {spatial: {radius: 3}}}"
+    ),
+    "middle": "base: low.yaml\ntraining: {epochs: 4}\ngraph: {relations: {mine: {source: token, target: token}}}",
+    "high": "base: ../low/middle.yaml\nmodel: {width: 32}\ngraph: {relations: {spatial: {size: 7}}}",
+}
+
+
+def write_bases(folder):
+    """`high` on `middle` on `low`, each but the first beside its base."""
+    for name, text in BASES.items():
+        path = folder / ("high" if name == "high" else "low") / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return folder / "high" / "high.yaml"
+
+
+def test_a_recipe_says_what_it_changes_of_its_base(tmp_path):
+    path = write_bases(tmp_path)
+    config = load_config(str(path), ["training.clip=3.0"])
+    expected = resolve_paths(Config())
+    expected.model.width, expected.model.heads = 32, 2
+    expected.training.epochs, expected.training.clip = 4, 3.0
+    expected.graph.relations["spatial"].radius, expected.graph.relations["spatial"].size = 3, 7
+    expected.graph.relations["mine"] = RelationConfig("token", "token")
+    assert config == expected
+    assert [file.stem for file in recipe_files(str(path))] == ["low", "middle", "high"]
+    assert recipe_files(None) == []
+
+
+def test_a_shipped_recipe_may_be_a_base(installed, written):
+    config, base = load_config(written("base: photographs\ndata: {name: folder}")), load_config("photographs")
+    base.data.name = "folder"
+    assert config == base
+    bench = load_bench(written("base: smoke\nseeds: [5]"))
+    assert bench == dataclasses.replace(load_bench("smoke"), seeds=[5])
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ("photograph", ["photograph: no such file", "did you mean photographs?"]),
+        ("low/none.yaml", ["low/none.yaml: no such file", "give a YAML file"]),
+        ("[photographs]", ["['photographs'] is no text", "name one recipe"]),
+        ("5", ["5 is no text"]),
+        ("~nobody-of-that-name/x.yaml", ["nobody-of-that-name/x.yaml: no such file"]),
+        ("recipe.yaml", ["recipe.yaml -> ", "is a circle"]),
+        ("./back.yaml", ["recipe.yaml -> ", "back.yaml -> ", "is a circle"]),
+    ],
+)
+def test_a_base_that_is_none_is_named(installed, written, tmp_path, base, words):
+    (tmp_path / "back.yaml").write_text("base: recipe.yaml")
+    path = written(f"base: {base}\ndata: {{seed: 1}}")
+    message = error_of(path)
+    assert ": base: " in message
+    for word in (str(tmp_path), *words):
+        assert word in message
+
+
+def test_errors_of_a_base_name_its_file(tmp_path):
+    path = write_bases(tmp_path)
+    (tmp_path / "low" / "low.yaml").write_text("model: {widht: 3}")
+    message = error_of(str(path))
+    assert message.startswith(str(tmp_path / "high" / ".." / "low" / "low.yaml"))
+    assert "did you mean model.width?" in message
+
+
+def test_an_override_of_a_comparison_with_a_section_is_for_its_recipes(written):
+    path = written(
+        "recipes: [folder]\noverrides: [data.root=a, training.epochs=1]\nsettings: {cca: [{ridge: 3.0}]}"
+    )
+    given = ["data.root=${b} # c", "minutes=7", "training.epochs=[2", "settings.vsepp=[{epochs: 3}]"]
+    bench = load_bench(path, given)
+    assert bench.overrides == ["data.root=a", "training.epochs=1", "data.root=${b} # c", "training.epochs=[2"]
+    assert bench.minutes == 7
+    assert bench.settings == {"cca": [{"ridge": 3.0}], "vsepp": [{"epochs": 3}]}
+    assert load_bench(path, ["overrides=[run.seed=1]", "data.seed=2"]).overrides == ["run.seed=1", "data.seed=2"]
 
 
 def test_modest_aliases_are_read(written):

@@ -22,6 +22,7 @@ from cmfg_dgl.errors import ConfigError, DataError
 WANTED = {
     "tuxpaint": "cmfg data get tuxpaint", "folder": "no captions", "blip": "a JSON file of BLIP",
     "webdataset": "a tar shard", "clip_benchmark": r"a file of captions, \.txt or \.csv",
+    "flickr8k": r"no Flickr8k\.token\.txt",
     "mirflickr25k": "mirflickr", "flickr30k": r"dataset_flickr30k\.json", "coco": r"dataset_coco\.json",
     "huggingface": "Parquet", "theojiang300k": "Parquet", "precomputed": "train_ims",
 }  # fmt: skip

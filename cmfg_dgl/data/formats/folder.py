@@ -20,7 +20,7 @@ from cmfg_dgl.data.validation import caption_lines, parse_json, path_problem, pr
 from cmfg_dgl.errors import DataError
 from cmfg_dgl.ownership import MARKER, owned_files
 
-__all__ = ["FOLDER", "folder"]
+__all__ = ["FOLDER", "csv_rows", "folder"]
 
 COLUMNS = ("image", "caption", "labels", "split")
 ABOUT = frozenset({"changelog", "copying", "credits", "licence", "license", "notice", "readme"})
@@ -106,7 +106,7 @@ def _rows(root: Path, files: list[str], follow_links: bool) -> Iterator[Row | Ba
     if len(listings) > 1:
         raise DataError(f"{root}: captions in {' and in '.join(listings)}; keep only one of them")
     if table.is_file():
-        return _csv_rows(table)
+        return csv_rows(table)
     if lines.is_file():
         return _jsonl_rows(lines)
     if not any(texts.values()):
@@ -130,7 +130,14 @@ def _readable(files: list[str]) -> list[str]:
     return [file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
 
 
-def _csv_rows(path: Path) -> Iterator[Row | BadItem]:
+def csv_rows(path: Path) -> Iterator[Row | BadItem]:
+    """Read a table of captions, with a header of the columns image and caption, and where wanted labels and split.
+
+    Raises
+    ------
+    DataError
+        With the line, if the header is another one, a cell does not end, or the file is not UTF-8.
+    """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         header = [cell.strip().casefold() for cell in next(reader, [])]

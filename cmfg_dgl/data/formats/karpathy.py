@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cmfg_dgl.config import DataConfig
 from cmfg_dgl.data.cache import file_digest
-from cmfg_dgl.data.dataset import BadItem, CaptionItem, Dataset, ImageItem
-from cmfg_dgl.data.formats.entries import Entry, merge_equal_pictures
+from cmfg_dgl.data.dataset import BadItem, Dataset, ImageItem
+from cmfg_dgl.data.formats.entries import Entry
 from cmfg_dgl.data.formats.format import Format
-from cmfg_dgl.data.formats.listing import file_loader
-from cmfg_dgl.data.splits import parted_pictures
+from cmfg_dgl.data.formats.listing import Listing
+from cmfg_dgl.data.formats.published import other_counts, published_dataset
 from cmfg_dgl.data.validation import caption_problem, path_problem, printable
 from cmfg_dgl.errors import DataError
 
@@ -63,25 +59,14 @@ def karpathy(data: DataConfig) -> Dataset:
     if data.root is None:
         raise DataError(f"data.root is not set; give the folder of dataset_{name}.json, data.root=DIR")
     path = Path(data.root).resolve() / f"dataset_{name}.json"
-    listed, unused, bad = _entries(path, name, data.follow_links)
-    entries, _, merging = merge_equal_pictures(listed, within_splits=True)
-    images = tuple(entry.image for entry in entries)
-    splits, taken = parted_pictures(_positions(entries, path, bad), [image.sha256 for image in images])
-    return Dataset(
-        name=name,
-        images=images,
-        captions=tuple(
-            CaptionItem(caption, position, text)
-            for position, entry in enumerate(entries)
-            for caption, text in entry.captions
-        ),
-        splits=splits,
+    entries, unused, bad = _entries(path, name, data.follow_links)
+    notes = (f"{unused:,} captions are not used: the first {CAPTIONS} of an image are",) if unused else ()
+    return published_dataset(
+        Listing(path, entries, bad, "extract the images beside the file"),
+        data,
         rule="karpathy",
-        load=file_loader(data),
-        bad=tuple(bad),
-        published=True,
-        miscounts=tuple(_miscounts(name, listed)),
-        notes=(*_notes(unused, len(taken)), *merging),
+        miscounts=tuple(other_counts(entries, PUBLISHED[name])),
+        notes=notes,
     )
 
 
@@ -166,29 +151,3 @@ def _read_record(record: Any, name: str) -> tuple[str, str, list[Any]]:
         if problem := caption_problem(text):
             raise ValueError(f"{image}: sentences[{number}].raw: {problem}")
     return image, SPLITS[split], texts
-
-
-def _positions(entries: list[Entry], path: Path, bad: list[BadItem]) -> dict[str, NDArray[np.int64]]:
-    names = np.asarray([entry.split for entry in entries], np.str_)
-    splits = {name: np.flatnonzero(names == name).astype(np.int64) for name in ("train", "val", "test")}
-    empty = [name for name, positions in splits.items() if not len(positions)]
-    if empty:
-        first = f" ({len(bad)} images refused, the first: {bad[0].reason})" if bad else ""
-        raise DataError(f"{path}: no usable image in {', '.join(empty)}{first}; extract the images beside the file")
-    return splits
-
-
-def _miscounts(name: str, entries: list[Entry]) -> Iterator[str]:
-    """What differs from the published counts."""
-    counts = Counter(entry.split for entry in entries)
-    for split, count in PUBLISHED[name].items():
-        if counts[split] != count:
-            yield f"the split {split} has {counts[split]:,} images, and {count:,} as published"
-
-
-def _notes(unused: int, taken: int) -> Iterator[str]:
-    """What of the file is not used."""
-    if unused:
-        yield f"{unused:,} captions are not used: the first {CAPTIONS} of an image are"
-    if taken:
-        yield f"{taken:,} images of train or val are in no split: val or test has the same picture"

@@ -143,7 +143,7 @@ class Listing:
     Parameters
     ----------
     base
-        The folder that holds them.
+        The folder that holds them, or the one file; errors begin with it.
     entries
         Usable images with captions, in the order that the data set has.
     bad
