@@ -68,11 +68,16 @@ def resolve_paths(config: Config) -> Config:
         features=replace(
             features,
             dir=None if features.dir is None else absolute(features.dir),
-            vision=features.vision if features.vision in PACKAGED_ENCODERS else _existing(features.vision),
-            text=features.text if features.text in PACKAGED_ENCODERS else _existing(features.text),
+            vision="+".join(map(_encoder, joined_encoders(features.vision))),
+            text=_encoder(features.text),
         ),
         run=replace(run, output_dir=absolute(run.output_dir)),
     )
+
+
+def joined_encoders(vision: str) -> list[str]:
+    """The encoders that `features.vision` joins by +; a path that exists is one, whatever its name holds."""
+    return [vision] if _exists(vision) else vision.split("+")
 
 
 def placeless(config: Config) -> Config:
@@ -91,10 +96,18 @@ def absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path)) if path else path  # noqa: PTH100, PTH111
 
 
+def _encoder(name: str) -> str:
+    """A packaged encoder as it is, else as `_existing`."""
+    return name if name in PACKAGED_ENCODERS else _existing(name)
+
+
 def _existing(name: str) -> str:
     """`name` as an absolute path where there is such a file or folder, else as it is, with `~` expanded."""
-    expanded = os.path.expanduser(name)  # noqa: PTH111
+    return absolute(name) if _exists(name) else os.path.expanduser(name)  # noqa: PTH111
+
+
+def _exists(name: str) -> bool:
     try:
-        return absolute(name) if name and Path(expanded).exists() else expanded
+        return bool(name) and Path(os.path.expanduser(name)).exists()  # noqa: PTH111
     except (OSError, ValueError):  # a text that no file system takes as a path
-        return name
+        return False

@@ -29,7 +29,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from cmfg_dgl.data.formats.openmoji import drawings
 from cmfg_dgl.errors import ConfigError, DataError
-from cmfg_dgl.features.encoders.vision import load_vision
+from cmfg_dgl.features.encoders.load import load_vision
 
 TINY = {
     "hidden_size": 32,
@@ -227,7 +227,7 @@ def test_the_description_follows_what_determines_the_output(tmp_path):
 def test_the_description_loads_neither_transformers_nor_weights(tmp_path):
     save_model(tmp_path, "vit")
     code = (
-        "import sys; from cmfg_dgl.features.encoders.vision import load_vision\n"
+        "import sys; from cmfg_dgl.features.encoders.load import load_vision\n"
         "for name in ('pyramid', 'hybrid', sys.argv[1]):\n"
         "    load_vision(name, image_size=None, device='cpu').describe()\n"
         "assert not {'transformers', 'efficientnet_lite_pytorch'} & set(sys.modules)"
