@@ -133,6 +133,9 @@ def _check_regions(config: Config, where: str) -> None:
         )
     if config.features.image_size is not None:
         raise ConfigError(f"{where}: features.image_size has no say over {PRECOMPUTED} features; leave it out")
+    for key, value in (("layer", config.features.layer), ("views", config.features.views)):
+        if value:
+            raise ConfigError(f"{where}: features.{key}: {PRECOMPUTED} features have no encoder; leave it out")
     if config.features.compile:
         raise ConfigError(f"{where}: features.compile: {PRECOMPUTED} features have no encoder; set it to false")
     for name, relation in config.graph.relations.items():

@@ -101,6 +101,8 @@ def load_vision(
         If there is no such model, or the image size or the layer does not suit it.
     """
     names = joined_encoders(name)
+    if "" in names or PRECOMPUTED in names:
+        raise ConfigError(f"features.vision: {name!r} does not name an image encoder on each side of +; name one")
     if layer is not None and set(names) <= _STEMS.keys():
         raise ConfigError(f"features.layer: {name} is no transformer with layers to choose from; leave it out")
     parts: list[VisionEncoder] = []

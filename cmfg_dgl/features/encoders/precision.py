@@ -8,7 +8,10 @@ __all__ = ["computed_in", "matrices_in"]
 
 
 def matrices_in(precision: str, device: str) -> torch.autocast:
-    """A context in which torch multiplies matrices in bfloat16 for `bf16`, and as they are for `fp32`."""
+    """A context in which torch multiplies matrices in bfloat16 for `bf16`, and in their own type for `fp32`.
+
+    The second holds also within another autocast.
+    """
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
 
