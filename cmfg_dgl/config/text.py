@@ -68,11 +68,16 @@ def resolve_paths(config: Config) -> Config:
         features=replace(
             features,
             dir=None if features.dir is None else absolute(features.dir),
-            vision=features.vision if features.vision in PACKAGED_ENCODERS else _existing(features.vision),
-            text=features.text if features.text in PACKAGED_ENCODERS else _existing(features.text),
+            vision="+".join(map(_encoder, joined_encoders(features.vision))),
+            text=_encoder(features.text),
         ),
         run=replace(run, output_dir=absolute(run.output_dir)),
     )
+
+
+def joined_encoders(vision: str) -> list[str]:
+    """The encoders that `features.vision` joins by +; a path that exists is one, whatever its name holds."""
+    return [vision] if _exists(vision) else vision.split("+")
 
 
 def placeless(config: Config) -> Config:
@@ -99,10 +104,18 @@ def expanded(path: str) -> str:
         return path
 
 
+def _encoder(name: str) -> str:
+    """A packaged encoder as it is, else as `_existing`."""
+    return name if name in PACKAGED_ENCODERS else _existing(name)
+
+
 def _existing(name: str) -> str:
     """`name` as an absolute path where there is such a file or folder, else as it is, with `~` expanded."""
-    path = expanded(name)
+    return absolute(name) if _exists(name) else expanded(name)
+
+
+def _exists(name: str) -> bool:
     try:
-        return absolute(name) if name and Path(path).exists() else path
+        return bool(name) and Path(expanded(name)).exists()
     except (OSError, ValueError):  # a text that no file system takes as a path
-        return name
+        return False

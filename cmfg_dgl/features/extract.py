@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
 
 from cmfg_dgl.data.dataset import Dataset, ImageItem
 from cmfg_dgl.errors import ConfigError, DataError
@@ -162,7 +161,7 @@ class Extraction:
         return merge_store(self.spec, sources, width=self.width)
 
 
-def prepare_image(dataset: Dataset, item: ImageItem, encoder: VisionEncoder) -> Tensor:
+def prepare_image(dataset: Dataset, item: ImageItem, encoder: VisionEncoder) -> Any:
     """An image of a data set as its encoder takes it: decoded and prepared, or its regions; safe in threads.
 
     Raises

@@ -7,7 +7,7 @@ from typing import Any
 
 from cmfg_dgl.config import PACKAGED_ENCODERS, Config
 from cmfg_dgl.config.directories import features_directory
-from cmfg_dgl.config.text import placeless
+from cmfg_dgl.config.text import joined_encoders, placeless
 from cmfg_dgl.data.cache import cached_in
 from cmfg_dgl.data.dataset import Dataset
 from cmfg_dgl.data.load import read_dataset
@@ -61,7 +61,8 @@ def evaluation_inputs(run: Run, dataset: Dataset, split: str, folds: int | None)
 
 
 def _named_encoders(config: Config) -> list[tuple[str, str]]:
-    return [(config.features.vision, "features.vision"), (config.features.text, "features.text")]
+    images = [(name, "features.vision") for name in joined_encoders(config.features.vision)]
+    return [*images, (config.features.text, "features.text")]
 
 
 def _encoder(name: str, key: str) -> Any:

@@ -351,7 +351,7 @@ def value_of(item, kind):
         return section(kind)
     choices, least, most = (item.metadata[name] for name in ("choices", "least", "most"))
     if choices:
-        return st.sampled_from(choices)
+        return st.lists(st.sampled_from(choices)) if kind == list[str] else st.sampled_from(choices)
     if kind == list[int]:
         return st.lists(st.integers())
     if kind is bool:

@@ -80,6 +80,10 @@ def test_paths_are_resolved_once(tmp_path, monkeypatch):
     assert config.data.root == config.features.vision == config.features.text == str(here / "pics")
     assert config.features.dir == str(here / "store")
     assert config.run.output_dir == str(tmp_path / "home" / "run")
+    joined = load_config("folder", ["features.vision=hybrid+./pics+me/vit"])
+    assert joined.features.vision == f"hybrid+{here / 'pics'}+me/vit"
+    (here / "one+two").mkdir()
+    assert load_config("folder", ["features.vision=one+two"]).features.vision == str(here / "one+two")
     names = load_config(
         "folder", ["features.vision=hybrid", "features.text=bert-base-uncased", "data.root=me/data"]
     )

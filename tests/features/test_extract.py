@@ -24,8 +24,9 @@ from PIL import Image
 
 from cmfg_dgl.data.dataset import CaptionItem, Dataset, ImageItem
 from cmfg_dgl.errors import DataError
+from cmfg_dgl.features.encoders.load import load_vision
 from cmfg_dgl.features.encoders.text import load_text
-from cmfg_dgl.features.encoders.vision import VisionEncoder, load_vision
+from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.features.extract import caption_extraction, image_extraction
 from cmfg_dgl.features.nodes import Nodes
 
@@ -238,7 +239,7 @@ def test_opening_loads_no_backbone(tmp_path):
         sys.path.insert(0, sys.argv[2])
         from test_extract import captions_of, dataset, images_of
         from cmfg_dgl.features.encoders.text import load_text
-        from cmfg_dgl.features.encoders.vision import load_vision
+        from cmfg_dgl.features.encoders.load import load_vision
         folder = Path(sys.argv[1])
         images_of(dataset(2), load_vision("hybrid", image_size=32, device="cpu"), folder)
         captions_of(dataset(2), load_text("minilm", max_tokens=3, device="cpu"), folder)

@@ -17,7 +17,8 @@ class CompiledBatches:
 
     The smaller batch at the end of a shard is filled up with its last item, and what that gives is dropped. So
     nothing is compiled a second time, and an item's result does not depend on which sizes came before, that is on
-    where a build was stopped.
+    where a build was stopped. Before it is compiled, the function runs once as it is, on one item, so that the
+    reading of weights and what a library sets up in its first call are not compiled.
 
     Parameters
     ----------
@@ -33,10 +34,15 @@ class CompiledBatches:
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], batch_size: int) -> None:
+        self._plain = function
         self._function = torch.compile(function, dynamic=False)
         self._batch_size = batch_size
+        self._first = True
 
     def __call__(self, batch: Tensor) -> Tensor:  # noqa: D102
+        if self._first:
+            self._plain(batch[:1])
+            self._first = False
         return torch.cat([self._filled(part) for part in batch.split(self._batch_size)])
 
     def _filled(self, batch: Tensor) -> Tensor:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from cmfg_dgl.config import PRECOMPUTED, Config
+from cmfg_dgl.config.directories import features_directory
+from cmfg_dgl.config.text import joined_encoders
+from cmfg_dgl.data.images import MAX_PIXELS
+from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.features.encoders.dinov2 import DINOV2_PATCH, Dinov2Package
+from cmfg_dgl.features.encoders.joined import JoinedVision
+from cmfg_dgl.features.encoders.pretrained import locate_model
 from cmfg_dgl.features.encoders.reduce import ReducedVision
 from cmfg_dgl.features.encoders.regions import Regions
 from cmfg_dgl.features.encoders.text import TextEncoder, load_text
-from cmfg_dgl.features.encoders.vision import VisionEncoder, load_vision
+from cmfg_dgl.features.encoders.views import ViewedVision
+from cmfg_dgl.features.encoders.vision import HybridStem, PatchTransformer, Pyramid, VisionEncoder
+from cmfg_dgl.features.encoders.vit_source import ViTFolder, ViTSource
 
-__all__ = ["load_encoders"]
+__all__ = ["load_encoders", "load_vision"]
+
+_STEMS = {stem.name: stem for stem in (HybridStem, Pyramid)}
+_SIZES = {HybridStem.name: 256, Pyramid.name: 256, Dinov2Package.name: 224}
+"""Sides of the input in pixels where none is given."""
 
 
 def load_encoders(config: Config, *, compiled: bool = False) -> tuple[VisionEncoder, TextEncoder]:
@@ -33,9 +49,88 @@ def load_encoders(config: Config, *, compiled: bool = False) -> tuple[VisionEnco
             features.vision,
             image_size=features.image_size,
             device=device,
+            layer=features.layer,
+            precision=features.precision,
             compile_batch=features.batch_size if compiled else None,
             max_pixels=config.data.max_pixels,
+            cache=features_directory(config),
         )
+    if features.views:
+        vision = ViewedVision(vision, features.views)
     if features.image_pool > 1 or features.image_project is not None:
         vision = ReducedVision(vision, pool=features.image_pool, project=features.image_project)
-    return vision, load_text(features.text, max_tokens=features.max_tokens, device=device)
+    text = load_text(features.text, max_tokens=features.max_tokens, device=device, precision=features.precision)
+    return vision, text
+
+
+def load_vision(
+    name: str,
+    *,
+    image_size: int | None,
+    device: str,
+    layer: int | None = None,
+    precision: str = "fp32",
+    compile_batch: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    cache: Path | None = None,
+) -> VisionEncoder:
+    """Choose the image encoder that a configuration names.
+
+    Parameters
+    ----------
+    name
+        `pyramid`, `hybrid`, `dinov2`, the name or the local path of a transformers model with patches, or
+        several of these joined by +.
+    image_size
+        Side of the input of each in pixels; None for an encoder's own (256 for `pyramid` and `hybrid`, 224 for
+        `dinov2`).
+    device
+        Where the encoder runs.
+    layer, precision
+        Of transformers, see `PatchTransformer`; the stems always compute in float32.
+    compile_batch
+        Images of a batch that the encoder is compiled for by torch.compile, see `CompiledBatches`; None not to.
+    max_pixels
+        Most pixels that an image may be resized to.
+    cache
+        Folder where the weights of `dinov2` are kept; None to keep none.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model, or the image size or the layer does not suit it.
+    """
+    names = joined_encoders(name)
+    if "" in names or PRECOMPUTED in names:
+        raise ConfigError(f"features.vision: {name!r} does not name an image encoder on each side of +; name one")
+    if layer is not None and set(names) <= _STEMS.keys():
+        raise ConfigError(f"features.layer: {name} is no transformer with layers to choose from; leave it out")
+    parts: list[VisionEncoder] = []
+    for part in names:
+        side = _SIZES.get(part) if image_size is None else image_size
+        if part in _STEMS and side is not None:
+            parts.append(_STEMS[part](image_size=side, device=device, compile_batch=compile_batch))
+            continue
+        source = _vit_source(part, side, cache)
+        parts.append(
+            PatchTransformer(
+                source,
+                image_size=side,
+                device=device,
+                layer=layer,
+                precision=precision,
+                compile_batch=compile_batch,
+                max_pixels=max_pixels,
+            )
+        )
+    return parts[0] if len(parts) == 1 else JoinedVision(parts)
+
+
+def _vit_source(name: str, image_size: int | None, cache: Path | None) -> ViTSource:
+    """The package's ViT, or a model of transformers."""
+    if name == Dinov2Package.name:
+        if image_size is not None and image_size % DINOV2_PATCH:
+            raise ConfigError(f"features.image_size: `{name}` needs a multiple of {DINOV2_PATCH}, not {image_size}")
+        return Dinov2Package(cache)
+    folder = locate_model(name, "features.vision", HybridStem.name)
+    return ViTFolder(re.sub(r"[^\w.-]+", "-", folder.name if Path(name).expanduser().is_dir() else name), folder)

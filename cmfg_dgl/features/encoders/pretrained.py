@@ -15,7 +15,7 @@ from cmfg_dgl.files import sha256_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["describe_folder", "load_pinned_weights", "load_pretrained", "locate_model"]
+__all__ = ["describe_folder", "load_pinned_weights", "load_pretrained", "locate_model", "read_pinned"]
 
 _WEIGHTS = "model*.safetensors"
 _FILES = ("*.json", "*.txt", "*.model", _WEIGHTS)
@@ -113,11 +113,17 @@ def load_pinned_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     """
     import torch
 
+    data = io.BytesIO(read_pinned(path, sha256))
+    weights: dict[str, Tensor] = torch.load(data, map_location="cpu", weights_only=True)
+    return weights
+
+
+def read_pinned(path: Path, sha256: str) -> bytes:
+    """The bytes of a file that a package ships and whose digest is known; errors as for `load_pinned_weights`."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; reinstall the package that ships it") from error
     if sha256_bytes(data) != sha256:
         raise DataError(f"{path}: its SHA-256 is not {sha256[:12]}...; reinstall the package that ships it")
-    weights: dict[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return weights
+    return data

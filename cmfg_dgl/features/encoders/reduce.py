@@ -99,7 +99,7 @@ class ReducedVision(VisionEncoder):
         projection = None if self._project is None else f"random signs, PCG64({_SEED}), {self._project} wide"
         return {**self._encoder.describe(), "pool": self._pool, "projection": projection}
 
-    def prepare(self, image: Image.Image) -> Tensor:
+    def prepare(self, image: Image.Image) -> Any:
         """Pixels of one RGB image as the encoder wants them."""
         return self._encoder.prepare(image)
 
@@ -112,7 +112,7 @@ class ReducedVision(VisionEncoder):
         return None if self._project is None else random_signs(self._encoder.width, self._project)
 
     @torch.inference_mode()
-    def forward(self, pixels: list[Tensor]) -> Nodes:  # noqa: D102
+    def forward(self, pixels: list[Any]) -> Nodes:  # noqa: D102
         nodes = pool_grids(self._encoder.forward(pixels), self._pool)
         if self._matrix is None:
             return nodes

