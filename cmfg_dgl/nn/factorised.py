@@ -26,6 +26,9 @@ from cmfg_dgl.nn.one_to_many import messages_to_candidates, messages_to_query
 
 __all__ = ["FactorisedCMFG"]
 
+CAPTIONS_OF_ONE_SIZE = 32
+"""Captions that are scored with all images as one block, ordered by size."""
+
 
 class FactorisedCMFG(CMFGBase):
     """CMFG, cut where the work of an item ends and that of a pair begins.
@@ -236,15 +239,21 @@ class FactorisedCMFG(CMFGBase):
         """
         if not self._supports_mean_cosines:
             return torch.stack([self._match_image(images, i, captions) for i in range(len(images))])
-        ends = {"patch": images, "token": captions}
-        cross = [r for r in self.relations if r.cross]
+        # Captions of about one size together need little padding.
+        order = torch.argsort(captions.nodes.counts, stable=True)
+        groups = [self._mean_cosines(images, captions.select(part)) for part in order.split(CAPTIONS_OF_ONE_SIZE)]
+        return torch.cat(groups, 1).index_select(1, torch.argsort(order).to(images.embedding.device))
+
+    def _mean_cosines(self, images: Encoded, captions: Encoded) -> Tensor:
+        """Scores (N, M) of each image with each caption as one dense block."""
+        ends, layer = {"patch": images, "token": captions}, self._stack()[-1]
         scores: dict[str, Tensor] = {}
-        for r in cross:
+        for r in (r for r in self.relations if r.cross):
             source, target = ends[r.source], ends[r.target]
-            state = self._stack()[-1].norm[r.target](cast(Tensor, target.state))
+            state = layer.norm[r.target](cast(Tensor, target.state))
             scores[r.target] = mean_cosines(
                 target.projected[r.name, "query"],
-                state.view(len(state), self._stack()[-1].heads, -1),
+                state.view(len(state), layer.heads, -1),
                 source.projected[r.name, "key"],
                 source.projected[r.name, "value"],
                 targets=NodeBlock(target.nodes.counts, state.device),
