@@ -32,6 +32,7 @@ from cmfg_dgl.retrieval.hubness import Correction, corrected, make_correction
 from cmfg_dgl.retrieval.query_bank import QueryBank
 from cmfg_dgl.retrieval.scorer import GraphScorer, Scorer, fused
 from cmfg_dgl.retrieval.scorer import candidates as first_stage_candidates
+from cmfg_dgl.training.experiment import read_texts
 from cmfg_dgl.training.run_directory import Run
 
 __all__ = ["Hit", "Matcher", "Picture"]
@@ -76,9 +77,9 @@ class Matcher:
     config
         The configuration that the model was trained with.
     model
-        The graph model.
+        The graph model, with the encoders that were tuned with it (`training.tune`).
     vision, text
-        The frozen encoders.
+        The pretrained encoders.
     query_bank
         Query bank of the hubness correction; None where the configuration has no correction.
     alpha
@@ -312,6 +313,7 @@ class Matcher:
             write_overlays(inspection, Path(folder))
         return inspection
 
+    @torch.no_grad()
     def pair(self, image: Picture, text: str) -> Pair:
         """An image with a text, as the model and as a person reads them.
 
@@ -329,7 +331,7 @@ class Matcher:
             spans=tuple((int(a), int(b)) for a, b in tokenised.spans[tokenised.kept]),
             words=tuple(tokenised.words[tokenised.kept].tolist()),
             image=to_half(self.vision.encode([picture]), self.vision.name),
-            caption=to_half(self.text.forward([tokenised]).nodes, self.text.name),
+            caption=self.model.encoders.features(read_texts(self.config, self.text, [text])),
         )
 
     @cached_property
@@ -376,7 +378,7 @@ class Matcher:
             if modality == "image":
                 yield to_half(self.vision.encode([self._read(image) for image in batch]), self.vision.name)
             else:
-                yield to_half(self.text.encode([str(text) for text in batch]).nodes, self.text.name)
+                yield read_texts(self.config, self.text, [str(text) for text in batch])
             if progress is not None:
                 progress(start + len(batch), len(items))
 

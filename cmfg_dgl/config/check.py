@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from cmfg_dgl.config.keys import PRECOMPUTED, BenchConfig, Config, GraphConfig, default_relations
+from cmfg_dgl.config.keys import PRECOMPUTED, BenchConfig, Config, GraphConfig, TuneConfig, default_relations
 from cmfg_dgl.errors import ConfigError
 
 __all__ = ["check_bench", "check_config"]
@@ -27,6 +27,7 @@ def check_config(config: Config, where: str) -> None:
     _check_relations(config.graph, where)
     _check_fractions(config.data.fractions, where)
     _check_folder("run.output_dir", config.run.output_dir, where)
+    _check_tune(config.training.tune, where)
     if PRECOMPUTED in (config.data.name, config.features.vision):
         _check_regions(config, where)
 
@@ -93,6 +94,15 @@ def _check_model(config: Config, where: str) -> None:
     if model.init == "cca" and not model.residual:
         raise ConfigError(
             f"{where}: model.init cca is lost in the first layer without model.residual; set model.init to random"
+        )
+
+
+def _check_tune(tune: TuneConfig, where: str) -> None:
+    text = tune.text
+    if text not in (None, "all") and not (text.isascii() and text.isdigit() and int(text)):
+        raise ConfigError(
+            f"{where}: training.tune.text is {text!r}; give all, a number of blocks from 1, or null for a frozen "
+            "encoder"
         )
 
 

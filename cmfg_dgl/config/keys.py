@@ -20,6 +20,7 @@ __all__ = [
     "RunConfig",
     "ScenesConfig",
     "TrainingConfig",
+    "TuneConfig",
     "default_relations",
     "option",
 ]
@@ -288,6 +289,22 @@ class ModelConfig:
 
 
 @dataclass
+class TuneConfig:
+    """Encoders that are trained with the model; an encoder that is not tuned stays frozen."""
+
+    text: str | None = option(
+        None, "tune the text encoder: `all` of it, or how many of its last blocks; default nothing"
+    )
+    learning_rate: float = option(3e-5, "peak learning rate of what is tuned", least=0.0)
+    precision: str = option(
+        "auto",
+        "products of tuned encoders in training; auto is bf16 where the processor multiplies it, else fp32. What "
+        "is evaluated is always made in fp32",
+        choices=("auto", "bf16", "fp32"),
+    )
+
+
+@dataclass
 class TrainingConfig:
     """The objective and the optimiser."""
 
@@ -324,6 +341,7 @@ class TrainingConfig:
         "pairs shuffled at a time, shard by shard, for a store larger than the memory; default all pairs at once",
         least=1,
     )
+    tune: TuneConfig = field(default_factory=TuneConfig)
 
 
 @dataclass

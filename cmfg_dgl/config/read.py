@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from cmfg_dgl.config.check import check_bench, check_config
-from cmfg_dgl.config.keys import BenchConfig, Config, GraphConfig, RelationConfig, RetrievalConfig
+from cmfg_dgl.config.keys import BenchConfig, Config, GraphConfig, RelationConfig, RetrievalConfig, TuneConfig
 from cmfg_dgl.config.text import NOT_TEXT, absolute, expanded, literal, resolve_paths, text_value
 from cmfg_dgl.errors import ConfigError
 
@@ -217,7 +217,7 @@ def _told(source: str | None, overrides: Sequence[str]) -> str:
     return (source or "defaults") + (" with " + _one_line(" ".join(overrides)) if overrides else "")
 
 
-def to_yaml(config: Config | BenchConfig | GraphConfig | RetrievalConfig) -> str:
+def to_yaml(config: Config | BenchConfig | GraphConfig | RetrievalConfig | TuneConfig) -> str:
     """A configuration as YAML; `load_config`, or `load_bench`, reads a whole one back to an equal one."""
     return OmegaConf.to_yaml(OmegaConf.structured(literal(config)))
 

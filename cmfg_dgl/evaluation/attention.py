@@ -178,8 +178,8 @@ def attention_of_pairs(
     for left, right in zip(image.split(batch), caption.split(batch), strict=True):
         attention = joint_attention(
             model,
-            model.to_device(pair_dataset.images.read(left)),
-            model.to_device(pair_dataset.captions.read(right)),
+            model.read(pair_dataset.images, left),
+            model.read(pair_dataset.captions, right),
         )
         here = _counts(attention)
         for name, values in metrics_by_relation(attention).items():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Nodes", "concatenate", "evenly_spaced", "ragged_positions"]
+__all__ = ["EncoderInputs", "Nodes", "concatenate", "evenly_spaced", "ragged_positions"]
+
+AnyNodes = TypeVar("AnyNodes", bound="Nodes")
 
 
 def evenly_spaced(count: int, size: int) -> Tensor:
@@ -67,21 +70,39 @@ class Nodes:
         """Nodes of each item, int64 (items,)."""
         return self.offsets.diff()
 
-    def select(self, items: Tensor) -> Nodes:
+    def select(self: AnyNodes, items: Tensor) -> AnyNodes:
         """The nodes of the given items, in the given order; an item may come more than once."""
         counts = self.counts[items]
         rows = ragged_positions(self.offsets[items], counts)
         offsets = torch.zeros(len(items) + 1, dtype=torch.int64, device=counts.device)
         torch.cumsum(counts, 0, out=offsets[1:])
-        return Nodes(self.values[rows], offsets, self.grid[items])
+        return replace(self, values=self.values[rows], offsets=offsets, grid=self.grid[items])
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Nodes:
         """Values on `device` as `dtype`; offsets and grid stay where graph structure lives, on the host."""
         return Nodes(self.values.to(device=device, dtype=dtype), self.offsets, self.grid)
 
 
-def concatenate(parts: list[Nodes]) -> Nodes:
+@dataclass(frozen=True)
+class EncoderInputs(Nodes):
+    """What an encoder that is trained with a model reads of several items, in place of their features.
+
+    Such an encoder is part of the model, which makes the features with its weights as they are. Captions lie on a
+    grid of 1 x T with their special tokens among the T; `values` is (sum of T, 2), float32: the token id, and 1
+    where the token becomes a node, 0 for a special one.
+
+    Parameters
+    ----------
+    modality
+        Whose encoder reads them.
+    """
+
+    modality: str = "text"
+
+
+def concatenate(parts: list[AnyNodes]) -> AnyNodes:
     """All items of all parts, end to end."""
     counts = torch.cat([part.counts for part in parts])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-    return Nodes(torch.cat([part.values for part in parts]), offsets, torch.cat([part.grid for part in parts]))
+    values, grid = torch.cat([part.values for part in parts]), torch.cat([part.grid for part in parts])
+    return replace(parts[0], values=values, offsets=offsets, grid=grid)

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.nodes import EncoderInputs, Nodes
 
 __all__ = ["HardNegatives", "ItemSet", "PairDataset", "mean_nodes", "read_ahead", "read_pairs"]
 
@@ -25,13 +25,15 @@ class ItemSet:
     """All images or all captions of a split: how many, and how to read the nodes of some of them.
 
     `modality` is `image` or `text`. `shard` is the number of the store's file that holds each item, int64 (count,);
-    None for items in memory.
+    None for items in memory. `pretrained` reads features of the encoder before it was tuned, where `read` gives the
+    inputs of a tuned encoder (`EncoderInputs`); else None.
     """
 
     modality: str
     count: int
     read: Callable[[Tensor], Nodes]
     shard: Tensor | None = None
+    pretrained: Callable[[Tensor], Nodes] | None = None
 
     @property
     def node_type(self) -> str:
@@ -40,11 +42,25 @@ class ItemSet:
 
     @cached_property
     def means(self) -> Tensor:
-        """Mean of each item's nodes, float32 (count, width), read a piece at a time, and then cached."""
+        """Mean of each item's nodes, float32 (count, width), read a piece at a time, and then cached.
+
+        Raises
+        ------
+        TypeError
+            If the encoder is tuned: its features change, see `TunedEncoders.mean`.
+        """
+        return self._means(self.read)
+
+    @cached_property
+    def initial_means(self) -> Tensor:
+        """The same before any tuning: what a training begins with, and nothing is judged by."""
+        return self.means if self.pretrained is None else self._means(self.pretrained)
+
+    def _means(self, read: Callable[[Tensor], Nodes]) -> Tensor:
         pieces = torch.arange(self.count).split(ITEMS_AT_A_TIME)
         # What is cached outlives the inference mode that may be on, and may be trained on later.
         with torch.inference_mode(False):
-            return torch.cat([mean_nodes(self.read(piece)) for piece in pieces])
+            return torch.cat([mean_nodes(read(piece)) for piece in pieces])
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,8 @@ def read_ahead(pair_dataset: PairDataset, batches: Sequence[Tensor]) -> Generato
 
 def mean_nodes(nodes: Nodes) -> Tensor:
     """Mean of the nodes of each item, float32 (items, width)."""
+    if isinstance(nodes, EncoderInputs):
+        raise TypeError("mean_nodes: these are inputs of an encoder and no features")
     values, counts = nodes.values.float(), nodes.counts
     if len(counts) and bool((counts == counts[0]).all()):
         return values.view(len(counts), int(counts[0]), -1).mean(1)

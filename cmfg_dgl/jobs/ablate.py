@@ -12,9 +12,9 @@ from cmfg_dgl.config import Config, RunConfig, to_yaml
 from cmfg_dgl.experiments.ablation.cells import cut_down, evaluated, trained
 from cmfg_dgl.experiments.ablation.results import collect
 from cmfg_dgl.experiments.ablation.variants import Variant
-from cmfg_dgl.experiments.bench.data import BenchData
+from cmfg_dgl.experiments.bench.data import BenchData, same_features
 from cmfg_dgl.experiments.cache import CellFile, cell_settings, digest_of
-from cmfg_dgl.files import canonical_json, sha256_bytes, to_json
+from cmfg_dgl.files import sha256_bytes, to_json
 from cmfg_dgl.ownership import ABLATION, claim, refuse_foreign, remove_owned, write_all_owned, writing
 from cmfg_dgl.reporting.ablation_pages import write_outputs
 from cmfg_dgl.training.checkpoint import save_checkpoint
@@ -140,15 +140,16 @@ class _Runner:
     folder: Path
     force: bool
     progress: Progress
-    prepared: dict[bytes, BenchData] = field(default_factory=dict)
+    prepared: list[BenchData] = field(default_factory=list)
 
     def data(self, config: Config) -> BenchData:
         """Data and features of a configuration; only features may differ between variants."""
-        key = canonical_json(asdict(config.features))
-        if key not in self.prepared:
-            evaluated = ("test",) if self.plan.split == "test" else ()
-            self.prepared[key] = BenchData.prepare(config, self.progress, evaluated=evaluated)
-        return self.prepared[key]
+        for data in self.prepared:
+            if same_features(config, data.config):
+                return data
+        evaluated = ("test",) if self.plan.split == "test" else ()
+        self.prepared.append(BenchData.prepare(config, self.progress, evaluated=evaluated))
+        return self.prepared[-1]
 
     def cell(self, variant: Variant, seed: int) -> Record:
         """A cell from its file, or run now."""

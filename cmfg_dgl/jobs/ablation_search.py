@@ -18,7 +18,7 @@ from cmfg_dgl.config import Config
 from cmfg_dgl.errors import CheckpointError, CmfgError, ConfigError
 from cmfg_dgl.experiments.ablation.cells import choose_on_validation, trained
 from cmfg_dgl.experiments.ablation.variants import Recipe, parse_sweep
-from cmfg_dgl.experiments.bench.data import BenchData
+from cmfg_dgl.experiments.bench.data import BenchData, same_features
 from cmfg_dgl.experiments.cache import digest_of
 from cmfg_dgl.files import to_json
 from cmfg_dgl.jobs.ablate import identity_of
@@ -204,7 +204,7 @@ def _run_trial(
     trial.set_user_attr("overrides", overrides)
     try:
         config = recipe.config(*overrides)
-        here = data if config.features == data.config.features else BenchData.prepare(config, None)
+        here = data if same_features(config, data.config) else BenchData.prepare(config, None)
         value = float(np.mean([_value(here, config, seed) for seed in seeds]))
     except CmfgError as error:
         _log.warning("trial %d, %s: %s", trial.number, " ".join(overrides), error)

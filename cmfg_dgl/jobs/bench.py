@@ -14,7 +14,7 @@ from cmfg_dgl.evaluation.evaluate import label_chance
 from cmfg_dgl.experiments.bench.cells import chance_rsum, run_cell
 from cmfg_dgl.experiments.bench.columns import columns_of
 from cmfg_dgl.experiments.bench.data import BenchData
-from cmfg_dgl.experiments.bench.methods import method_class, recipe_of
+from cmfg_dgl.experiments.bench.methods import check_tuned, method_class, recipe_of
 from cmfg_dgl.experiments.bench.results import OURS, Compared, collect
 from cmfg_dgl.experiments.bench.settings import check_settings, settings_of
 from cmfg_dgl.experiments.cache import CellFile, digest_of
@@ -76,6 +76,9 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool =
                 f"{name}: run.device={recipe.run.device}; a comparison runs on the CPU, where all methods run and "
                 "their times compare; leave it out"
             )
+    for name in config.methods:
+        for recipe in recipes.values():
+            check_tuned(name, recipe)
     check_settings(config, recipes)
     root = Path(config.output_dir)
     folders = {name: root if len(recipes) == 1 else root / Path(name).stem for name in recipes}

@@ -45,7 +45,7 @@ def dry_run(config: Config) -> DryRun:
     check_training(dataset, config.data.max_bad_fraction)
     split = dataset.split("train")
     vision, text = load_encoders(config)
-    pair_dataset = _first_batch(dataset, split, vision, text, config.training.batch_size)
+    pair_dataset = _first_batch(config, dataset, split, vision, text)
     pairs = pair_dataset.caption_image
     model = build_model(config, {"patch": vision.width, "token": text.width}, config.run.seed).train()
     kept: dict[int, int] = {}
@@ -63,9 +63,9 @@ def dry_run(config: Config) -> DryRun:
 
 
 def _first_batch(
-    dataset: Dataset, split: Split, vision: VisionEncoder, text: TextEncoder, batch_size: int
+    config: Config, dataset: Dataset, split: Split, vision: VisionEncoder, text: TextEncoder
 ) -> PairDataset:
-    """The first usable pairs of a split, encoded; as in training, an item that is unusable is left out."""
+    """The first usable pairs of a split, as the model reads them; as in training, an unusable item is left out."""
     pixels, tokenised = [], []
     for caption, image in zip(split.captions, split.images[split.caption_image], strict=True):
         try:
@@ -76,11 +76,12 @@ def _first_batch(
             continue
         pixels.append(picture)
         tokenised.append(words)
-        if len(pixels) == batch_size:
+        if len(pixels) == config.training.batch_size:
             break
     if not pixels:
         raise DataError(f"{dataset.name}: nothing of the split {split.name!r} is usable; see `cmfg data check`")
-    patches, tokens = vision.forward(pixels), text.forward(tokenised).nodes
+    frozen = config.training.tune.text is None
+    patches, tokens = vision.forward(pixels), text.forward(tokenised).nodes if frozen else text.inputs(tokenised)
     pairs = torch.arange(len(pixels))
     return PairDataset(
         ItemSet("image", len(pairs), patches.select), ItemSet("text", len(pairs), tokens.select), pairs

@@ -253,13 +253,15 @@ class _Source:
                     return direction, self.experiment.evaluation_split(name), ids.index(item)
         raise _unknown(self._dataset, item)
 
+    @torch.no_grad()
     def pair(self, image: int, caption: int) -> Pair:
-        """An image with a caption, by their positions in the data set; their nodes are those of the stores."""
+        """An image with a caption, by their positions in the data set; their nodes are those that are evaluated."""
         experiment, item = self.experiment, self._dataset.images[image]
         text = self._dataset.captions[caption]
         for store, name in ((experiment.images, item.id), (experiment.captions, text.id)):
             if name in store.quarantined:
                 raise DataError(f"{self._dataset.name}: {store.quarantined[name]}; choose another pair")
+        captions = experiment.items("text", torch.tensor([caption]))
         picture, tokenised = self._dataset.load(item), self.models.matcher.text.prepare(text.text)
         return Pair(
             name=item.id,
@@ -269,7 +271,7 @@ class _Source:
             spans=tuple((int(a), int(b)) for a, b in experiment.captions.spans([text.id])),
             words=tuple(tokenised.words[tokenised.kept].tolist()),
             image=experiment.images.read([item.id]),
-            caption=experiment.captions.read([text.id]),
+            caption=self.models.trained.encoders.features(captions.read(torch.tensor([0]))),
             objects=self._objects(item, matching=text.image == image),
         )
 

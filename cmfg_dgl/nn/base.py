@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmfg_dgl.config import ModelConfig
+from cmfg_dgl.features.encoders.tuned import TunedEncoders
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import PairDataset
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.graph.pair_graph import node_positions
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import NodeSet
@@ -54,6 +55,7 @@ class CMFGBase(nn.Module):
         temperature: float = 0.07,
         bf16: bool = False,
         positional: Sequence[str] = ("patch", "token"),
+        encoders: TunedEncoders | None = None,
     ) -> None:
         super().__init__()
         _check(config)
@@ -92,6 +94,7 @@ class CMFGBase(nn.Module):
         self.log_scales = nn.ParameterDict(
             {stage: nn.Parameter(torch.tensor(-math.log(temperature))) for stage in ("first", "joint")}
         )
+        self.encoders = TunedEncoders() if encoders is None else encoders
 
     def _scored_in(self, relation: Relation, config: ModelConfig) -> int:
         """The layer whose W_Q and W_K score a relation where attention is computed once."""
@@ -129,7 +132,7 @@ class CMFGBase(nn.Module):
             if side.node_type in self.position:
                 for parameter in cast(nn.Sequential, self.position[side.node_type])[-1].parameters():
                     parameter.zero_()
-                some = self.to_device(side.read(torch.arange(min(side.count, POSITION_SCALE_ITEMS))))
+                some = self.read(side, torch.arange(min(side.count, POSITION_SCALE_ITEMS)))
                 spread = self._project_input(side.node_type, some.values, some.counts).var(0).mean().sqrt()
                 self.get_buffer(f"position_scale_{side.node_type}").copy_(spread)
         crossing = {r.name for r in self.relations if r.cross}
@@ -147,6 +150,10 @@ class CMFGBase(nn.Module):
         """Nodes on the model's device and in its precision."""
         parameter = next(self.parameters())
         return nodes.to(parameter.device, parameter.dtype)
+
+    def read(self, side: ItemSet, items: Tensor) -> Nodes:
+        """Features of some items of a side, int64 (items,), on the model's device and in its precision."""
+        return self.to_device(self.encoders.read(side, items))
 
     def scale(self, stage: str) -> Tensor:
         """Inverse temperature of a stage's score (`first` or `joint`), a scalar of at most 100."""

@@ -58,7 +58,7 @@ class CCAProjection(nn.Module):
         """
         white = {}
         for side in (pair_dataset.images, pair_dataset.captions):
-            vectors = side.means
+            vectors = side.initial_means
             mean = vectors.mean(0)
             root = torch.from_numpy(inverse_root((vectors - mean).double().numpy(), ridge)).float()
             # One unit of length on average, so that learning rates mean the same for every modality and ridge.

@@ -39,6 +39,8 @@ class CMFG(FactorisedCMFG):
         Projections in bfloat16.
     positional
         Node types whose nodes have a position; the order of the others says nothing.
+    encoders
+        Encoders that are trained with the model; None where all features are stored.
 
     Raises
     ------
@@ -52,12 +54,13 @@ class CMFG(FactorisedCMFG):
 
         The edges of a `topk` relation depend on the input projection as it is now.
         """
+        images, texts = self.encoders.features(images), self.encoders.features(texts)
         projects = any(r.topology.reads == "projected" for r in self.relations)
         nodes = {
             node_type: NodeSet(
                 items.offsets,
                 items.grid,
-                items.values,
+                items.values.cpu(),
                 self._initial_of(node_type, self.to_device(items)) if projects else None,
             )
             for node_type, items in (("patch", images), ("token", texts))

@@ -72,29 +72,29 @@ class GraphScorer:
     def embed(self, side: ItemSet, items: Tensor) -> Tensor:
         """Unit vectors (items, D), on the model's device; `items` are positions, int64."""
         self.model.eval()
-        parts = [
-            self.model.embed(side.modality, self.model.to_device(side.read(part)))
-            for part in items.split(self.batch)
-        ]
+        parts = [self.model.embed(side.modality, self.model.read(side, part)) for part in items.split(self.batch)]
         return torch.cat(parts)
 
     @torch.inference_mode()
     def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         """Joint scores, piece by piece, in a memory that does not grow with the gallery.
 
-        A piece has at most `IMAGES_AT_A_TIME` images and `PAIRS_AT_A_TIME` pairs. Its images are encoded
-        once, and so are its captions, `CAPTIONS_AT_A_TIME` of them at a time.
+        A piece has at most `IMAGES_AT_A_TIME` images and `PAIRS_AT_A_TIME` pairs. Its images are encoded once, and
+        so are its captions, `CAPTIONS_AT_A_TIME` of them at a time. Where an encoder is tuned, the features of all
+        items are made before.
         """
         self.model.eval()
+        sides = (pair_dataset.images, image), (pair_dataset.captions, caption)
+        patches, tokens = (self.model.encoders.snapshot(side, torch.unique(items)) for side, items in sides)
         scores = torch.empty(len(image))
         done = 0
         for mine in _pieces(image):
             group, left = torch.unique(image[mine], return_inverse=True)
             used, right = torch.unique(caption[mine], return_inverse=True)
-            images = self.model.encode("image", self.model.to_device(pair_dataset.images.read(group)))
+            images = self.model.encode("image", self.model.to_device(patches.read(group)))
             for first in range(0, len(used), CAPTIONS_AT_A_TIME):
                 some = used[first : first + CAPTIONS_AT_A_TIME]
-                captions = self.model.encode("text", self.model.to_device(pair_dataset.captions.read(some)))
+                captions = self.model.encode("text", self.model.to_device(tokens.read(some)))
                 here = torch.nonzero((right >= first) & (right < first + len(some)))[:, 0]
                 scores[mine[here]] = self.match(images, captions, left[here], right[here] - first).float().cpu()
                 del captions  # before the next ones

@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.features.captions import read_captions
 from cmfg_dgl.features.encoders.load import load_encoders
+from cmfg_dgl.features.encoders.text import TextEncoder
+from cmfg_dgl.features.encoders.tuned import load_tuned
 from cmfg_dgl.features.extract import to_half
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pair_dataset import HardNegatives, ItemSet, PairDataset
@@ -31,7 +34,7 @@ from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.trainer import load_weights
 
-__all__ = ["Experiment", "build_model", "restore_model", "select_device"]
+__all__ = ["Experiment", "build_model", "read_texts", "restore_model", "select_device"]
 
 _log = logging.getLogger(__name__)
 
@@ -200,9 +203,7 @@ class Experiment:
                 kinds += [kind] * len(captions)
         if not texts:
             return None
-        _, encoder = load_encoders(self.config)
-        # Rounded as the feature store rounds, so that right and false captions differ in nothing else.
-        nodes = to_half(encoder.encode(texts).nodes, encoder.name)
+        nodes = read_texts(self.config, self._text, texts)
         pair_dataset = PairDataset(
             self.pair_dataset(split).images, ItemSet("text", len(texts), nodes.select), torch.tensor(image_of)
         )
@@ -218,13 +219,28 @@ class Experiment:
         )
 
     def items(self, modality: str, positions: Tensor) -> ItemSet:
-        """Images or captions by their positions in the data set, int64 (items,); the store is read when needed."""
+        """Images or captions by their positions in the data set, int64 (items,), read when they are needed.
+
+        They are read from the store; captions of an encoder that is tuned are tokenised instead, and the model
+        makes their features.
+        """
         store = self.images if modality == "image" else self.captions
 
-        def read(items: Tensor) -> Nodes:
+        def stored(items: Tensor) -> Nodes:
             return store.read(positions[items])
 
-        return ItemSet(modality, len(positions), read, store.shard_of(positions))
+        def tokenised(items: Tensor) -> Nodes:
+            captions = self.dataset.captions
+            return self._text.inputs([self._text.prepare(captions[c].text) for c in positions[items].tolist()])
+
+        shard = store.shard_of(positions)
+        if modality == "text" and self.config.training.tune.text is not None:
+            return ItemSet(modality, len(positions), tokenised, shard, pretrained=stored)
+        return ItemSet(modality, len(positions), stored, shard)
+
+    @cached_property
+    def _text(self) -> TextEncoder:
+        return load_encoders(self.config)[1]
 
     def texts(self, split: Split) -> Tensor:
         """Number of each caption's normalised text, int64 (M,): equal texts have equal numbers."""
@@ -237,6 +253,20 @@ class Experiment:
         return build_model(self.config, {"patch": self.images.width, "token": self.captions.width}, seed)
 
 
+def read_texts(config: Config, encoder: TextEncoder, texts: list[str]) -> Nodes:
+    """Texts as the model of a configuration reads captions.
+
+    Returns
+    -------
+    Nodes
+        Rounded as the feature store rounds, so that they differ from captions in nothing else; `EncoderInputs`
+        where the encoder is tuned.
+    """
+    if config.training.tune.text is not None:
+        return encoder.inputs([encoder.prepare(text) for text in texts])
+    return to_half(encoder.encode(texts).nodes, encoder.name)
+
+
 def _warn_of_captions(config: Config, dataset: Dataset, splits: Sequence[str]) -> None:
     """Say in log lines what the text encoder does not read of the captions of some splits."""
     if splits:
@@ -246,7 +276,7 @@ def _warn_of_captions(config: Config, dataset: Dataset, splits: Sequence[str]) -
 
 
 def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
-    """The model of a configuration for backbone features of the given widths, on its device.
+    """The model of a configuration for backbone features of the given widths, on its device, with what it tunes.
 
     Its random weights depend on `seed` alone; torch's random state is left as it was.
     """
@@ -260,6 +290,7 @@ def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
             temperature=config.training.temperature,
             bf16=config.run.precision == "bf16",
             positional=("token",) if config.features.vision == PRECOMPUTED else ("patch", "token"),
+            encoders=load_tuned(config),
         ).to(device)
 
 

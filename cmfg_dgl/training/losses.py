@@ -46,7 +46,8 @@ def training_losses(
     """
     owners = pair_dataset.caption_image[batch]
     whole_graphs = config.graphs == "joint"
-    patches, tokens = pair_dataset.images.read(owners), pair_dataset.captions.read(batch)
+    patches = model.encoders.read(pair_dataset.images, owners)
+    tokens = model.encoders.read(pair_dataset.captions, batch)
     images, captions = (
         model.encode(modality, model.to_device(nodes), joint=config.joint_weight > 0 and not whole_graphs)
         for modality, nodes in (("image", patches), ("text", tokens))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cmfg_dgl.config import TrainingConfig
 from cmfg_dgl.errors import CheckpointError, CmfgError, DataError, Interrupted
+from cmfg_dgl.features.encoders.tuned import TunedEncoders
 from cmfg_dgl.features.pair_dataset import PairDataset, read_ahead
 from cmfg_dgl.files import write_atomic
 from cmfg_dgl.nn.model import CMFG
@@ -99,7 +100,7 @@ class Trainer:
         self.steps_per_epoch = max(1, len(texts) // config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
         self.optimizer, self.schedule = make_optimizer(
-            list(model.parameters()),
+            model,
             config.learning_rate,
             config.weight_decay,
             warm=round(config.warmup * self.steps),
@@ -183,7 +184,7 @@ class Trainer:
             order = buffered_order(shard[image], buffer, generator)
         if group == 1:
             return order
-        return hard_negative_order(order, self.pair_dataset.captions.means, image, group, within=buffer)
+        return hard_negative_order(order, self.pair_dataset.captions.initial_means, image, group, within=buffer)
 
     def _step(self, pairs: PairDataset, texts: Tensor, board: SummaryWriter) -> None:
         state = self.state
@@ -257,22 +258,27 @@ class Trainer:
 
 
 def make_optimizer(
-    parameters: Sequence[Tensor], learning_rate: float, weight_decay: float, *, warm: int, steps: int
+    model: torch.nn.Module, learning_rate: float, weight_decay: float, *, warm: int, steps: int
 ) -> tuple[AdamW, LambdaLR]:
     """AdamW that decays matrices alone; its rate rises over `warm` steps, at least one, and then falls to zero.
 
     Parameters
     ----------
-    parameters
-        What is trained.
+    model
+        Whose parameters are trained, where they require a gradient.
     learning_rate
-        The peak.
+        The peak; encoders that are tuned have one of their own, see `TunedEncoders`.
     steps
         All steps, the warm ones among them; from `warm` on the rate is half a cosine.
     """
     warm = max(1, warm)
-    matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    encoders = [module for module in model.modules() if isinstance(module, TunedEncoders)]
+    rates = {id(p): module.learning_rate for module in encoders for p in module.parameters()}
+    kinds: dict[tuple[float, float], list[Tensor]] = {}
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        decay = weight_decay if parameter.ndim >= 2 else 0.0
+        kinds.setdefault((rates.get(id(parameter), learning_rate), decay), []).append(parameter)
+    groups = [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in kinds.items()]
     optimizer = AdamW(groups, lr=learning_rate)
     return optimizer, LambdaLR(optimizer, lambda step: _warm_cosine(step, warm, steps))
 

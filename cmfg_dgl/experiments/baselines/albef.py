@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cmfg_dgl.experiments.baselines.cross import CrossEncoder, Padded
 from cmfg_dgl.experiments.baselines.method import TrainingSet
+from cmfg_dgl.features.pair_dataset import NODE_TYPES
 
 __all__ = ["ALBEF", "distilled_contrast"]
 
@@ -20,8 +21,9 @@ class ALBEF(CrossEncoder):
 
     The loss is `distilled_contrast` of the two heads against their moving averages, plus image-text matching
     with the hardest negatives of the batch (`matching_loss`). Fusion is a transformer layer in which a [CLS]
-    node and the tokens attend to the patches; the logit is read from [CLS]. The frozen backbones are the two
-    encoders. The paper's queue of 65,536 keys is one batch here, and its masked-language loss is left out.
+    node and the tokens attend to the patches; the logit is read from [CLS]. The backbones are the two
+    encoders, and the moving averages are of the heads alone. The paper's queue of 65,536 keys is one batch here,
+    and its masked-language loss is left out.
 
     Parameters
     ----------
@@ -61,15 +63,17 @@ class ALBEF(CrossEncoder):
 
     def batch_loss(self, batch: Tensor) -> Tensor:
         """See the class."""
+        white = self.whitened_batch(batch)
         with torch.no_grad():
             for slow, fast in zip(self.teacher.parameters(), self.heads.parameters(), strict=True):
                 slow.lerp_(fast, 1 - self.momentum)
             self.teacher.eval()
             image_keys, caption_keys = (
-                self.teacher.embed("patch", self.white["patch"][self.owners(batch)]),
-                self.teacher.embed("token", self.white["token"][batch]),
+                self.teacher.embed(kind, side) for kind, side in zip(NODE_TYPES.values(), white, strict=True)
             )
-        images, captions = self.embed_batch(batch)
+        images, captions = (
+            self.heads.embed(kind, side) for kind, side in zip(NODE_TYPES.values(), white, strict=True)
+        )
         contrast = distilled_contrast(
             images, captions, image_keys, caption_keys, self.same(batch), self.scale, self.distillation
         )

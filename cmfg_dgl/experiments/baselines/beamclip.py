@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cmfg_dgl.experiments.baselines.clip_head import ClipHead
 from cmfg_dgl.experiments.baselines.fit import fit_by_gradient
 from cmfg_dgl.experiments.baselines.method import TrainingSet, Validate
+from cmfg_dgl.features.pair_dataset import ITEMS_AT_A_TIME, ItemSet
 
 __all__ = ["BeamCLIP", "similarity_matching"]
 
@@ -52,7 +53,10 @@ class BeamCLIP(ClipHead):
         """Fit the teacher, then put the student in place of its image head and fit that."""
         super().fit(training, validate)
         with torch.no_grad():
-            targets = {kind: self.heads.embed(kind, white) for kind, white in self.white.items()}
+            targets = {
+                side.node_type: self.heads.embed(side.node_type, self.all_whitened(side))
+                for side in (self.pair_dataset.images, self.pair_dataset.captions)
+            }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             head = cast(nn.Linear, self.heads.linear["patch"])
@@ -62,10 +66,11 @@ class BeamCLIP(ClipHead):
             )
             self.heads.linear["token"].requires_grad_(False)
             self.log_scale.requires_grad_(False)
+            self.encoders.requires_grad_(False)
 
             def loss(batch: Tensor) -> Tensor:
                 owners = self.owners(batch)
-                student = self.heads.embed("patch", self.white["patch"][owners])
+                student = self.heads.embed("patch", self.whitened(self.pair_dataset.images, owners))
                 anchors = targets["token"][batch]
                 return similarity_matching(targets["patch"][owners], student, anchors, self.scale)
 
@@ -82,6 +87,10 @@ class BeamCLIP(ClipHead):
             )
             if not judged:  # the time was up before; the teacher's head is the best so far
                 self.heads.linear["patch"] = head
+
+    def all_whitened(self, side: ItemSet) -> Tensor:
+        """Whitened mean features of all training items of a side, (count, width), by the weights as they are."""
+        return torch.cat([self.whitened(side, part) for part in torch.arange(side.count).split(ITEMS_AT_A_TIME)])
 
 
 def similarity_matching(teacher: Tensor, student: Tensor, anchors: Tensor, scale: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cmfg_dgl.experiments.baselines.dual_encoder import DualEncoder
 from cmfg_dgl.experiments.baselines.method import TrainingSet, score_in_pieces
+from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.training.negatives import hard_negatives
 
@@ -58,12 +59,14 @@ class CrossEncoder(DualEncoder):
             enter = self.heads.get_buffer(f"root_{kind}") @ weight.T
             self.register_buffer(f"enter_{kind}", enter / weight.square().mean().sqrt())
 
-    @torch.no_grad()
     def nodes(self, side: ItemSet, items: Tensor) -> Padded:
         """Entered nodes of some items of a side."""
-        nodes = side.read(items)
-        entered = (nodes.values.float() - self.heads.get_buffer(f"mean_{side.node_type}")) @ self.get_buffer(
-            f"enter_{side.node_type}"
+        return self.entered(side.node_type, self.encoders.read(side, items))
+
+    def entered(self, node_type: str, nodes: Nodes) -> Padded:
+        """Features as they enter."""
+        entered = (nodes.values.float() - self.heads.get_buffer(f"mean_{node_type}")) @ self.get_buffer(
+            f"enter_{node_type}"
         )
         values = pad_sequence(entered.split(nodes.counts.tolist()), batch_first=True)
         return Padded(values, torch.arange(values.shape[1]) >= nodes.counts[:, None])
@@ -105,9 +108,11 @@ class CrossEncoder(DualEncoder):
     def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         """Matching logits, see `Method.pairs`."""
         self.eval()
+        patches = self.encoders.snapshot(pair_dataset.images, torch.unique(image))
+        tokens = self.encoders.snapshot(pair_dataset.captions, torch.unique(caption))
 
         def match(images: Tensor, captions: Tensor, left: Tensor, right: Tensor) -> Tensor:
-            sides = self.nodes(pair_dataset.images, images), self.nodes(pair_dataset.captions, captions)
+            sides = self.entered("patch", patches.read(images)), self.entered("token", tokens.read(captions))
             return self.match(sides[0].select(left), sides[1].select(right))
 
         return score_in_pieces(image, caption, PAIRS_AT_A_TIME, match)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from cmfg_dgl.experiments.baselines.fit import fit_by_gradient
 from cmfg_dgl.experiments.baselines.method import Method, TrainingSet, Validate
-from cmfg_dgl.features.pair_dataset import PairDataset
+from cmfg_dgl.features.encoders.tuned import TunedEncoders
+from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.nn.base import MAX_SCALE
 from cmfg_dgl.nn.cca_projection import CCAProjection
 from cmfg_dgl.training.negatives import same_pairs
@@ -21,6 +22,8 @@ __all__ = ["DualEncoder"]
 
 class DualEncoder(Method):
     """A method whose first stage is `CCAProjection`; a subclass says what it minimises, in `batch_loss`.
+
+    `encoders` holds the encoders that are trained with it, none unless it is given some.
 
     Parameters
     ----------
@@ -39,6 +42,7 @@ class DualEncoder(Method):
     """
 
     TRIALS: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"learning_rate": 3e-4}, {"dropout": 0.7})
+    tunes: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class DualEncoder(Method):
             torch.manual_seed(seed)
             self.heads = CCAProjection(widths, size=size, dropout=dropout)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.encoders = TunedEncoders()
         self.seed, self.ridge, self.epochs, self.batch_size = seed, ridge, epochs, batch_size
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
 
@@ -101,12 +106,23 @@ class DualEncoder(Method):
         """Which pairs of a batch belong together, bool (B, B), see `same_pairs`."""
         return same_pairs(self.owners(batch), self.texts[batch])
 
+    def whitened(self, side: ItemSet, items: Tensor) -> Tensor:
+        """Whitened mean features of some training items, (items, width); made now where the encoder is tuned."""
+        if side.modality in self.encoders:
+            return self.heads.whiten(side.node_type, self.encoders.mean(side, items))
+        return self.white[side.node_type][items]
+
+    def whitened_batch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Whitened mean features of the images and of the captions of a batch, (B, width) each."""
+        return (
+            self.whitened(self.pair_dataset.images, self.owners(batch)),
+            self.whitened(self.pair_dataset.captions, batch),
+        )
+
     def embed_batch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors of the images and of the captions of a batch, (B, D) each."""
-        return (
-            self.heads.embed("patch", self.white["patch"][self.owners(batch)]),
-            self.heads.embed("token", self.white["token"][batch]),
-        )
+        images, captions = self.whitened_batch(batch)
+        return self.heads.embed("patch", images), self.heads.embed("token", captions)
 
     @torch.inference_mode()
     def embeddings(self, pair_dataset: PairDataset) -> tuple[Tensor, Tensor]:
@@ -114,7 +130,7 @@ class DualEncoder(Method):
         self.eval()
         root = self.scale.sqrt()
         images, captions = (
-            self.heads.embed(side.node_type, self.heads.whiten(side.node_type, side.means)) * root
+            self.heads.embed(side.node_type, self.heads.whiten(side.node_type, self.encoders.means(side))) * root
             for side in (pair_dataset.images, pair_dataset.captions)
         )
         return images, captions

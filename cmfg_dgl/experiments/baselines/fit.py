@@ -36,7 +36,7 @@ def fit_by_gradient(
     Parameters
     ----------
     method
-        Trained in place.
+        Trained in place, with the encoders that are tuned with it.
     loss
         Loss of a batch, given the positions of its training captions, int64 (B,).
     items
@@ -54,7 +54,7 @@ def fit_by_gradient(
     parameters = [p for p in method.parameters() if p.requires_grad]
     batches = max(1, items // batch_size)
     steps = epochs * batches
-    optimizer, schedule = make_optimizer(parameters, learning_rate, weight_decay, warm=steps // 10, steps=steps)
+    optimizer, schedule = make_optimizer(method, learning_rate, weight_decay, warm=steps // 10, steps=steps)
     best, best_epoch, weights = -math.inf, -1, None
     for epoch in range(epochs):
         order = torch.randperm(items, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))

@@ -142,20 +142,22 @@ class GAT(DualEncoder):
     def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         """Joint graphs: scaled cosines."""
         self.eval()
+        patches = self.encoders.snapshot(pair_dataset.images, torch.unique(image))
+        tokens = self.encoders.snapshot(pair_dataset.captions, torch.unique(caption))
 
         def match(images: Tensor, captions: Tensor, left: Tensor, right: Tensor) -> Tensor:
-            sides = self._read(pair_dataset.images, images), self._read(pair_dataset.captions, captions)
+            sides = self._enter("patch", patches.read(images)), self._enter("token", tokens.read(captions))
             return self._joint(*sides, left, right)
 
         return score_in_pieces(image, caption, PAIRS_AT_A_TIME, match)
 
     def _read(self, side: ItemSet, items: Tensor) -> Entered:
         """The nodes of some items of a side, and what they are once entered (N, D)."""
-        nodes, kind = side.read(items), side.node_type
-        with torch.no_grad():
-            enter = self.heads.get_buffer(f"root_{kind}") @ cast(nn.Linear, self.heads.linear[kind]).weight.T
-            entered = (nodes.values.float() - self.heads.get_buffer(f"mean_{kind}")) @ enter
-        return Entered(nodes, entered)
+        return self._enter(side.node_type, self.encoders.read(side, items))
+
+    def _enter(self, kind: str, nodes: Nodes) -> Entered:
+        enter = self.heads.get_buffer(f"root_{kind}") @ cast(nn.Linear, self.heads.linear[kind]).weight.T
+        return Entered(nodes, (nodes.values.float() - self.heads.get_buffer(f"mean_{kind}")) @ enter)
 
     def _layer(self, sets: dict[str, NodeSet], hidden: dict[str, Tensor]) -> dict[str, Tensor]:
         """Pooled nodes (graphs, D), unit length, of each node type after the layer."""

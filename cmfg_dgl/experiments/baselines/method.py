@@ -69,12 +69,15 @@ class Method(nn.Module):
         Whether the embeddings are codes of +1 and -1; ties are then ranked in expectation.
     criterion
         What validation maximises: `rsum`, or `label`: mAP@all under shared labels, mean of both directions, in %.
+    tunes
+        Whether the encoders of a recipe can be trained with it (`training.tune`).
     """
 
     TRIALS: ClassVar[tuple[dict[str, Any], ...]] = ()
     reranks: ClassVar[bool] = False
     hashes: ClassVar[bool] = False
     criterion: ClassVar[str] = "rsum"
+    tunes: ClassVar[bool] = False
 
     def fit(self, training: TrainingSet, validate: Validate) -> None:
         """Learn from the training split; what is chosen on the way is chosen by `validate`.

@@ -48,7 +48,7 @@ class SimCLR(DualEncoder):
         return between + self.within * (patches + tokens) / 2
 
     def _views(self, side: ItemSet, items: Tensor, keep: float) -> tuple[Tensor, Tensor]:
-        nodes = side.read(items)
+        nodes = self.encoders.read(side, items)
         one, other = (
             self.heads.embed(side.node_type, self.heads.whiten(side.node_type, mean_nodes(view)))
             for view in (drop_nodes(nodes, keep, self.generator), drop_nodes(nodes, keep, self.generator))

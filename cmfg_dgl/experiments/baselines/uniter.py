@@ -125,7 +125,7 @@ class UNITER(CrossEncoder):
             return side.values.new_zeros(())
         _, tokens, patches = self.stream_nodes(sides["patch"], sides["token"], {kind: mask})
         guess = F.normalize(self.restore[kind]({"token": tokens, "patch": patches}[kind][mask]), dim=1)
-        truth = F.normalize(side.values[mask], dim=1)
+        truth = F.normalize(side.values[mask].detach(), dim=1)
         return F.cross_entropy(guess @ truth.T * self.scale, torch.arange(len(truth)))
 
 

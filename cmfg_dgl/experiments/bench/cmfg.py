@@ -41,6 +41,7 @@ class CMFGMethod(Method):
         {"training.learning_rate": 5e-4},
     )
     reranks: ClassVar[bool] = True
+    tunes: ClassVar[bool] = True
 
     def __init__(
         self, widths: Mapping[str, int], *, seed: int, config: Config, setting: Mapping[str, Any] | None = None

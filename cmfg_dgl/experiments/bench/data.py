@@ -20,7 +20,7 @@ from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pair_dataset import HardNegatives, ItemSet, PairDataset
 from cmfg_dgl.training.experiment import Experiment, select_device
 
-__all__ = ["BenchData", "Part", "prompt_sentences"]
+__all__ = ["BenchData", "Part", "prompt_sentences", "same_features"]
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,27 @@ class BenchData:
         place = {text: i for i, text in enumerate(distinct)}
         of_text = torch.tensor([place[text] for text in texts])
 
+        _, encoder = load_encoders(self.config)
+
         @cache
         def encoded() -> Nodes:
-            _, encoder = load_encoders(self.config)
             return encoder.forward([encoder.prepare(text) for text in distinct]).nodes
 
         # Most methods read no prompt, and then the text encoder is not loaded.
-        side = ItemSet("text", len(texts), lambda items: encoded().select(of_text[items]))
+        def pretrained(items: Tensor) -> Nodes:
+            return encoded().select(of_text[items])
+
+        side = ItemSet("text", len(texts), pretrained)
+        if self.config.training.tune.text is not None:
+            inputs = encoder.inputs([encoder.prepare(text) for text in distinct])
+            side = replace(side, read=lambda items: inputs.select(of_text[items]), pretrained=pretrained)
         return PairDataset(pair_dataset.images, side, torch.tensor(owners))
+
+
+def same_features(one: Config, other: Config) -> bool:
+    """Whether models of two configurations of one data set read the same: stored features, or what is tuned."""
+    frozen = one.training.tune.text is None, other.training.tune.text is None
+    return one.features == other.features and frozen[0] == frozen[1]
 
 
 def prompt_sentences(labels: tuple[str, ...]) -> list[str]:

@@ -82,7 +82,7 @@ class MatchedPairCMFG(CMFGMethod):
     def _vectors(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (pairs, D) of images and of captions in the joint graph of each pair."""
         images, captions = (
-            self.model.encode(side.modality, self.model.to_device(side.read(items)))
+            self.model.encode(side.modality, self.model.read(side, items))
             for side, items in ((pair_dataset.images, image), (pair_dataset.captions, caption))
         )
         return self.model.pair_vectors(images, captions)

@@ -12,6 +12,7 @@ from cmfg_dgl.experiments.baselines.albef import ALBEF
 from cmfg_dgl.experiments.baselines.beamclip import BeamCLIP
 from cmfg_dgl.experiments.baselines.cca import CCA
 from cmfg_dgl.experiments.baselines.clip_head import ClipHead
+from cmfg_dgl.experiments.baselines.dual_encoder import DualEncoder
 from cmfg_dgl.experiments.baselines.gat import GAT
 from cmfg_dgl.experiments.baselines.lcmfh import LCMFH
 from cmfg_dgl.experiments.baselines.method import Method
@@ -25,9 +26,10 @@ from cmfg_dgl.experiments.baselines.vsepp import VSEpp
 from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
 from cmfg_dgl.experiments.bench.matched_pair import MatchedPairCMFG
 from cmfg_dgl.experiments.cache import cell_settings
+from cmfg_dgl.features.encoders.tuned import load_tuned
 from cmfg_dgl.graph.relations import make_relations
 
-__all__ = ["METHODS", "make_method", "method_class", "recipe_of"]
+__all__ = ["METHODS", "check_tuned", "make_method", "method_class", "recipe_of"]
 
 METHODS: dict[str, type[Method]] = {
     "cmfg": CMFGMethod,
@@ -56,6 +58,15 @@ def method_class(name: str, where: str = "methods") -> type[Method]:
     raise ConfigError(f"{where}: {name!r} is not a method; {hint}There are {', '.join(METHODS)}")
 
 
+def check_tuned(name: str, config: Config) -> None:
+    """Refuse a method with which the encoders of a recipe cannot be trained, where the recipe says so."""
+    if config.training.tune.text is not None and not method_class(name).tunes:
+        raise ConfigError(
+            f"methods: {name} does not learn by gradient, and the recipe tunes an encoder with each method; leave "
+            f"{name} out, or training.tune.text"
+        )
+
+
 def make_method(
     name: str,
     config: Config,
@@ -70,14 +81,21 @@ def make_method(
     Parameters
     ----------
     config
-        The recipe: CMFG's settings, and the relations that `gat` shares with it.
+        The recipe: CMFG's settings, the relations that `gat` shares with it, and the encoders that are trained with
+        a method. With these all methods have as many epochs as CMFG, unless a setting gives another number.
     widths
         Node type to the width of its features.
     setting
         One of `settings_of`.
     leaky
         CMFG as `MatchedPairCMFG`.
+
+    Raises
+    ------
+    ConfigError
+        See `check_tuned`.
     """
+    check_tuned(name, config)
     kind: Any = MatchedPairCMFG if leaky else method_class(name)
     arguments: dict[str, Any] = dict(setting)
     if kind.hashes:
@@ -86,7 +104,11 @@ def make_method(
         arguments["relations"] = make_relations(config.graph.relations)
     if issubclass(kind, CMFGMethod):
         arguments = {"config": config, "setting": setting}
+    elif config.training.tune.text is not None:
+        arguments.setdefault("epochs", config.training.epochs)
     method: Method = kind(widths, seed=seed, **arguments)
+    if isinstance(method, DualEncoder):
+        method.encoders = load_tuned(config)
     return method
 
 
@@ -99,4 +121,6 @@ def recipe_of(name: str, config: Config) -> str:
     kind = method_class(name)
     if issubclass(kind, CMFGMethod):
         return to_yaml(cell_settings(config))
-    return to_yaml(config.retrieval) + (to_yaml(config.graph) if issubclass(kind, GAT) else "")
+    read = to_yaml(config.retrieval) + (to_yaml(config.graph) if issubclass(kind, GAT) else "")
+    tune = config.training.tune
+    return read if tune.text is None else f"{read}{to_yaml(tune)}epochs: {config.training.epochs}\n"

@@ -18,6 +18,7 @@ from cmfg_dgl.experiments.bench.methods import make_method, method_class
 __all__ = ["check_settings", "settings_of"]
 
 READ_BY_CMFG = ("graph", "model", "training")
+SHARED = "training.tune"
 
 
 def settings_of(name: str, config: BenchConfig) -> Sequence[Mapping[str, Any]]:
@@ -54,11 +55,10 @@ def check_settings(config: BenchConfig, recipes: Mapping[str, Config]) -> None:
 
 def _check_cmfg(setting: Mapping[str, Any], recipes: Iterable[Config], where: str) -> None:
     for key in setting:
-        if key.split(".")[0] not in READ_BY_CMFG:
+        if key.split(".")[0] not in READ_BY_CMFG or key.startswith(SHARED):
             known = ", ".join(READ_BY_CMFG)
-            raise ConfigError(
-                f"{where}: {key} is in none of {known}; give what all methods share as an override of the recipe"
-            )
+            reason = "is what all methods have" if key.startswith(SHARED) else f"is in none of {known}"
+            raise ConfigError(f"{where}: {key} {reason}; give what all methods share as an override of the recipe")
     for recipe in recipes:
         change_config(recipe, setting, where)
 

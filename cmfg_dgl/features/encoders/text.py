@@ -16,7 +16,7 @@ from torch import Tensor
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.encoders.precision import computed_in, matrices_in
 from cmfg_dgl.features.encoders.pretrained import describe_folder, load_pretrained, locate_model
-from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.nodes import EncoderInputs, Nodes
 
 __all__ = ["EncodedCaptions", "TextEncoder", "TokenizedCaption", "load_text"]
 
@@ -129,8 +129,11 @@ class TextEncoder:
 
     @cached_property
     def _model(self) -> Any:
-        model = load_pretrained("AutoModel", self._folder, "features.text", use_safetensors=True)
-        return model.eval().to(self._device)
+        return self.load_model().to(self._device)
+
+    def load_model(self) -> Any:
+        """A model of transformers with the pretrained weights, on the host, in evaluation mode."""
+        return load_pretrained("AutoModel", self._folder, "features.text", use_safetensors=True).eval()
 
     @cached_property
     def _unknown(self) -> int | None:
@@ -187,6 +190,14 @@ class TextEncoder:
             torch.tensor([-1 if word is None else word for word in encoding.word_ids], dtype=torch.int32),
             bool(encoding.overflowing),
         )
+
+    def inputs(self, captions: Sequence[TokenizedCaption]) -> EncoderInputs:
+        """Prepared captions as `TunedText` reads them."""
+        counts = torch.tensor([len(caption.input_ids) for caption in captions], dtype=torch.int64)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        columns = [torch.stack([caption.input_ids.float(), caption.kept.float()], 1) for caption in captions]
+        values = torch.cat([torch.empty(0, 2), *columns])
+        return EncoderInputs(values, offsets, torch.stack([torch.ones_like(counts), counts], 1))
 
     @torch.inference_mode()
     def forward(

@@ -422,7 +422,11 @@ def test_a_cell_depends_on_the_settings_that_its_method_reads(override: str, rea
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "cmfg"])
 def test_a_method_is_made_and_evaluated_from_those_settings_alone(name: str) -> None:
     part, whole = held_out(), config()
-    read = SimpleNamespace(retrieval=whole.retrieval, **({"graph": whole.graph} if name == "gat" else {}))
+    read = SimpleNamespace(
+        retrieval=whole.retrieval,
+        training=SimpleNamespace(tune=whole.training.tune),
+        **({"graph": whole.graph} if name == "gat" else {}),
+    )
     data = bench_data(part, part, None)
     data.config = read
     record = run_cell(data, name, 0, {}, minutes=0, audited=False)

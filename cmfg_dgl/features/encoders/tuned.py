@@ -1,0 +1,225 @@
+"""Encoders that are trained with a model: features are made when they are read, with gradients."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cmfg_dgl.config import Config
+from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.features.encoders.text import TextEncoder, load_text
+from cmfg_dgl.features.nodes import EncoderInputs, Nodes, ragged_positions
+from cmfg_dgl.features.pair_dataset import ITEMS_AT_A_TIME, ItemSet, mean_nodes
+
+__all__ = ["TunedEncoders", "TunedText", "load_tuned"]
+
+_log = logging.getLogger(__name__)
+
+CAPTIONS_AT_A_TIME = 32
+LARGE = 1 << 30
+"""Bytes of features in memory from which a log line tells how many there are."""
+
+
+class TunedText(nn.Module):
+    """The last hidden state of a BERT-family model, special tokens and padding left out, with gradients.
+
+    The module's own parameters are those of the tuned blocks. Embeddings and blocks below keep their pretrained
+    weights, are no parameters, and stand in no checkpoint. Dropout of the encoder is off, so that the output
+    depends on weights and captions alone.
+
+    Parameters
+    ----------
+    encoder
+        Whose pretrained weights it begins with.
+    blocks
+        How many of the last blocks are tuned; None for all of the encoder, its embeddings too.
+    bf16
+        Whether products are in bfloat16 in training mode. In evaluation mode they are in float32.
+
+    Raises
+    ------
+    ConfigError
+        If the encoder has fewer blocks, or blocks that are not found.
+    """
+
+    def __init__(self, encoder: TextEncoder, *, blocks: int | None, bf16: bool) -> None:
+        super().__init__()
+        self.bf16 = bf16
+        whole = encoder.load_model().requires_grad_(False)
+        if getattr(whole, "pooler", None) is not None:
+            whole.pooler = None  # it is behind the last hidden state
+        self.tuned = whole if blocks is None else _last_blocks(whole, blocks, encoder.name)
+        self.tuned.requires_grad_(True)
+        # Within a tuple modules are not registered: what is not tuned is no part of the state.
+        self._whole: tuple[Any] = (whole,)
+        self.eval()
+
+    def train(self, mode: bool = True) -> TunedText:
+        """Choose the precision; dropout stays off."""
+        super().train(mode)
+        self._whole[0].eval()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TunedText:
+        """Move all of the encoder, not the tuned blocks alone."""
+        self._whole[0]._apply(fn, recurse)
+        return self
+
+    def forward(self, inputs: EncoderInputs) -> Nodes:
+        """Token nodes of captions, float32 on the encoder's device, in order.
+
+        In training mode captions are sorted by length and padded, `CAPTIONS_AT_A_TIME` of them. In evaluation mode
+        only captions of one length run together, as in `TextEncoder.forward`, so that the nodes of a caption do not
+        depend on its batch.
+
+        Parameters
+        ----------
+        inputs
+            From `TextEncoder.inputs`: (rows, 2), token id and whether the token is a node.
+        """
+        counts, kept = inputs.counts, inputs.values[:, 1] > 0
+        ids = inputs.values[:, 0].long()
+        device = next(self.tuned.parameters()).device
+        states, rows = [torch.empty(0, self._whole[0].config.hidden_size, device=device)], [torch.empty(0).long()]
+        for items in _batches(counts, mixed=self.training):
+            rows.append(ragged_positions(inputs.offsets[items], counts[items]))
+            states.append(self._states(ids[rows[-1]], counts[items], device))
+        where = torch.cat(rows).argsort()[kept]
+        nodes = torch.zeros(len(counts), dtype=torch.int64)
+        nodes.index_add_(0, torch.arange(len(counts)).repeat_interleave(counts), kept.long())
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), nodes.cumsum(0)])
+        values = torch.cat(states)[where.to(device)]
+        return Nodes(values, offsets, torch.stack([torch.ones_like(nodes), nodes], 1))
+
+    def _states(self, ids: Tensor, counts: Tensor, device: torch.device) -> Tensor:
+        """Last hidden states (sum of counts, width) of captions end to end, with their special tokens."""
+        present = torch.arange(int(counts.max())) < counts[:, None]  # (B, T)
+        padded = torch.zeros(present.shape, dtype=torch.int64)
+        padded[present] = ids
+        present = present.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16 and self.training):
+            output = self._whole[0](input_ids=padded.to(device), attention_mask=present.long())
+        states: Tensor = output.last_hidden_state[present]
+        return states.to(next(self.tuned.parameters()).dtype)
+
+
+class TunedEncoders(nn.ModuleDict):
+    """The encoders that are trained with a model, by modality; none where all features come from the store.
+
+    They are a module of the model that they are trained with, so that its weights are never without theirs.
+
+    Parameters
+    ----------
+    encoders
+        Modality (`text`) to the encoder.
+    learning_rate
+        Peak learning rate of their parameters.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module] | None = None, *, learning_rate: float = 0.0) -> None:
+        super().__init__(encoders)
+        self.learning_rate = learning_rate
+
+    def features(self, nodes: Nodes) -> Nodes:
+        """Features of what a tuned encoder reads, by its weights as they are; other nodes are features already."""
+        if not isinstance(nodes, EncoderInputs):
+            return nodes
+        made: Nodes = self[nodes.modality](nodes)
+        return made
+
+    def read(self, side: ItemSet, items: Tensor) -> Nodes:
+        """Features of some items of a side, int64 (items,).
+
+        Raises
+        ------
+        TypeError
+            If the side has stored features of a modality whose encoder is tuned, or the other way round.
+        """
+        nodes = side.read(items)
+        if isinstance(nodes, EncoderInputs) != (side.modality in self):
+            given = "inputs of an encoder" if isinstance(nodes, EncoderInputs) else "stored features"
+            raise TypeError(f"{side.modality}: {given}, which this model does not read")
+        return self.features(nodes)
+
+    def mean(self, side: ItemSet, items: Tensor) -> Tensor:
+        """Mean features of some items of a side, float32 (items, width)."""
+        return mean_nodes(self.read(side, items))
+
+    def means(self, side: ItemSet) -> Tensor:
+        """Mean features of all items of a side, float32 (count, width), made now where the encoder is tuned."""
+        if side.modality not in self:
+            return side.means
+        parts = torch.arange(side.count).split(ITEMS_AT_A_TIME)
+        return torch.cat([self.mean(side, part) for part in parts])
+
+    @torch.inference_mode()
+    def snapshot(self, side: ItemSet, items: Tensor) -> ItemSet:
+        """A side whose given items have the features that the weights make of them now; in memory, as float32.
+
+        Where nothing is tuned it is the side itself. The encoder must be in evaluation mode.
+
+        Parameters
+        ----------
+        items
+            int64, distinct: the items that will be read.
+        """
+        if side.modality not in self:
+            return side
+        nodes = self.read(side, items)
+        if (size := nodes.values.nbytes) > LARGE:
+            _log.warning("features of %s items of %s take %.1f GB", f"{len(items):,}", side.modality, size / 1e9)
+        position = torch.full((side.count,), len(items))  # others are out of range
+        position[items] = torch.arange(len(items))
+        return ItemSet(side.modality, side.count, lambda wanted: nodes.select(position[wanted]))
+
+
+def load_tuned(config: Config) -> TunedEncoders:
+    """The encoders that a configuration tunes, each with its pretrained weights, on the host.
+
+    torch's random state is left as it was.
+
+    Raises
+    ------
+    ConfigError
+        If `training.tune.text` asks for more blocks than there are.
+    """
+    tune, features = config.training.tune, config.features
+    if tune.text is None:
+        return TunedEncoders()
+    encoder = load_text(features.text, max_tokens=features.max_tokens, device="cpu")
+    blocks = None if tune.text == "all" else int(tune.text)
+    bf16 = tune.precision == "bf16" or (tune.precision == "auto" and _multiplies_bfloat16(config.run.device))
+    with torch.random.fork_rng(devices=[]):
+        text = TunedText(encoder, blocks=blocks, bf16=bf16)
+    return TunedEncoders({"text": text}, learning_rate=tune.learning_rate)
+
+
+def _multiplies_bfloat16(device: str) -> bool:
+    """Whether a device multiplies bfloat16 in hardware."""
+    if torch.device(device).type == "cpu":
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def _last_blocks(model: Any, count: int, name: str) -> nn.ModuleList:
+    """The last blocks of a BERT-family model of transformers."""
+    stack = getattr(model, "encoder", None) or getattr(model, "transformer", None)
+    blocks = getattr(stack, "layer", None)
+    if not isinstance(blocks, nn.ModuleList):
+        raise ConfigError(f"training.tune.text: the blocks of {name} are not found; set it to all")
+    if count > len(blocks):
+        raise ConfigError(f"training.tune.text: {name} has {len(blocks)} blocks, not {count}; lower it, or set all")
+    return blocks[len(blocks) - count :]
+
+
+def _batches(lengths: Tensor, *, mixed: bool) -> Iterator[Tensor]:
+    """Positions of captions that run together, by rising length; of one length where not `mixed`."""
+    order = lengths.argsort(stable=True)
+    groups = [order] if mixed else order.split(torch.unique(lengths, return_counts=True)[1].tolist())
+    for group in groups:
+        yield from group.split(CAPTIONS_AT_A_TIME)
