@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from cmfg_dgl.config.keys import PRECOMPUTED, BenchConfig, Config, GraphConfig, default_relations
+from cmfg_dgl.config.keys import (
+    PRECOMPUTED,
+    BenchConfig,
+    Config,
+    FeaturesConfig,
+    GraphConfig,
+    default_relations,
+)
 from cmfg_dgl.errors import ConfigError
 
 __all__ = ["check_bench", "check_config"]
@@ -29,6 +36,8 @@ def check_config(config: Config, where: str) -> None:
     _check_folder("run.output_dir", config.run.output_dir, where)
     if PRECOMPUTED in (config.data.name, config.features.vision):
         _check_regions(config, where)
+    if config.features.aligned is not None:
+        _check_aligned(config.features, where)
 
 
 def check_bench(config: BenchConfig, where: str) -> None:
@@ -141,6 +150,22 @@ def _check_regions(config: Config, where: str) -> None:
                 raise ConfigError(f"{where}: {key}.topology grid: regions lie on no grid; use complete or knn")
             if relation.directed:
                 raise ConfigError(f"{where}: {key}.directed: where regions lie is not known; set it to false")
+
+
+def _check_aligned(features: FeaturesConfig, where: str) -> None:
+    """An aligned model is the encoder of both modalities."""
+    if not features.aligned:
+        raise ConfigError(f"{where}: features.aligned is empty; give a name or a folder, or null")
+    defaults = FeaturesConfig()
+    for key in ("vision", "text"):
+        value, default = getattr(features, key), getattr(defaults, key)
+        if value != default:
+            raise ConfigError(
+                f"{where}: features.aligned {features.aligned} and features.{key} {value}: an aligned model encodes "
+                f"both modalities; set features.aligned to null, or features.{key} to its default {default}"
+            )
+    if features.compile:
+        raise ConfigError(f"{where}: features.compile: aligned models are not compiled; set it to false")
 
 
 def _check_fractions(fractions: dict[str, float], where: str) -> None:

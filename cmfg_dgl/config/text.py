@@ -70,6 +70,7 @@ def resolve_paths(config: Config) -> Config:
             dir=None if features.dir is None else absolute(features.dir),
             vision=features.vision if features.vision in PACKAGED_ENCODERS else _existing(features.vision),
             text=features.text if features.text in PACKAGED_ENCODERS else _existing(features.text),
+            aligned=None if features.aligned is None else _existing(features.aligned),
         ),
         run=replace(run, output_dir=absolute(run.output_dir)),
     )

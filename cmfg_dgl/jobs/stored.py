@@ -61,7 +61,10 @@ def evaluation_inputs(run: Run, dataset: Dataset, split: str, folds: int | None)
 
 
 def _named_encoders(config: Config) -> list[tuple[str, str]]:
-    return [(config.features.vision, "features.vision"), (config.features.text, "features.text")]
+    features = config.features
+    if features.aligned is not None:
+        return [(features.aligned, "features.aligned")]
+    return [(features.vision, "features.vision"), (features.text, "features.text")]
 
 
 def _encoder(name: str, key: str) -> Any:
