@@ -161,8 +161,8 @@ def _check_aligned(features: FeaturesConfig, where: str) -> None:
         value, default = getattr(features, key), getattr(defaults, key)
         if value != default:
             raise ConfigError(
-                f"{where}: features.aligned {features.aligned} and features.{key} {value}: an aligned model encodes "
-                f"both modalities; set features.aligned to null, or features.{key} to its default {default}"
+                f"{where}: features.aligned {features.aligned} and features.{key} {value}: an aligned model is the "
+                f"encoder of both modalities; leave features.aligned out, or set features.{key} to {default}"
             )
     if features.compile:
         raise ConfigError(f"{where}: features.compile: aligned models are not compiled; set it to false")

@@ -27,6 +27,7 @@ __all__ = ["AlignedModel", "AlignedText", "AlignedVision", "load_aligned"]
 
 KEY = "features.aligned"
 EXAMPLES = "such as openai/clip-vit-base-patch32 or google/siglip2-base-patch16-224"
+REMEDY = "save or download the model again"
 NAFLEX = "siglip2"
 """Model type whose image processor gives patches instead of pictures (NaFlex)."""
 
@@ -69,8 +70,8 @@ class AlignedModel:
         config = load_pretrained("AutoConfig", self.folder, KEY)
         if config.model_type == NAFLEX:
             raise ConfigError(
-                f"{KEY}: {self.name} reads pictures as patches of any number (NaFlex), which is not supported; give "
-                "a model of one picture size, such as google/siglip2-base-patch16-224"
+                f"{KEY}: {self.name} reads pictures as patches of any number (NaFlex), which is not supported; "
+                "give a model of one picture size, such as google/siglip2-base-patch16-224"
             )
         if not all(hasattr(config, part) for part in ("text_config", "vision_config")):
             raise ConfigError(f"{KEY}: {self.name} ({config.model_type}) is of one modality; give both, {EXAMPLES}")
@@ -84,6 +85,11 @@ class AlignedModel:
         if width is None:
             raise ConfigError(f"{KEY}: {self.name} ({config.model_type}) projects into no shared space; {EXAMPLES}")
         return int(width)
+
+    @property
+    def logit_scale(self) -> float | None:
+        """Inverse temperature with which the model was trained."""
+        return self.similarity["logit_scale"]
 
     @cached_property
     def similarity(self) -> dict[str, float | None]:
@@ -115,11 +121,13 @@ class AlignedModel:
         )
         if unfit := sorted({*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}):
             raise ConfigError(
-                f"{KEY}: {self.folder}: {unfit[0]} and {len(unfit) - 1} more weights are missing or of another size; "
-                "save or download the model again"
+                f"{KEY}: {self.folder}: {unfit[0]} and {len(unfit) - 1} more weights are missing or of another "
+                f"size; {REMEDY}"
             )
         if not all(hasattr(model, method) for method in METHODS):
-            raise ConfigError(f"{KEY}: {type(model).__name__} has no {' and '.join(METHODS)}; give a model {EXAMPLES}")
+            raise ConfigError(
+                f"{KEY}: {type(model).__name__} has no {' and '.join(METHODS)}; give a model {EXAMPLES}"
+            )
         return model.eval().to(self.device)
 
     def unit(self, output: Any) -> Tensor:
@@ -215,14 +223,13 @@ class AlignedText(TextEncoder):
     def _pretrained_tokenizer(self) -> Any:
         # Without these files transformers makes a tokenizer that knows no word, and says nothing.
         if not any(all((self._folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
-            raise ConfigError(
-                f"{KEY}: {self._folder} holds no tokenizer ({' or '.join(' with '.join(n) for n in TOKENIZER_FILES)}); "
-                "save or download the model again"
-            )
+            files = " or ".join(" with ".join(names) for names in TOKENIZER_FILES)
+            raise ConfigError(f"{KEY}: {self._folder} holds no tokenizer ({files}); {REMEDY}")
         return load_pretrained("AutoTokenizer", self._folder, KEY)
 
     def _length(self, tokenizer: Any) -> int:
-        return min(self.max_tokens + tokenizer.num_special_tokens_to_add(), self._limit(tokenizer))
+        asked: int = self.max_tokens + tokenizer.num_special_tokens_to_add()
+        return min(asked, self._limit(tokenizer))
 
     def _hidden(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         tokenizer, length = self._pretrained_tokenizer, input_ids.shape[1]
@@ -230,7 +237,7 @@ class AlignedText(TextEncoder):
         if self._aligned.config.model_type in TRAINED_PADDED:
             padding = self._limit(tokenizer) - length
         if padding and tokenizer.pad_token_id is None:
-            raise ConfigError(f"{KEY}: the tokenizer of {self.name} has no padding token; save or download it again")
+            raise ConfigError(f"{KEY}: the tokenizer of {self.name} has no padding token; {REMEDY}")
         sides = (padding, 0) if tokenizer.padding_side == "left" else (0, padding)
         inputs = {"input_ids": F.pad(input_ids, sides, value=tokenizer.pad_token_id)}
         # SigLIP attends to its padding, and its tokenizer therefore gives no mask.

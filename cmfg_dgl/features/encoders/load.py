@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from cmfg_dgl.config import PRECOMPUTED, Config
-from cmfg_dgl.features.encoders.aligned import load_aligned
+from cmfg_dgl.features.encoders.aligned import AlignedModel, load_aligned
 from cmfg_dgl.features.encoders.reduce import ReducedVision
 from cmfg_dgl.features.encoders.regions import Regions
 from cmfg_dgl.features.encoders.text import TextEncoder, load_text
 from cmfg_dgl.features.encoders.vision import VisionEncoder, load_vision
 
-__all__ = ["load_encoders"]
+__all__ = ["aligned_model", "load_encoders"]
 
 
 def load_encoders(config: Config, *, compiled: bool = False) -> tuple[VisionEncoder, TextEncoder]:
@@ -30,6 +30,12 @@ def load_encoders(config: Config, *, compiled: bool = False) -> tuple[VisionEnco
     if features.image_pool > 1 or features.image_project is not None:
         vision = ReducedVision(vision, pool=features.image_pool, project=features.image_project)
     return vision, text
+
+
+def aligned_model(config: Config) -> AlignedModel | None:
+    """The aligned model that a configuration names, its weights not loaded; None where it names none."""
+    name = config.features.aligned
+    return None if name is None else AlignedModel(name, config.run.device)
 
 
 def _aligned(config: Config, name: str) -> tuple[VisionEncoder, TextEncoder]:

@@ -154,7 +154,8 @@ class TextEncoder:
 
     def _length(self, tokenizer: Any) -> int:
         """Most tokens of a caption that are read, special ones included."""
-        length, limit = self.max_tokens + tokenizer.num_special_tokens_to_add(), self._limit(tokenizer)
+        length: int = self.max_tokens + tokenizer.num_special_tokens_to_add()
+        limit = self._limit(tokenizer)
         if length > limit:
             raise ConfigError(
                 f"features.max_tokens: {self.max_tokens} with special tokens is more than the {limit} "
@@ -165,7 +166,8 @@ class TextEncoder:
     def _limit(self, tokenizer: Any) -> int:
         """Most tokens that the model can read, special ones included."""
         limit: int = tokenizer.model_max_length
-        return min(limit, getattr(self._config, "max_position_embeddings", limit))
+        positions: int = getattr(self._config, "max_position_embeddings", limit)
+        return min(limit, positions)
 
     def token_ids(self, captions: Sequence[str]) -> Iterator[tuple[tuple[int, ...], int, bool]]:
         """Tokens of each caption without special ones, how many of them are unknown, and whether it is cut."""
