@@ -20,7 +20,7 @@ LONGEST = 24
 """Tokens that the models read, special ones included."""
 
 POOLED_WIDTH = 24
-WORDS = "a on the left right painted red green blue circle square triangle".split()
+WORDS = ["a", "on", "the", "left", "right", "painted", "red", "green", "blue", "circle", "square", "triangle"]
 TOWER = {
     "hidden_size": POOLED_WIDTH,
     "num_hidden_layers": 2,
@@ -115,7 +115,9 @@ class Reference:
     @torch.inference_mode()
     def text(self, text: str) -> tuple[Tensor, Tensor]:
         """Last hidden states (T, D) without those of special tokens and of padding, and the unit vector (P,)."""
-        inputs = self.tokenizer(text, padding=self.padding, truncation=True, max_length=LONGEST, return_tensors="pt")
+        inputs = self.tokenizer(
+            text, padding=self.padding, truncation=True, max_length=LONGEST, return_tensors="pt"
+        )
         output = self.model.get_text_features(**inputs)
         words = [int(token) not in self.tokenizer.all_special_ids for token in inputs["input_ids"][0]]
         return output.last_hidden_state[0][words], F.normalize(output.pooler_output[0], dim=0)
