@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cmfg_dgl.config import ModelConfig
 from cmfg_dgl.features.encoders.tuned import TunedEncoders
@@ -17,6 +18,7 @@ from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.graph.pair_graph import node_positions
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import NodeSet
+from cmfg_dgl.nn.aligned_residual import AlignedResidual
 from cmfg_dgl.nn.attention import Message, Projected, RelationAttention
 from cmfg_dgl.nn.cca_projection import CCAProjection
 from cmfg_dgl.nn.layer import CMFGLayer
@@ -27,6 +29,9 @@ __all__ = ["MAX_SCALE", "CMFGBase"]
 
 MAX_SCALE = 100.0
 """Largest inverse temperature."""
+
+INITIAL_SHARE = 0.99
+"""Most of `MAX_SCALE` with which an inverse temperature begins."""
 
 MESSAGE_INIT_SCALE = 0.1
 """What W of a relation is multiplied by before the first step, with `init: cca`."""
@@ -51,6 +56,8 @@ class CMFGBase(nn.Module):
         bf16: bool = False,
         positional: Sequence[str] = ("patch", "token"),
         encoders: TunedEncoders | None = None,
+        pooled_width: int | None = None,
+        first_scale: float | None = None,
     ) -> None:
         super().__init__()
         _check(config)
@@ -82,8 +89,15 @@ class CMFGBase(nn.Module):
         self.matching_head = nn.ModuleDict(
             {node_type: NodeMatchingHead(config.width, MATCHING_HEAD_WIDTH) for node_type in scored_types}
         )
+        log_scales = {"first": -math.log(temperature), "joint": -math.log(temperature)}
+        if first_scale is not None:
+            # At the bound there would be no gradient.
+            log_scales["first"] = math.log(min(first_scale, INITIAL_SHARE * MAX_SCALE))
         self.log_scales = nn.ParameterDict(
-            {stage: nn.Parameter(torch.tensor(-math.log(temperature))) for stage in ("first", "joint")}
+            {stage: nn.Parameter(torch.tensor(value)) for stage, value in log_scales.items()}
+        )
+        self.aligned = (
+            None if pooled_width is None else AlignedResidual(widths, width=config.width, pooled_width=pooled_width)
         )
         self.encoders = TunedEncoders() if encoders is None else encoders
 
@@ -143,6 +157,17 @@ class CMFGBase(nn.Module):
         """Inverse temperature of a stage's score (`first` or `joint`), a scalar of at most 100."""
         scale: Tensor = self.log_scales[stage].exp().clamp(max=MAX_SCALE)
         return scale
+
+    def _embedding(self, node_type: str, vectors: Tensor, pooled: Tensor | None) -> Tensor:
+        """First-stage embeddings, of unit length, of what pooling gave the independent graphs of items.
+
+        (items, D), or over an aligned model (items, P), see `AlignedResidual`.
+        """
+        unit = F.normalize(vectors, dim=1)
+        if self.aligned is None:
+            return unit
+        embeddings: Tensor = self.aligned(node_type, unit, pooled)
+        return embeddings
 
     def _initial(self, node_type: str, features: Tensor, counts: Tensor, positions: Tensor) -> Tensor:
         """Nodes (N, D) that enter the first layer.

@@ -75,11 +75,11 @@ class FactorisedCMFG(CMFGBase):
             projected=projected,
             message=intra_message,
             attended=attended if later else {},
-            embedding=F.normalize(self.pool[node_type](hidden, nodes.counts), dim=1),
+            embedding=self._embedding(node_type, self.pool[node_type](hidden, nodes.counts), nodes.pooled),
         )
 
     def embed(self, modality: str, nodes: Nodes) -> Tensor:
-        """Independent embeddings (items, D) of unit length."""
+        """Independent embeddings (items, D), over an aligned model (items, P), of unit length."""
         return self.encode(modality, nodes, joint=False).embedding
 
     def match(self, images: Encoded, captions: Encoded) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cmfg_dgl.config import Config, to_yaml
@@ -23,16 +23,21 @@ from cmfg_dgl.experiments.baselines.seph import SePH
 from cmfg_dgl.experiments.baselines.simclr import SimCLR
 from cmfg_dgl.experiments.baselines.uniter import UNITER
 from cmfg_dgl.experiments.baselines.vsepp import VSEpp
+from cmfg_dgl.experiments.baselines.zero_shot import ZeroShot
 from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
 from cmfg_dgl.experiments.bench.matched_pair import MatchedPairCMFG
 from cmfg_dgl.experiments.cache import cell_settings
 from cmfg_dgl.features.encoders.tuned import load_tuned
 from cmfg_dgl.graph.relations import make_relations
 
-__all__ = ["METHODS", "check_tuned", "make_method", "method_class", "recipe_of"]
+__all__ = ["METHODS", "check_tuned", "make_method", "method_class", "methods_of", "recipe_of"]
+
+ZERO_SHOT = "zero-shot"
+"""Name of the aligned model as it is."""
 
 METHODS: dict[str, type[Method]] = {
     "cmfg": CMFGMethod,
+    ZERO_SHOT: ZeroShot,
     "cca": CCA,
     "clip-head": ClipHead,
     "vsepp": VSEpp,
@@ -65,6 +70,22 @@ def check_tuned(name: str, config: Config) -> None:
             f"methods: {name} does not learn by gradient, and the recipe tunes an encoder with each method; leave "
             f"{name} out, or training.tune.text"
         )
+
+
+def methods_of(methods: Sequence[str], recipe: str, config: Config) -> list[str]:
+    """The methods of a comparison on the data of a recipe: over an aligned model also that model as it is.
+
+    Raises
+    ------
+    ConfigError
+        If that is asked for, and the recipe has no aligned model.
+    """
+    if config.features.aligned is None and ZERO_SHOT in methods:
+        raise ConfigError(
+            f"methods: {ZERO_SHOT} is an aligned model as it is, and the recipe {recipe} has none; set "
+            "features.aligned, or leave it out"
+        )
+    return [*methods, *[ZERO_SHOT] * (config.features.aligned is not None and ZERO_SHOT not in methods)]
 
 
 def make_method(
