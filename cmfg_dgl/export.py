@@ -1,4 +1,4 @@
-"""A trained model as files: read from a run directory, an exported folder or a hub repository, and written."""
+"""A model as files: read from a run, an exported folder, a hub repository or an aligned model, and written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, snapshot_download
 
 from cmfg_dgl import __version__
 from cmfg_dgl.config import Config, config_from_mapping
-from cmfg_dgl.config.text import absolute, placeless
+from cmfg_dgl.config.text import absolute, placeless, resolve_paths
 from cmfg_dgl.errors import CheckpointError, ConfigError
 from cmfg_dgl.features.encoders.load import load_encoders
 from cmfg_dgl.features.encoders.text import TextEncoder
@@ -25,7 +25,7 @@ from cmfg_dgl.ownership import refuse_changed
 from cmfg_dgl.reporting.matcher_card import matcher_card
 from cmfg_dgl.retrieval.query_bank import QueryBank, load_query_bank, save_query_bank
 from cmfg_dgl.training.checkpoint import save_checkpoint
-from cmfg_dgl.training.experiment import restore_model
+from cmfg_dgl.training.experiment import restore_model, select_device
 from cmfg_dgl.training.run_directory import Run, open_run
 
 __all__ = ["Parts", "parts_of", "parts_of_run", "push_parts", "save_parts"]
@@ -34,6 +34,9 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 1
 RECORD, WEIGHTS, BANK, CARD = "matcher.json", "weights.safetensors", "query-bank.safetensors", "README.md"
+ALIGNED = "config.json"
+"""A file of every model of transformers, and of nothing that cmfg writes."""
+
 VERSIONS = ("transformers", "library")
 """Parts of an encoder's description that name a library's version: another one is said, not refused."""
 
@@ -42,7 +45,7 @@ class Parts(NamedTuple):
     """What a `Matcher` is made of, with its words."""
 
     config: Config
-    model: CMFG
+    model: CMFG | None
     vision: VisionEncoder
     text: TextEncoder
     query_bank: QueryBank | None
@@ -51,18 +54,38 @@ class Parts(NamedTuple):
 
 
 def parts_of(source: str | Path, device: str) -> Parts:
-    """Read a run directory, an exported folder or a hub repository; see `Matcher.load`."""
+    """Read a run directory, an exported folder, an aligned model or a hub repository; see `Matcher.load`."""
     folder = Path(source).expanduser()
     if (folder / RECORD).is_file():
         return _load_exported(folder, device)
     if (folder / "config.yaml").is_file():
         return parts_of_run(open_run(str(folder), [f"run.device={device}"]))
+    if (folder / ALIGNED).is_file():
+        return _parts_of_aligned(str(source), device)
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise CheckpointError(
-            f"{source}: no trained model here (neither {RECORD} nor config.yaml); train one with cmfg train -o "
-            f"{source}"
+            f"{source}: no trained model here (neither {RECORD} nor config.yaml, nor {ALIGNED} of an aligned "
+            f"model); train one with cmfg train -o {source}"
         )
-    return _load_exported(_download(str(source)), device)
+    downloaded = _download(str(source))
+    if not (downloaded / RECORD).is_file():
+        return _parts_of_aligned(str(source), device)
+    return _load_exported(downloaded, device)
+
+
+def _parts_of_aligned(source: str, device: str) -> Parts:
+    """An aligned model as it is, by a name on the hub or a folder: no graph, and nothing trained."""
+    settings = {
+        "features": {"aligned": source},
+        "retrieval": {"correction": "none"},
+        "run": {"device": device},
+    }
+    config = resolve_paths(config_from_mapping(settings, source))
+    select_device(config)
+    vision, text = load_encoders(config)
+    # What is missing of the model is said now, not with the first picture.
+    vision.describe()
+    return Parts(config=config, model=None, vision=vision, text=text, query_bank=None, alpha=0.0, provenance={})
 
 
 def parts_of_run(run: Run) -> Parts:
@@ -147,8 +170,10 @@ def _check_free(folder: Path, force: bool) -> None:
 
 
 def _write(parts: Parts, folder: Path) -> None:
-    save_checkpoint(folder / WEIGHTS, parts.model.state_dict(), {})
-    names = [WEIGHTS]
+    names = []
+    if parts.model is not None:
+        save_checkpoint(folder / WEIGHTS, parts.model.state_dict(), {})
+        names.append(WEIGHTS)
     if parts.query_bank is not None:
         save_query_bank(folder / BANK, parts.query_bank)
         names.append(BANK)
@@ -173,11 +198,12 @@ def _load_exported(folder: Path, device: str) -> Parts:
     values = {**record["config"], "run": {**record["config"]["run"], "device": device, "output_dir": str(folder)}}
     config = config_from_mapping(values, str(folder / RECORD))
     vision, text = load_encoders(config)
-    for key, encoder in (("vision", vision), ("text", text)):
-        _check_encoder(folder, f"features.{key}", record["encoders"][key], encoder.describe())
+    for modality, encoder in (("vision", vision), ("text", text)):
+        key = f"features.{modality}" if config.features.aligned is None else "features.aligned"
+        _check_encoder(folder, key, record["encoders"][modality], encoder.describe())
     return Parts(
         config=config,
-        model=restore_model(config, record["widths"], folder / WEIGHTS),
+        model=restore_model(config, record["widths"], folder / WEIGHTS) if WEIGHTS in record["files"] else None,
         vision=vision,
         text=text,
         query_bank=load_query_bank(folder / BANK) if BANK in record["files"] else None,

@@ -18,6 +18,7 @@ from torch import Tensor
 from cmfg_dgl.config import Config
 from cmfg_dgl.config.text import absolute
 from cmfg_dgl.data.images import IMAGE_SUFFIXES, read_image, to_rgb
+from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.explain.inspect import Inspection, Pair, inspect_pair, write_attention
 from cmfg_dgl.export import Parts, parts_of, parts_of_run, push_parts, save_parts
 from cmfg_dgl.features.encoders.text import TextEncoder
@@ -28,6 +29,7 @@ from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.reporting.inspect_page import write_inspection
 from cmfg_dgl.reporting.overlays import write_overlays
+from cmfg_dgl.retrieval.aligned_scorer import AlignedScorer
 from cmfg_dgl.retrieval.hubness import Correction, corrected, make_correction
 from cmfg_dgl.retrieval.query_bank import QueryBank
 from cmfg_dgl.retrieval.scorer import GraphScorer, Scorer, fused
@@ -70,14 +72,16 @@ class Hit:
 class Matcher:
     """A trained model with its encoders, hubness correction and settings.
 
-    `Matcher.load` and `cmfg_dgl.train` make one. Methods compute without gradients, in evaluation mode.
+    `Matcher.load` and `cmfg_dgl.train` make one. Methods compute without gradients, in evaluation mode. An aligned
+    model such as CLIP is one without training: its first stage is the cosine of its vectors, and it has no graph.
 
     Parameters
     ----------
     config
         The configuration that the model was trained with.
     model
-        The graph model, with the encoders that were tuned with it (`training.tune`).
+        The graph model, with the encoders that were tuned with it (`training.tune`); None for an aligned model as
+        it is.
     vision, text
         The pretrained encoders.
     query_bank
@@ -89,7 +93,7 @@ class Matcher:
     """
 
     config: Config
-    model: CMFG
+    model: CMFG | None
     vision: VisionEncoder
     text: TextEncoder
     query_bank: QueryBank | None
@@ -103,8 +107,9 @@ class Matcher:
         Parameters
         ----------
         source
-            A run directory of `cmfg train`, a folder that `save` or `cmfg export` wrote, or the name of a
-            repository on the Hugging Face hub (OWNER/NAME) that holds such a folder.
+            A run directory of `cmfg train`, a folder that `save` or `cmfg export` wrote, the folder of an aligned
+            model of transformers (CLIP, SigLIP), or the name of a repository on the Hugging Face hub (OWNER/NAME)
+            that holds such a folder or such a model.
         device
             Torch device of the model and the encoders.
 
@@ -114,7 +119,7 @@ class Matcher:
             If there is no trained model, a file of it is damaged, or an encoder differs from the one it was trained
             with.
         ConfigError
-            If the device or an encoder cannot be had.
+            If the device or an encoder cannot be had, or an aligned model is incomplete.
         """
         return cls(*parts_of(source, device))
 
@@ -211,13 +216,16 @@ class Matcher:
             If there are not as many images as texts.
         DataError
             If a picture or a text cannot be used.
+        ConfigError
+            If there is no trained joint stage.
         """
         if len(images) != len(texts):
             raise ValueError(f"score_pairs: {len(images)} images and {len(texts)} texts; give a text an image")
+        scorer = self.graph_scorer()
         if not images:
             return torch.zeros(0)
         pairs = self._pair_dataset(images, texts)
-        return self.scorer.pairs(pairs, torch.arange(len(images)), torch.arange(len(texts)))
+        return scorer.pairs(pairs, torch.arange(len(images)), torch.arange(len(texts)))
 
     def rank(
         self, queries: Sequence[Picture], candidates: Sequence[Picture], k: int = 10, rerank: bool = True
@@ -225,7 +233,8 @@ class Matcher:
         """The best candidates of each query: texts for pictures, or pictures for texts.
 
         The first stage finds `retrieval.k` candidates of each query, at least k. The second stage re-ranks these by
-        the fused score, with the weight that validation chose.
+        the fused score, with the weight that validation chose. An aligned model as it is has no second stage, and
+        the `joint_score` of its hits is None.
 
         Parameters
         ----------
@@ -261,6 +270,7 @@ class Matcher:
         pairs = self._pair_dataset(images, texts)
         ends = self.scorer.embeddings(pairs)
         asking, gallery = ends if modality == "image" else ends[::-1]
+        rerank = rerank and self.model is not None
         chosen = first_stage_candidates(asking, gallery, max(k, self.config.retrieval.k) if rerank else k)
         first = torch.stack([row @ gallery[found].T for row, found in zip(asking, chosen, strict=True)])
         if not rerank:
@@ -283,11 +293,11 @@ class Matcher:
         DataError
             If the picture or the text cannot be used.
         """
-        pair = self.pair(image, text)
-        nodes = self.model.to_device(pair.image), self.model.to_device(pair.caption)
-        graph = self.model.eval().pair_graphs(*nodes)
+        model, pair = self.graph_model, self.pair(image, text)
+        nodes = model.to_device(pair.image), model.to_device(pair.caption)
+        graph = model.eval().pair_graphs(*nodes)
         with torch.no_grad():
-            self.model(graph, attention=True)
+            model(graph, attention=True)
         graph.nodes["patch"].data["box"] = torch.tensor(pair.boxes)
         graph.nodes["token"].data["span"] = torch.tensor(pair.spans)
         return graph
@@ -306,7 +316,7 @@ class Matcher:
         DataError
             If the picture or the text cannot be used.
         """
-        inspection = inspect_pair(self.model, self.pair(image, text))
+        inspection = inspect_pair(self.graph_model, self.pair(image, text))
         if folder is not None:
             write_inspection(inspection, Path(absolute(str(folder))))
             write_attention(inspection, Path(folder))
@@ -331,8 +341,16 @@ class Matcher:
             spans=tuple((int(a), int(b)) for a, b in tokenised.spans[tokenised.kept]),
             words=tuple(tokenised.words[tokenised.kept].tolist()),
             image=to_half(self.vision.encode([picture]), self.vision.name),
-            caption=self.model.encoders.features(read_texts(self.config, self.text, [text])),
+            caption=self.graph_model.encoders.features(read_texts(self.config, self.text, [text])),
         )
+
+    @property
+    def graph_model(self) -> CMFG:
+        """The graph model; ConfigError for an aligned model as it is, which has none."""
+        if self.model is None:
+            name = self.config.features.aligned
+            raise ConfigError(f"{name}: has no trained joint stage; train one with features.aligned={name}")
+        return self.model
 
     @cached_property
     def correction(self) -> Correction | None:
@@ -349,24 +367,30 @@ class Matcher:
 
     def make_scorer(self, progress: Callable[[str, int, int], object] | None = None) -> Scorer:
         """The same as `scorer`, with progress of the second stage: called with (what, done, total)."""
-        return corrected(self.graph_scorer(progress), self.correction)
+        return corrected(self._first_scorer if self.model is None else self.graph_scorer(progress), self.correction)
 
     def graph_scorer(self, progress: Callable[[str, int, int], object] | None = None) -> GraphScorer:
         """Both stages as a `Scorer`, without the hubness correction."""
         told = None if progress is None else lambda done, total: progress("re-ranking", done, total)
-        return GraphScorer(self.model, pair_batch=self.config.retrieval.pair_batch, progress=told)
+        return GraphScorer(self.graph_model, pair_batch=self.config.retrieval.pair_batch, progress=told)
+
+    @property
+    def _first_scorer(self) -> GraphScorer | AlignedScorer:
+        """The first stage without the hubness correction."""
+        return AlignedScorer() if self.model is None else self.graph_scorer()
 
     @property
     def _parts(self) -> Parts:
         return Parts(*(getattr(self, name) for name in Parts._fields))
 
     def _embed(self, modality: str, items: Sequence[Picture], batch_size: int, progress: Progress | None) -> Tensor:
-        scorer = self.graph_scorer()
+        scorer, encoder = self._first_scorer, self.vision if modality == "image" else self.text
         parts = [
             scorer.embed_items(_item_set(modality, nodes))
             for nodes in self._encode(modality, items, batch_size, progress)
         ]
-        embeddings = torch.cat(parts) if parts else torch.zeros(0, self.config.model.width)
+        width = encoder.pooled_width or self.config.model.width
+        embeddings = torch.cat(parts) if parts else torch.zeros(0, width)
         return embeddings if self.correction is None else self.correction.transform(modality, embeddings)
 
     def _encode(

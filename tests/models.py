@@ -26,7 +26,7 @@ SAME: tuple[Grids, Grids] = [(2, 2)] * 4, [(1, 3)] * 4
 PLAIN = {"init": "random", "dropout": 0.0, "feature_dropout": 0.0}
 """What is random or large is switched off, unless a test switches it on."""
 
-OF_THE_MODEL = ("temperature", "bf16", "positional")
+OF_THE_MODEL = ("temperature", "bf16", "positional", "pooled_width", "first_scale")
 """Arguments of CMFG beside the section `model`."""
 
 

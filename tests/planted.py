@@ -10,6 +10,7 @@ import torch
 from graphs import Grids, random_nodes
 from models import make_model
 from torch import Tensor
+from torch.nn import functional as F
 
 from cmfg_dgl.config import TrainingConfig
 from cmfg_dgl.evaluation.evaluate import first_stage_rsum
@@ -35,7 +36,8 @@ def planted(captions_of: Sequence[int], seed: int = 0, noise: float = 0.3) -> Pa
     """A collection in which image i has captions_of[i] captions, and nodes show a vector that both share.
 
     Image nodes show the vector through one fixed random matrix, caption nodes through another; the vectors, the
-    ragged sizes, the noise and the order of the captions depend on `seed`.
+    ragged sizes, the noise and the order of the captions depend on `seed`. Pooled vectors, as those of an aligned
+    model, show it as it is, with noise.
     """
     generator = torch.Generator().manual_seed(seed)
     fixed = torch.Generator().manual_seed(12345)
@@ -49,7 +51,11 @@ def planted(captions_of: Sequence[int], seed: int = 0, noise: float = 0.3) -> Pa
         shown = (
             torch.repeat_interleave(vectors @ mixing[NODE_TYPES[modality]], nodes.counts, 0) + noise * nodes.values
         )
-        return ItemSet(modality, len(vectors), Nodes(shown, nodes.offsets, nodes.grid).select)
+        blurred = vectors + torch.randn(
+            vectors.shape, generator=torch.Generator().manual_seed(seed + len(modality))
+        )
+        pooled = F.normalize(blurred, dim=1)
+        return ItemSet(modality, len(vectors), Nodes(shown, nodes.offsets, nodes.grid, pooled).select)
 
     grids = [(1 + i % 3, 1 + i % 2) for i in range(len(captions_of))]
     lengths = [(1, 1 + i % 4) for i in range(len(owners))]

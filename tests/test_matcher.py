@@ -10,6 +10,9 @@
 - An exported folder is whole or absent; a damaged, missing or foreign file of it is named; nothing foreign is
   replaced.
 - A hub repository is written and read by the client's own calls.
+- An aligned model in a folder or cached from the hub works without training: its vectors and rankings are those of
+  transformers, it has no joint stage and says so, and it is saved and loaded again; a model trained over it is
+  exported, and passes the audit.
 - Training from Python works in a thread, twice in a process, and leaves signal handlers and threads alone.
 """
 
@@ -21,10 +24,12 @@ import signal
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from aligned_models import SAVE, Reference
 from commands import SMALL, cmfg, contents, flip_byte
 from PIL import Image
 
@@ -311,3 +316,102 @@ def test_training_from_python_in_a_thread(pictures, tmp_path):
     measured = cmfg("eval", tmp_path / "one", "--split", "test", "--json").json
     assert record["first_stage"] == measured["first_stage"]
     assert record["two_stage"] == measured["two_stage"]
+
+
+# An aligned model as it is
+
+
+@pytest.fixture(scope="module", params=SAVE)
+def aligned_folder(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return SAVE[request.param](tmp_path_factory.mktemp("aligned") / request.param)
+
+
+def test_an_aligned_model_works_without_training(aligned_folder, shown):
+    plain, reference = Matcher.load(aligned_folder), Reference(aligned_folder)
+    images = reference.images([Image.open(path).convert("RGB") for path in shown])
+    texts = reference.texts(TEXTS)
+    torch.testing.assert_close(plain.embed_images(shown), images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(plain.embed_texts(TEXTS), texts, rtol=0, atol=1e-5)
+    assert plain.embed_images([]).shape == (0, images.shape[1])
+    expected = images @ texts.T
+    for queries, candidates, scores in ((shown, TEXTS, expected), (TEXTS, shown, expected.T)):
+        for row, hits in zip(scores, plain.rank(queries, candidates, k=2), strict=True):
+            assert [hit.score for hit in hits] == pytest.approx(
+                row.sort(descending=True).values[:2].tolist(), abs=1e-5
+            )
+            assert [row[hit.index].item() for hit in hits] == pytest.approx([hit.score for hit in hits], abs=1e-5)
+            assert [(hit.first_stage_rank, hit.joint_score) for hit in hits] == [(1, None), (2, None)]
+
+
+def test_an_aligned_model_is_found_by_its_name_on_the_hub(aligned_folder, shown, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--tiny--aligned"
+    shutil.copytree(aligned_folder, cached / "snapshots" / ("0" * 40))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    named = Matcher.load("tiny/aligned")
+    assert named.config.features.aligned == "tiny/aligned"
+    assert torch.equal(named.embed_images(shown), Matcher.load(aligned_folder).embed_images(shown))
+    assert torch.equal(Matcher.load(named.save(tmp_path / "saved")).embed_texts(TEXTS), named.embed_texts(TEXTS))
+
+
+def test_an_aligned_model_has_no_joint_stage(aligned_folder, shown):
+    plain = Matcher.load(aligned_folder)
+    for ask in (
+        lambda: plain.score_pairs(shown[:2], TEXTS[:2]),
+        lambda: plain.pair_graph(shown[0], TEXTS[0]),
+        lambda: plain.attention(shown[0], TEXTS[0]),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"no trained joint stage; train one with features\.aligned="
+        ) as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+
+
+def test_an_aligned_model_is_saved_and_loaded_again(aligned_folder, shown, tmp_path):
+    plain = Matcher.load(aligned_folder)
+    folder = plain.save(tmp_path / "saved")
+    assert {path.name for path in folder.iterdir()} == {"matcher.json", "README.md"}
+    assert "nothing trained" in (folder / "README.md").read_text()
+    again = Matcher.load(folder)
+    assert again.model is None
+    assert torch.equal(again.embed_images(shown), plain.embed_images(shown))
+    assert again.rank(shown, TEXTS, k=3) == plain.rank(shown, TEXTS, k=3)
+    moved = shutil.copytree(aligned_folder, tmp_path / "other")
+    with (moved / "tokenizer_config.json").open("a", encoding="utf-8") as file:
+        file.write(" ")
+    changed = dict(plain.vision.describe(), files=Matcher.load(moved).vision.describe()["files"])
+    with (
+        patch("cmfg_dgl.features.encoders.aligned.AlignedVision.describe", lambda self: changed),
+        pytest.raises(CheckpointError, match=r"features\.aligned differs in files"),
+    ):
+        Matcher.load(folder)
+
+
+def test_an_incomplete_aligned_model_is_named_when_it_is_loaded(aligned_folder, tmp_path):
+    folder = shutil.copytree(aligned_folder, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=rf"features\.aligned: {folder} holds no model"):
+        Matcher.load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="no trained model here"):
+        Matcher.load(folder)
+
+
+def test_a_model_trained_over_an_aligned_one_is_exported(aligned_folder, pictures, shown, tmp_path):
+    overrides = {name: value for name, _, value in (item.partition("=") for item in SMALL)}
+    trained_over = cmfg_dgl.train(
+        "folder",
+        data={"root": str(pictures), "near_duplicate": 1.0, "fractions": FRACTIONS},
+        output_dir=tmp_path / "run",
+        features={"aligned": str(aligned_folder)},
+        model={"width": 32},
+        **{"training.epochs": 1, "training.batch_size": int(overrides["training.batch_size"])},
+        retrieval={"k": 8},
+    )
+    again = Matcher.load(trained_over.save(tmp_path / "saved"))
+    assert torch.equal(again.embed_images(shown), trained_over.embed_images(shown))
+    assert torch.equal(again.score_pairs(shown[:2], TEXTS[:2]), trained_over.score_pairs(shown[:2], TEXTS[:2]))
+    assert cmfg("audit", tmp_path / "run", "-q").code == 0

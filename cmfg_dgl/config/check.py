@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from cmfg_dgl.config.keys import PRECOMPUTED, BenchConfig, Config, GraphConfig, TuneConfig, default_relations
+from cmfg_dgl.config.keys import (
+    PRECOMPUTED,
+    BenchConfig,
+    Config,
+    FeaturesConfig,
+    GraphConfig,
+    TuneConfig,
+    default_relations,
+)
 from cmfg_dgl.errors import ConfigError
 
 __all__ = ["check_bench", "check_config"]
@@ -30,6 +38,8 @@ def check_config(config: Config, where: str) -> None:
     _check_tune(config.training.tune, where)
     if PRECOMPUTED in (config.data.name, config.features.vision):
         _check_regions(config, where)
+    if config.features.aligned is not None:
+        _check_aligned(config, where)
 
 
 def check_bench(config: BenchConfig, where: str) -> None:
@@ -155,6 +165,31 @@ def _check_regions(config: Config, where: str) -> None:
                 raise ConfigError(f"{where}: {key}.topology grid: regions lie on no grid; use complete or knn")
             if relation.directed:
                 raise ConfigError(f"{where}: {key}.directed: where regions lie is not known; set it to false")
+
+
+def _check_aligned(config: Config, where: str) -> None:
+    """An aligned model is the encoder of both modalities, and is used as it is."""
+    features = config.features
+    if not features.aligned:
+        raise ConfigError(f"{where}: features.aligned is empty; give a name or a folder, or null")
+    defaults = FeaturesConfig()
+    for key in ("vision", "text"):
+        value, default = getattr(features, key), getattr(defaults, key)
+        if value != default:
+            raise ConfigError(
+                f"{where}: features.aligned {features.aligned} and features.{key} {value}: an aligned model is the "
+                f"encoder of both modalities; leave features.aligned out, or set features.{key} to {default}"
+            )
+    for key in ("layer", "views", "precision", "compile"):
+        default = getattr(defaults, key)
+        if getattr(features, key) != default:
+            raise ConfigError(
+                f"{where}: features.{key}: an aligned model is used as it is; leave it out, or features.aligned"
+            )
+    if config.training.tune.text is not None:
+        raise ConfigError(
+            f"{where}: training.tune.text: an aligned model is not tuned; leave it out, or features.aligned"
+        )
 
 
 def _check_fractions(fractions: dict[str, float], where: str) -> None:

@@ -142,6 +142,11 @@ class FeaturesConfig:
         None, "width of stored patches after a fixed random projection; default the encoder's own", least=1
     )
     text: str = option("minilm", "`minilm` (384 wide) or a transformers BERT by name or path")
+    aligned: str | None = option(
+        None,
+        "a transformers model of both modalities in one space (CLIP, SigLIP) by name or path, in place of `vision` "
+        "and `text`: the first stage starts as its similarity",
+    )
     max_tokens: int = option(64, "longer captions are cut, and counted", least=1, most=512)
     batch_size: int = option(32, "images or captions a forward pass of an encoder", least=1)
     precision: str = option(

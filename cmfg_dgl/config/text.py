@@ -70,6 +70,7 @@ def resolve_paths(config: Config) -> Config:
             dir=None if features.dir is None else absolute(features.dir),
             vision="+".join(map(_encoder, joined_encoders(features.vision))),
             text=_encoder(features.text),
+            aligned=None if features.aligned is None else _existing(features.aligned),
         ),
         run=replace(run, output_dir=absolute(run.output_dir)),
     )

@@ -220,9 +220,17 @@ def _against_permutations(scores: Tensor, seed: int) -> Outcome:
 
 
 def _chance_first(untrained: Scorer, pair_dataset: PairDataset, seed: int) -> Outcome:
+    """Chance; or, over an aligned model, the cosine of vectors that it gave each item alone, and nothing else."""
     few = subset(pair_dataset, FIRST_ITEMS, seed)
     images, captions = untrained.embeddings(few)
-    return _against_permutations(images @ captions.T, seed)
+    scores = images @ captions.T
+    if few.images.pooled is not None and few.captions.pooled is not None:
+        cosines = few.images.pooled @ few.captions.pooled.T
+        started = scores * (cosines.std(correction=0) / scores.std(correction=0))
+        outcome = _difference([cosines], [started], "a cosine of the aligned model in the untrained first stage")
+        if outcome[2]:
+            return outcome
+    return _against_permutations(scores, seed)
 
 
 def _chance_joint(untrained: Scorer, small: PairDataset, seed: int) -> Outcome:

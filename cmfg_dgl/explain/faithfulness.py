@@ -164,7 +164,8 @@ def score_without(model: CMFG, image: Nodes, caption: Nodes, gone: Tensor) -> Te
     for masks in gone.to(middle.device).split(GRAPHS_AT_A_TIME):
         K = len(masks)
         values = torch.where(masks[..., None], middle, image.values).flatten(0, 1)  # (K P, width)
-        copies = Nodes(values, torch.arange(K + 1) * P, image.grid.expand(K, 2))
+        pooled = None if image.pooled is None else image.pooled.expand(K, -1)
+        copies = Nodes(values, torch.arange(K + 1) * P, image.grid.expand(K, 2), pooled)
         captions = encoded.select(torch.zeros(K, dtype=torch.int64))
         scores.append(model.match(model.encode("image", copies), captions).cpu())
     return torch.cat(scores)

@@ -20,8 +20,8 @@ class CaptionReading:
 
     Parameters
     ----------
-    encoder, max_tokens
-        Name of the encoder, and the most tokens of a caption that it reads.
+    encoder, key, max_tokens
+        Name of the encoder, the configuration key that names it, and the most tokens of a caption that it reads.
     captions, tokens
         How many captions there are, and how many tokens of them are read.
     unknown
@@ -37,6 +37,7 @@ class CaptionReading:
     """
 
     encoder: str
+    key: str
     max_tokens: int
     captions: int
     tokens: int
@@ -53,20 +54,20 @@ class CaptionReading:
             yield (
                 "unknown-tokens",
                 f"{self.unknown / self.tokens:.0%} of the tokens of the captions are unknown to {name}, as in "
-                f"{self.example!r}; set features.text to a model of their language, such as a multilingual BERT",
+                f"{self.example!r}; set {self.key} to a model of their language, such as a multilingual BERT",
             )
         if self.confused > MANY * self.captions:
             yield (
                 "equal-tokens",
                 f"{self.confused:,} of {count} are to {name} the same tokens as a caption of another text, and "
-                "cannot be told apart; set features.text to another model",
+                f"cannot be told apart; set {self.key} to another model",
             )
         if self.cut:
             equal = f", and {self.confused_by_cut:,} are then equal to others" if self.confused_by_cut else ""
             yield (
                 "cut-caption",
                 f"{self.cut:,} of {count} are longer than features.max_tokens={self.max_tokens} and are "
-                f"cut{equal}; raise it, as far as features.text allows, or shorten them",
+                f"cut{equal}; raise it, as far as {self.key} allows, or shorten them",
             )
 
 
@@ -95,6 +96,7 @@ def read_captions(encoder: TextEncoder, texts: Sequence[str]) -> CaptionReading:
     by_cut = sum(ids in was_cut for ids in confused)
     return CaptionReading(
         encoder=encoder.name,
+        key=encoder.key,
         max_tokens=encoder.max_tokens,
         captions=len(texts),
         tokens=tokens,

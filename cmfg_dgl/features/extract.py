@@ -56,7 +56,7 @@ class ImageShards(ShardMaker):
         """Decode and encode the images at some positions."""
         images, encoder = self.dataset.images, self.encoder
         position = {i: n for n, i in enumerate(items)}
-        parts = [_no_nodes(encoder.width)]
+        parts = [_no_nodes(encoder)]
         good: list[int] = []
         quarantined: dict[str, str] = {}
         batches = [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
@@ -270,7 +270,7 @@ def _sort_out(prepared: dict[int, Prepared | DataError]) -> tuple[dict[int, Prep
 
 
 def to_half(nodes: Nodes, encoder: str) -> Nodes:
-    """The nodes on the host in float16, as the store keeps them.
+    """The nodes on the host in float16, as the store keeps them; pooled vectors stay in float32.
 
     Parameters
     ----------
@@ -283,16 +283,17 @@ def to_half(nodes: Nodes, encoder: str) -> Nodes:
         If a feature is not finite in float16.
     """
     half = nodes.to("cpu", torch.float16)
-    if not half.values.isfinite().all():
+    if not half.values.isfinite().all() or (half.pooled is not None and not half.pooled.isfinite().all()):
         raise DataError(f"{encoder}: a feature is not finite in float16 (up to 65504); use another encoder")
     return half
 
 
-def _no_nodes(width: int) -> Nodes:
+def _no_nodes(encoder: VisionEncoder) -> Nodes:
     return Nodes(
-        torch.empty(0, width, dtype=torch.float16),
+        torch.empty(0, encoder.width, dtype=torch.float16),
         torch.zeros(1, dtype=torch.int64),
         torch.empty(0, 2, dtype=torch.int64),
+        None if encoder.pooled_width is None else torch.empty(0, encoder.pooled_width),
     )
 
 
@@ -301,4 +302,8 @@ def _spread(nodes: Nodes, items: list[int], count: int) -> Nodes:
     grid = torch.zeros(count, 2, dtype=torch.int64)
     grid[items] = nodes.grid
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), grid.prod(1).cumsum(0)])
-    return Nodes(nodes.values, offsets, grid)
+    pooled = None
+    if nodes.pooled is not None:
+        pooled = torch.zeros(count, nodes.pooled.shape[1])
+        pooled[items] = nodes.pooled
+    return Nodes(nodes.values, offsets, grid, pooled)

@@ -49,11 +49,15 @@ class Nodes:
     grid
         int64, (items, 2): rows and columns on which an item's nodes lie, row by row, rows * columns of them.
         A caption of T tokens lies on a grid of 1 x T.
+    pooled
+        float32, (items, P): the unit vector that an aligned model itself gives each item; None for encoders of
+        one modality.
     """
 
     values: Tensor
     offsets: Tensor
     grid: Tensor
+    pooled: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not torch.equal(self.grid.prod(1), self.counts):
@@ -61,6 +65,8 @@ class Nodes:
         first, last = int(self.offsets[0]), int(self.offsets[-1])
         if (first, last) != (0, len(self.values)):
             raise ValueError(f"Nodes: offsets go from {first} to {last}, values have {len(self.values)} rows")
+        if self.pooled is not None and len(self.pooled) != len(self.grid):
+            raise ValueError(f"Nodes: {len(self.pooled)} pooled vectors of {len(self.grid)} items")
 
     def __len__(self) -> int:
         return len(self.grid)
@@ -76,11 +82,16 @@ class Nodes:
         rows = ragged_positions(self.offsets[items], counts)
         offsets = torch.zeros(len(items) + 1, dtype=torch.int64, device=counts.device)
         torch.cumsum(counts, 0, out=offsets[1:])
-        return replace(self, values=self.values[rows], offsets=offsets, grid=self.grid[items])
+        pooled = None if self.pooled is None else self.pooled[items.to(self.pooled.device)]
+        return replace(self, values=self.values[rows], offsets=offsets, grid=self.grid[items], pooled=pooled)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Nodes:
-        """Values on `device` as `dtype`; offsets and grid stay where graph structure lives, on the host."""
-        return Nodes(self.values.to(device=device, dtype=dtype), self.offsets, self.grid)
+        """Values on `device` as `dtype`; offsets and grid stay where graph structure lives, on the host.
+
+        Pooled vectors move, and keep their type.
+        """
+        pooled = None if self.pooled is None else self.pooled.to(device)
+        return Nodes(self.values.to(device=device, dtype=dtype), self.offsets, self.grid, pooled)
 
 
 @dataclass(frozen=True)
@@ -101,8 +112,10 @@ class EncoderInputs(Nodes):
 
 
 def concatenate(parts: list[AnyNodes]) -> AnyNodes:
-    """All items of all parts, end to end."""
+    """All items of all parts, end to end; all of the parts have pooled vectors, or none has."""
     counts = torch.cat([part.counts for part in parts])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
     values, grid = torch.cat([part.values for part in parts]), torch.cat([part.grid for part in parts])
-    return replace(parts[0], values=values, offsets=offsets, grid=grid)
+    vectors = [part.pooled for part in parts if part.pooled is not None]
+    pooled = torch.cat(vectors) if vectors else None
+    return replace(parts[0], values=values, offsets=offsets, grid=grid, pooled=pooled)

@@ -62,6 +62,17 @@ class ItemSet:
         with torch.inference_mode(False):
             return torch.cat([mean_nodes(read(piece)) for piece in pieces])
 
+    @cached_property
+    def pooled(self) -> Tensor | None:
+        """Unit vector that an aligned model itself gives each item, float32 (count, P), read and cached as `means`.
+
+        None where the features are not of an aligned model.
+        """
+        pieces = torch.arange(self.count).split(ITEMS_AT_A_TIME)
+        with torch.inference_mode(False):
+            vectors = [pooled for piece in pieces if (pooled := self.read(piece).pooled) is not None]
+            return torch.cat(vectors) if vectors else None
+
 
 @dataclass(frozen=True)
 class PairDataset:

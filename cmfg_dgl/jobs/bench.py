@@ -14,7 +14,7 @@ from cmfg_dgl.evaluation.evaluate import label_chance
 from cmfg_dgl.experiments.bench.cells import chance_rsum, run_cell
 from cmfg_dgl.experiments.bench.columns import columns_of
 from cmfg_dgl.experiments.bench.data import BenchData
-from cmfg_dgl.experiments.bench.methods import check_tuned, method_class, recipe_of
+from cmfg_dgl.experiments.bench.methods import check_tuned, method_class, methods_of, recipe_of
 from cmfg_dgl.experiments.bench.results import OURS, Compared, collect
 from cmfg_dgl.experiments.bench.settings import check_settings, settings_of
 from cmfg_dgl.experiments.cache import CellFile, digest_of
@@ -59,8 +59,9 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool =
     Raises
     ------
     ConfigError
-        If a method is unknown, one of the settings is not to be had, a finished cell was made from other data or
-        settings, a recipe runs on another device than the CPU, the leak is asked for and cmfg is not among the
+        If a method is unknown, zero-shot is asked for without an aligned model, one of the settings is not to be
+        had, a finished cell was made from other data or settings, a recipe runs on another device than the CPU or
+        tunes an encoder that a method cannot tune, the leak is asked for and cmfg is not among the
         methods, another process writes there, or a file that would be replaced is not cmfg's.
     AuditFailed
         If the audit of a method failed: no table is written.
@@ -80,6 +81,7 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool =
         for recipe in recipes.values():
             check_tuned(name, recipe)
     check_settings(config, recipes)
+    methods = {name: methods_of(config.methods, name, recipe) for name, recipe in recipes.items()}
     root = Path(config.output_dir)
     folders = {name: root if len(recipes) == 1 else root / Path(name).stem for name in recipes}
     if len(set(folders.values())) < len(folders):
@@ -89,7 +91,7 @@ def bench(config: BenchConfig, *, force: bool, progress: Progress, leaky: bool =
         for folder in dict.fromkeys((root, *folders.values(), *leaks.values())):
             held.enter_context(writing(folder, "cmfg bench", COMPARISON))
             refuse_foreign(folder, WRITTEN)
-        _run(config, recipes, folders, leaks, force, progress)
+        _run(config, methods, recipes, folders, leaks, force, progress)
         claim(root, kind=COMPARISON)
         # Written last: it describes the results that are there.
         write_owned(root, "bench.yaml", to_yaml(config).encode())
@@ -106,6 +108,7 @@ def write_report(folder: Path) -> None:
 
 def _run(
     config: BenchConfig,
+    methods: Mapping[str, Sequence[str]],
     recipes: Mapping[str, Config],
     folders: Mapping[str, Path],
     leaks: Mapping[str, Path],
@@ -113,12 +116,11 @@ def _run(
     progress: Progress,
 ) -> None:
     """Compare on the data of each recipe, in its folder; and in that of the leaky protocol, where it has one."""
-    runs = [*config.methods, *[OURS] * bool(leaks)]
-    cells = sum(len(settings_of(name, config)) + len(config.seeds) - 1 for name in runs)
-    tick = _Tick(progress, len(recipes) * cells)
+    runs = [method for name in recipes for method in (*methods[name], *[OURS] * bool(leaks))]
+    tick = _Tick(progress, sum(len(settings_of(name, config)) + len(config.seeds) - 1 for name in runs))
     for name, recipe in recipes.items():
         data = BenchData.prepare(recipe, progress, evaluated=("test",))
-        results = _compare(config, config.methods, data, folders[name], force, tick)
+        results = _compare(config, methods[name], data, folders[name], force, tick)
         if name in leaks:
             _compare(config, [OURS], data, leaks[name], force, tick, honest=results)
 

@@ -214,7 +214,7 @@ class _Models(NamedTuple):
 
     @property
     def trained(self) -> CMFG:
-        return self.matcher.model
+        return self.matcher.graph_model
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,7 @@ def _models(run: Run, faithfulness: bool) -> _Models:
     if not faithfulness:
         return _Models(matcher, None)
     # Features enter as they do in training, for without that nothing would be left to attend to.
-    untrained = copy.deepcopy(matcher.model)
+    untrained = copy.deepcopy(matcher.graph_model)
     widths = {"patch": matcher.vision.width, "token": matcher.text.width}
     other = build_model(run.config, widths, run.config.run.seed + 1)
     untrained.layers.load_state_dict(other.layers.state_dict())

@@ -61,8 +61,11 @@ def evaluation_inputs(run: Run, dataset: Dataset, split: str, folds: int | None)
 
 
 def _named_encoders(config: Config) -> list[tuple[str, str]]:
-    images = [(name, "features.vision") for name in joined_encoders(config.features.vision)]
-    return [*images, (config.features.text, "features.text")]
+    features = config.features
+    if features.aligned is not None:
+        return [(features.aligned, "features.aligned")]
+    images = [(name, "features.vision") for name in joined_encoders(features.vision)]
+    return [*images, (features.text, "features.text")]
 
 
 def _encoder(name: str, key: str) -> Any:

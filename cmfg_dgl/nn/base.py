@@ -18,6 +18,7 @@ from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.graph.pair_graph import node_positions
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import NodeSet
+from cmfg_dgl.nn.aligned_residual import AlignedResidual
 from cmfg_dgl.nn.attention import Message, Projected, RelationAttention
 from cmfg_dgl.nn.cca_projection import CCAProjection
 from cmfg_dgl.nn.layer import CMFGLayer
@@ -29,6 +30,9 @@ __all__ = ["MAX_SCALE", "CMFGBase"]
 
 MAX_SCALE = 100.0
 """Largest inverse temperature."""
+
+INITIAL_SHARE = 0.99
+"""Most of `MAX_SCALE` with which an inverse temperature begins."""
 
 MESSAGE_INIT_SCALE = 0.1
 """What W of a relation is multiplied by before the first step, with `init: cca`."""
@@ -56,6 +60,8 @@ class CMFGBase(nn.Module):
         bf16: bool = False,
         positional: Sequence[str] = ("patch", "token"),
         encoders: TunedEncoders | None = None,
+        pooled_width: int | None = None,
+        first_scale: float | None = None,
     ) -> None:
         super().__init__()
         _check(config)
@@ -91,8 +97,15 @@ class CMFGBase(nn.Module):
                 if config.matching_head == "node"
                 else CosineMatchingHead()
             )
+        log_scales = {"first": -math.log(temperature), "joint": -math.log(temperature)}
+        if first_scale is not None:
+            # At the bound there would be no gradient.
+            log_scales["first"] = math.log(min(first_scale, INITIAL_SHARE * MAX_SCALE))
         self.log_scales = nn.ParameterDict(
-            {stage: nn.Parameter(torch.tensor(-math.log(temperature))) for stage in ("first", "joint")}
+            {stage: nn.Parameter(torch.tensor(value)) for stage, value in log_scales.items()}
+        )
+        self.aligned = (
+            None if pooled_width is None else AlignedResidual(widths, width=config.width, pooled_width=pooled_width)
         )
         self.encoders = TunedEncoders() if encoders is None else encoders
 
@@ -160,6 +173,23 @@ class CMFGBase(nn.Module):
         scale: Tensor = self.log_scales[stage].exp().clamp(max=MAX_SCALE)
         return scale
 
+    def _embedding(self, node_type: str, nodes: Nodes, hidden: Tensor) -> Tensor:
+        """First-stage embeddings of items, of unit length: (items, D), over an aligned model (items, P).
+
+        They are made of the nodes `hidden` (N, D) that leave the layers of the independent graphs, or with
+        `first_stage: projection` of the mean features of `nodes`; over an aligned model see `AlignedResidual`.
+        """
+        if self.first_projection is None:
+            vectors = self.pool[node_type](hidden, nodes.counts)
+        else:
+            means = self.mean(nodes.values, nodes.counts)
+            vectors = _project(self.first_projection, node_type, means, torch.ones_like(nodes.counts))
+        unit = F.normalize(vectors, dim=1)
+        if self.aligned is None:
+            return unit
+        embeddings: Tensor = self.aligned(node_type, unit, nodes.pooled)
+        return embeddings
+
     def _initial(self, node_type: str, features: Tensor, counts: Tensor, positions: Tensor) -> Tensor:
         """Nodes (N, D) that enter the first layer.
 
@@ -186,14 +216,6 @@ class CMFGBase(nn.Module):
 
     def _project_input(self, node_type: str, features: Tensor, counts: Tensor) -> Tensor:
         return _project(self.input_projection, node_type, features, counts)
-
-    def _embedding(self, node_type: str, nodes: Nodes, hidden: Tensor) -> Tensor:
-        """Embeddings (items, D) of unit length: of the nodes (N, D) after the layers, or of mean features."""
-        if self.first_projection is None:
-            return F.normalize(self.pool[node_type](hidden, nodes.counts), dim=1)
-        means = self.mean(nodes.values, nodes.counts)
-        ones = torch.ones_like(nodes.counts)
-        return F.normalize(_project(self.first_projection, node_type, means, ones), dim=1)
 
     def _attended(self, node_type: str, initial: Tensor) -> Projected:
         """Queries and keys of the initial nodes for every relation, where attention is computed once."""

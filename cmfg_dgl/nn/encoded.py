@@ -35,7 +35,8 @@ class Encoded:
     attended
         Queries and keys of the initial nodes for the layers after that, where attention is computed once.
     embedding
-        (items, D), unit length: the item in the shared space, from its independent graph.
+        (items, D), over an aligned model (items, P), unit length: the item in the shared space, from its
+        independent graph.
     """
 
     node_type: str

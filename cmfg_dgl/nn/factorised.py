@@ -92,7 +92,7 @@ class FactorisedCMFG(CMFGBase):
         return Encoded(node_type, empty, None, None, {}, None, {}, embedding)
 
     def embed(self, modality: str, nodes: Nodes) -> Tensor:
-        """Independent embeddings (items, D) of unit length."""
+        """Independent embeddings (items, D), over an aligned model (items, P), of unit length."""
         return self.encode(modality, nodes, joint=False).embedding
 
     def match(self, images: Encoded, captions: Encoded) -> Tensor:

@@ -41,6 +41,11 @@ class CMFG(FactorisedCMFG):
         Node types whose nodes have a position; the order of the others says nothing.
     encoders
         Encoders that are trained with the model; None where all features are stored.
+    pooled_width
+        P, where features are of an aligned model that gives each item a vector of its own, `Nodes.pooled`: the
+        first stage then begins as the cosine of these, see `AlignedResidual`. Joint scores do not read them.
+    first_scale
+        Inverse temperature with which the first stage begins, in place of that of `temperature`.
 
     Raises
     ------

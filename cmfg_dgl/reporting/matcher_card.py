@@ -20,4 +20,10 @@ def matcher_card(record: Mapping[str, Any]) -> str:
         "tags": ["image-text-retrieval", "image-text-matching", "graph-neural-network", "dgl"],
     }
     template = page_environment(autoescape=False).get_template("matcher_card.md.j2")
-    return template.render(front=Markup(yaml.safe_dump(front, sort_keys=False).strip()), record=record)
+    return template.render(
+        front=Markup(yaml.safe_dump(front, sort_keys=False).strip()),
+        record=record,
+        # Of an aligned model as it is there is nothing to tell of a training.
+        trained=bool(record["provenance"]),
+        features=record["config"]["features"],
+    )

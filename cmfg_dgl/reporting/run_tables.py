@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cmfg_dgl.config import FeaturesConfig
 from cmfg_dgl.reporting.run_results import Record, Results
 from cmfg_dgl.reporting.tables import Table, text_table
 from cmfg_dgl.reporting.vocabulary import (
@@ -124,8 +125,7 @@ def model_table(results: Results) -> Table:
         f"{name} ({r.source} → {r.target}, {r.topology})" for name, r in relations.items() if r.topology != "none"
     ]
     rows = [
-        ("image encoder, frozen", config.features.vision),
-        ("text encoder, frozen", config.features.text),
+        *_encoder_rows(config.features),
         ("relations", "; ".join(used)),
         ("stacking", model.stacking),
         ("layers", str(model.layers)),
@@ -135,6 +135,13 @@ def model_table(results: Results) -> Table:
         ("seed", str(config.run.seed)),
     ]
     return text_table("Settings of the model", ("", "Value"), rows, names=2)
+
+
+def _encoder_rows(features: FeaturesConfig) -> list[tuple[str, str]]:
+    """The frozen encoders, each with what it encodes."""
+    if features.aligned is not None:
+        return [("image and text encoder, frozen", features.aligned)]
+    return [("image encoder, frozen", features.vision), ("text encoder, frozen", features.text)]
 
 
 def environment_table(environment: Record) -> Table:

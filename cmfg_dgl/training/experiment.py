@@ -21,7 +21,7 @@ from cmfg_dgl.data.losses import check_training, require_trainable, require_whol
 from cmfg_dgl.data.splits import normalise_caption
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.features.captions import read_captions
-from cmfg_dgl.features.encoders.load import load_encoders
+from cmfg_dgl.features.encoders.load import aligned_model, load_encoders
 from cmfg_dgl.features.encoders.text import TextEncoder
 from cmfg_dgl.features.encoders.tuned import load_tuned
 from cmfg_dgl.features.extract import to_half
@@ -278,9 +278,10 @@ def _warn_of_captions(config: Config, dataset: Dataset, splits: Sequence[str]) -
 def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
     """The model of a configuration for backbone features of the given widths, on its device, with what it tunes.
 
-    Its random weights depend on `seed` alone; torch's random state is left as it was.
+    Its random weights depend on `seed` alone; torch's random state is left as it was. Over `features.aligned` the
+    first stage begins as that model's similarity, inverse temperature included.
     """
-    device = select_device(config)
+    device, aligned = select_device(config), aligned_model(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CMFG(
@@ -291,6 +292,8 @@ def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
             bf16=config.run.precision == "bf16",
             positional=("token",) if config.features.vision == PRECOMPUTED else ("patch", "token"),
             encoders=load_tuned(config),
+            pooled_width=None if aligned is None else aligned.pooled_width,
+            first_scale=None if aligned is None else aligned.logit_scale,
         ).to(device)
 
 

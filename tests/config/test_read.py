@@ -187,6 +187,25 @@ def test_errors_of_an_override_name_it(override, words):
         assert word in message
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("features.vision=pyramid", ["features.vision pyramid", "leave features.aligned out", "hybrid"]),
+        ("features.text=bert", ["features.text bert", "leave features.aligned out", "minilm"]),
+        ("features.compile=true", ["features.compile", "leave it out"]),
+        ("features.layer=3", ["features.layer", "leave it out"]),
+        ("features.views=[mirror]", ["features.views", "leave it out"]),
+        ("features.precision=bf16", ["features.precision", "leave it out"]),
+        ("training.tune.text=all", ["training.tune.text", "leave it out"]),
+    ],
+)
+def test_an_aligned_model_is_the_only_encoder(override, words):
+    assert load_config(None, ["features.aligned=a/b"]).features.aligned == "a/b"
+    message = error_of(None, ["features.aligned=a/b", override])
+    for word in ("features.aligned=a/b", *words):
+        assert word in message
+
+
 YAML_TOKENS = st.sampled_from(
     ["data", "model", "base", "graph", "relations", "width", "spatial", "seed", "root", ": ", ":\n  ", "\n", "{",
      "}", "[", "]", ", ", "- ", "&a ", "*a", "!!int ", "!!set ", "!!binary ", "? ", "'", '"', "1", "1e-4", "~",

@@ -78,6 +78,7 @@ def test_paths_are_resolved_once(tmp_path, monkeypatch):
     config = load_config("folder", given)
     here = tmp_path / "here"
     assert config.data.root == config.features.vision == config.features.text == str(here / "pics")
+    assert load_config("folder", ["features.aligned=./pics"]).features.aligned == str(here / "pics")
     assert config.features.dir == str(here / "store")
     assert config.run.output_dir == str(tmp_path / "home" / "run")
     joined = load_config("folder", ["features.vision=hybrid+./pics+me/vit"])

@@ -3,6 +3,7 @@
 - An honest scorer passes every check, untrained and trained, on one caption an image and on ragged captions.
 - A scorer that puts an image into the joint graph of the caption it was given with fails, as a first stage and as a
   joint stage; so does one that reads the answer straight from the pairing, untrained ones included.
+- Over an aligned model an untrained first stage may be that model's cosine, which is no chance, and nothing beside.
 - A score that depends on the rest of its batch fails, in either stage; so do NaN scores, wherever they stand.
 - Test items that training has seen fail, and are counted and named; so do test pictures that look like training
   ones, where they are more than a few.
@@ -22,15 +23,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from planted import planted, tiny_model, tiny_trainer
+from planted import SIGNAL, WIDTHS, planted, tiny_model, tiny_trainer
 
-from cmfg_dgl.config import DataConfig
+from cmfg_dgl.config import Config, DataConfig
 from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.evaluation import audit as module
 from cmfg_dgl.evaluation import evaluate, ranking
 from cmfg_dgl.evaluation.audit import BankEvidence, audit, subset
 from cmfg_dgl.evaluation.overlap import TrainingOverlap, training_overlap
+from cmfg_dgl.experiments.bench.methods import make_method
 from cmfg_dgl.features.pair_dataset import PairDataset
+from cmfg_dgl.retrieval.aligned_scorer import AlignedScorer
 from cmfg_dgl.retrieval.scorer import GraphScorer
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.trainer import load_weights
@@ -190,6 +193,33 @@ def test_a_scorer_that_is_told_the_answer_fails(pair_dataset):
         "shuffled-pairing-changes-no-embedding",
         "shuffled-pairing-changes-no-joint-score",
     }
+
+
+def test_an_aligned_model_passes_as_it_is(pair_dataset):
+    def zero_shot():
+        return make_method("zero-shot", Config(), WIDTHS, 0, {})
+
+    over = audit(zero_shot(), zero_shot(), pair_dataset, overlap=overlap(), joint=False)
+    assert over.passed
+    (first,) = (check for check in over.checks if check.name == "untrained-first-stage-is-chance")
+    assert "aligned model" in first.explanation
+    untrained = GraphScorer(tiny_model(2, pooled_width=SIGNAL, first_scale=100.0))
+    trained = GraphScorer(tiny_model(1, pooled_width=SIGNAL))
+    assert failed(audit(trained, untrained, pair_dataset, overlap=overlap())) == set()
+
+
+def test_an_aligned_model_hides_no_leak(pair_dataset):
+    class Leaky(AlignedScorer):
+        """The aligned model, and faintly the answer."""
+
+        def embeddings(self, pair_dataset):
+            images, captions = super().embeddings(pair_dataset)
+            mark = 0.2 * torch.randn(len(images), 64, generator=torch.Generator().manual_seed(0))
+            return torch.cat([images, mark], 1), torch.cat([captions, mark[pair_dataset.caption_image]], 1)
+
+    report = audit(Leaky(), Leaky(), pair_dataset, overlap=overlap(), joint=False)
+    assert not report.passed
+    assert "untrained-first-stage-is-chance" in {check.name for check in report.checks if not check.passed}
 
 
 def test_a_scorer_that_goes_by_position_fails(pair_dataset):

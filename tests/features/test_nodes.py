@@ -1,8 +1,11 @@
 """Pins of ragged nodes.
 
-- Positions, selection and concatenation equal lists of lists, with repeats and in any order.
-- Offsets, grid and values that contradict each other are refused.
+- Positions, selection and concatenation equal lists of lists, with repeats and in any order; pooled vectors go with
+  their items and keep their type.
+- Offsets, grid, values and pooled vectors that contradict each other are refused.
 """
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +57,23 @@ def test_moving_changes_the_values_alone():
     assert torch.equal(moved.values, nodes.values.half())
     assert moved.offsets is nodes.offsets
     assert moved.grid is nodes.grid
+
+
+@EXAMPLES
+@given(grids=GRIDS, data=st.data())
+def test_pooled_vectors_go_with_their_items(grids, data):
+    pooled = torch.randn(len(grids), 3)
+    nodes = replace(random_nodes(grids, 2), pooled=pooled)
+    chosen = torch.tensor(data.draw(st.lists(st.integers(0, len(grids) - 1), max_size=8)), dtype=torch.int64)
+    assert torch.equal(nodes.select(chosen).pooled, pooled[chosen])
+    both = concatenate([nodes, nodes.select(chosen)])
+    assert torch.equal(both.pooled, torch.cat([pooled, pooled[chosen]]))
+    assert torch.equal(nodes.to("cpu", torch.float16).pooled, pooled), "unit vectors stay in float32"
+
+
+def test_as_many_pooled_vectors_as_items():
+    with pytest.raises(ValueError, match="2 pooled vectors of 1 items"):
+        Nodes(torch.zeros(4, 2), torch.tensor([0, 4]), torch.tensor([[2, 2]]), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from graphs import SCHEMAS, random_nodes
 from models import WIDTHS, make_model
-from planted import planted, tiny_model
+from planted import SIGNAL, planted, tiny_model
 from pretend import PRETEND, PretendDevice, PretendTensor, to_pretend
 
 from cmfg_dgl.config import TrainingConfig
@@ -92,7 +92,8 @@ def test_the_device_gives_the_numbers_of_the_host(device, schema, options):
 
 @DEVICES
 @pytest.mark.parametrize("graphs", ["factorised", "joint"])
-def test_training_losses_and_both_stages_equal_those_of_the_host(device, graphs):
+@pytest.mark.parametrize("over", [{}, {"pooled_width": SIGNAL}], ids=["", "over an aligned model"])
+def test_training_losses_and_both_stages_equal_those_of_the_host(device, graphs, over):
     pair_dataset = planted([1] * 12, seed=3)
     image, caption = torch.arange(12).repeat_interleave(6), torch.arange(72) % 12
 
@@ -101,7 +102,7 @@ def test_training_losses_and_both_stages_equal_those_of_the_host(device, graphs)
         made = training_losses(model, pair_dataset, torch.arange(12), torch.arange(12), config)
         return [back(made.total.detach()), back(made.joint.detach())]
 
-    host, away = tiny_model(dropout=0.0, feature_dropout=0.0), tiny_model(dropout=0.0, feature_dropout=0.0)
+    host, away = (tiny_model(dropout=0.0, feature_dropout=0.0, **over) for _ in range(2))
     expected = losses(host)
     stages = (
         GraphScorer(host, batch=5).embeddings(pair_dataset),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cmfg_dgl.config import Config, to_yaml
@@ -23,16 +23,21 @@ from cmfg_dgl.experiments.baselines.seph import SePH
 from cmfg_dgl.experiments.baselines.simclr import SimCLR
 from cmfg_dgl.experiments.baselines.uniter import UNITER
 from cmfg_dgl.experiments.baselines.vsepp import VSEpp
+from cmfg_dgl.experiments.baselines.zero_shot import ZeroShot
 from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
 from cmfg_dgl.experiments.bench.matched_pair import MatchedPairCMFG
 from cmfg_dgl.experiments.cache import cell_settings
 from cmfg_dgl.features.encoders.tuned import load_tuned
 from cmfg_dgl.graph.relations import make_relations
 
-__all__ = ["METHODS", "check_tuned", "make_method", "method_class", "recipe_of"]
+__all__ = ["METHODS", "check_tuned", "make_method", "method_class", "methods_of", "recipe_of"]
+
+ZERO_SHOT = "zero-shot"
+"""Name of the aligned model as it is."""
 
 METHODS: dict[str, type[Method]] = {
     "cmfg": CMFGMethod,
+    ZERO_SHOT: ZeroShot,
     "cca": CCA,
     "clip-head": ClipHead,
     "vsepp": VSEpp,
@@ -67,6 +72,22 @@ def check_tuned(name: str, config: Config) -> None:
         )
 
 
+def methods_of(methods: Sequence[str], recipe: str, config: Config) -> list[str]:
+    """The methods of a comparison on the data of a recipe: over an aligned model also that model as it is.
+
+    Raises
+    ------
+    ConfigError
+        If that is asked for, and the recipe has no aligned model.
+    """
+    if config.features.aligned is None and ZERO_SHOT in methods:
+        raise ConfigError(
+            f"methods: {ZERO_SHOT} is an aligned model as it is, and the recipe {recipe} has none; set "
+            "features.aligned, or leave it out"
+        )
+    return [*methods, *[ZERO_SHOT] * (config.features.aligned is not None and ZERO_SHOT not in methods)]
+
+
 def make_method(
     name: str,
     config: Config,
@@ -96,6 +117,7 @@ def make_method(
         See `check_tuned`.
     """
     check_tuned(name, config)
+    tuned = config.training.tune.text is not None
     kind: Any = MatchedPairCMFG if leaky else method_class(name)
     arguments: dict[str, Any] = dict(setting)
     if kind.hashes:
@@ -104,10 +126,10 @@ def make_method(
         arguments["relations"] = make_relations(config.graph.relations)
     if issubclass(kind, CMFGMethod):
         arguments = {"config": config, "setting": setting}
-    elif config.training.tune.text is not None:
+    elif tuned:
         arguments.setdefault("epochs", config.training.epochs)
     method: Method = kind(widths, seed=seed, **arguments)
-    if isinstance(method, DualEncoder):
+    if tuned and isinstance(method, DualEncoder):
         method.encoders = load_tuned(config)
     return method
 

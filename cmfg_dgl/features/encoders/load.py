@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from cmfg_dgl.config import PRECOMPUTED, Config
@@ -10,9 +9,10 @@ from cmfg_dgl.config.directories import features_directory
 from cmfg_dgl.config.text import joined_encoders
 from cmfg_dgl.data.images import MAX_PIXELS
 from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.features.encoders.aligned import AlignedModel, load_aligned
 from cmfg_dgl.features.encoders.dinov2 import DINOV2_PATCH, Dinov2Package
 from cmfg_dgl.features.encoders.joined import JoinedVision
-from cmfg_dgl.features.encoders.pretrained import locate_model
+from cmfg_dgl.features.encoders.pretrained import locate_model, model_name
 from cmfg_dgl.features.encoders.reduce import ReducedVision
 from cmfg_dgl.features.encoders.regions import Regions
 from cmfg_dgl.features.encoders.text import TextEncoder, load_text
@@ -20,7 +20,7 @@ from cmfg_dgl.features.encoders.views import ViewedVision
 from cmfg_dgl.features.encoders.vision import HybridStem, PatchTransformer, Pyramid, VisionEncoder
 from cmfg_dgl.features.encoders.vit_source import ViTFolder, ViTSource
 
-__all__ = ["load_encoders", "load_vision"]
+__all__ = ["aligned_model", "load_encoders", "load_vision"]
 
 _STEMS = {stem.name: stem for stem in (HybridStem, Pyramid)}
 _SIZES = {HybridStem.name: 256, Pyramid.name: 256, Dinov2Package.name: 224}
@@ -40,27 +40,45 @@ def load_encoders(config: Config, *, compiled: bool = False) -> tuple[VisionEnco
     ConfigError
         If there is no such model, or a setting does not suit it.
     """
-    features, device = config.features, config.run.device
-    vision: VisionEncoder
-    if features.vision == PRECOMPUTED:
-        vision = Regions(config.data.root)
-    else:
-        vision = load_vision(
-            features.vision,
-            image_size=features.image_size,
-            device=device,
-            layer=features.layer,
-            precision=features.precision,
-            compile_batch=features.batch_size if compiled else None,
-            max_pixels=config.data.max_pixels,
-            cache=features_directory(config),
-        )
-    if features.views:
-        vision = ViewedVision(vision, features.views)
+    features = config.features
+    vision, text = _separate(config, compiled) if features.aligned is None else _aligned(config, features.aligned)
     if features.image_pool > 1 or features.image_project is not None:
         vision = ReducedVision(vision, pool=features.image_pool, project=features.image_project)
-    text = load_text(features.text, max_tokens=features.max_tokens, device=device, precision=features.precision)
     return vision, text
+
+
+def aligned_model(config: Config) -> AlignedModel | None:
+    """The aligned model that a configuration names, its weights not loaded; None where it names none."""
+    name = config.features.aligned
+    return None if name is None else AlignedModel(name, config.run.device)
+
+
+def _aligned(config: Config, name: str) -> tuple[VisionEncoder, TextEncoder]:
+    return load_aligned(
+        name,
+        image_size=config.features.image_size,
+        max_tokens=config.features.max_tokens,
+        device=config.run.device,
+        max_pixels=config.data.max_pixels,
+    )
+
+
+def _separate(config: Config, compiled: bool) -> tuple[VisionEncoder, TextEncoder]:
+    features, device = config.features, config.run.device
+    text = load_text(features.text, max_tokens=features.max_tokens, device=device, precision=features.precision)
+    if features.vision == PRECOMPUTED:
+        return Regions(config.data.root), text
+    vision = load_vision(
+        features.vision,
+        image_size=features.image_size,
+        device=device,
+        layer=features.layer,
+        precision=features.precision,
+        compile_batch=features.batch_size if compiled else None,
+        max_pixels=config.data.max_pixels,
+        cache=features_directory(config),
+    )
+    return ViewedVision(vision, features.views) if features.views else vision, text
 
 
 def load_vision(
@@ -133,4 +151,4 @@ def _vit_source(name: str, image_size: int | None, cache: Path | None) -> ViTSou
             raise ConfigError(f"features.image_size: `{name}` needs a multiple of {DINOV2_PATCH}, not {image_size}")
         return Dinov2Package(cache)
     folder = locate_model(name, "features.vision", HybridStem.name)
-    return ViTFolder(re.sub(r"[^\w.-]+", "-", folder.name if Path(name).expanduser().is_dir() else name), folder)
+    return ViTFolder(model_name(name, folder), folder)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
 
 from cmfg_dgl.data.cache import file_digest
 from cmfg_dgl.errors import ConfigError, DataError
@@ -15,13 +19,21 @@ from cmfg_dgl.files import sha256_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["describe_folder", "load_pinned_weights", "load_pretrained", "locate_model", "read_pinned"]
+__all__ = [
+    "describe_folder",
+    "load_pinned_weights",
+    "load_pretrained",
+    "locate_model",
+    "model_name",
+    "read_numbers",
+    "read_pinned",
+]
 
 _WEIGHTS = "model*.safetensors"
 _FILES = ("*.json", "*.txt", "*.model", _WEIGHTS)
 
 
-def locate_model(name: str, key: str, offline_default: str) -> Path:
+def locate_model(name: str, key: str, offline_default: str | None = None) -> Path:
     """Find the folder of a model: a local folder, a cached model, or else one that is downloaded now.
 
     Parameters
@@ -29,25 +41,29 @@ def locate_model(name: str, key: str, offline_default: str) -> Path:
     name
         Path of a folder that `save_pretrained` wrote, or a model's name on the Hugging Face hub.
     key, offline_default
-        The configuration key and the value of it that always works, for the error.
+        The configuration key and the value of it that always works, if there is one, for the error.
 
     Raises
     ------
     ConfigError
         If the model is nowhere, or has no weights in safetensors.
     """
+    otherwise = "" if offline_default is None else f" or `{offline_default}`"
     folder = Path(name).expanduser()
     found = folder if folder.is_dir() else _snapshot(name)
     if found is None:
         raise ConfigError(
-            f"{key}: {name!r} is no folder, is not in the cache and cannot be downloaded; "
-            f"give a local path or `{offline_default}`"
+            f"{key}: {name!r} is no folder, is not in the cache and cannot be downloaded; give a local path"
+            f"{otherwise}"
         )
     if not any(found.glob(_WEIGHTS)):
-        raise ConfigError(
-            f"{key}: {found} holds no {_WEIGHTS}; give a model saved as safetensors or `{offline_default}`"
-        )
+        raise ConfigError(f"{key}: {found} holds no {_WEIGHTS}; give a model saved as safetensors{otherwise}")
     return found
+
+
+def model_name(name: str, folder: Path) -> str:
+    """A short name of a model, fit for a folder's name: of its name on the hub, or of its folder."""
+    return re.sub(r"[^\w.-]+", "-", folder.name if Path(name).expanduser().is_dir() else name)
 
 
 def _snapshot(name: str) -> Path | None:
@@ -88,9 +104,27 @@ def load_pretrained(auto_class: str, folder: Path, key: str, **options: Any) -> 
         return getattr(transformers, auto_class).from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, **options
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"{key}: {folder} is not a model that transformers can load: {reason}") from error
+
+
+def read_numbers(folder: Path, names: Iterable[str], key: str) -> dict[str, float]:
+    """Weights of one number each, by name, without loading the others; a name that is not there is left out.
+
+    Raises
+    ------
+    ConfigError
+        If a file of weights cannot be read.
+    """
+    found = {}
+    for path in sorted(folder.glob(_WEIGHTS)):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found.update({name: float(file.get_tensor(name)) for name in names if name in file.keys()})  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{key}: {path} is damaged ({error}); save or download the model again") from error
+    return found
 
 
 def load_pinned_weights(path: Path, sha256: str) -> dict[str, Tensor]:

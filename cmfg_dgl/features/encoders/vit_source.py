@@ -10,8 +10,6 @@ from cmfg_dgl.features.encoders.pretrained import describe_folder, load_pretrain
 
 __all__ = ["ViTFolder", "ViTSource"]
 
-_KEY = "features.vision"
-
 
 class ViTSource(ABC):
     """A Vision Transformer that transformers can build; nothing is read before it is asked for.
@@ -54,22 +52,24 @@ class ViTFolder(ViTSource):
         Name for folders and messages.
     folder
         ViT, DeiT, DINOv2 (also with registers), CLIP or SigLIP.
+    key
+        The configuration key that names the model, for messages.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, key: str = "features.vision") -> None:
         self.name = name
-        self._folder = folder
+        self._folder, self._key = folder, key
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return describe_folder(self._folder)
 
     def config(self) -> Any:  # noqa: D102
-        config = load_pretrained("AutoConfig", self._folder, _KEY)
+        config = load_pretrained("AutoConfig", self._folder, self._key)
         return getattr(config, "vision_config", config)
 
     def processor(self) -> Any:  # noqa: D102
-        return load_pretrained("AutoImageProcessor", self._folder, _KEY, backend="pil")
+        return load_pretrained("AutoImageProcessor", self._folder, self._key, backend="pil")
 
     def model(self) -> Any:  # noqa: D102
-        model = load_pretrained("AutoModel", self._folder, _KEY, use_safetensors=True)
+        model = load_pretrained("AutoModel", self._folder, self._key, use_safetensors=True)
         return getattr(model, "vision_model", model)

@@ -78,6 +78,8 @@ class FeatureStore:
         How many captions were cut, and how many of their tokens are unknown to the encoder.
     width
         Width of a node.
+    pooled_width
+        Width of the vector that an aligned model gives each item; None in a store of another encoder.
     """
 
     def __init__(self, folder: Path, index: dict[str, Any]) -> None:
@@ -90,6 +92,7 @@ class FeatureStore:
         self.truncated: int = index["truncated"]
         self.unknown: int = index.get("unknown", 0)
         self.width: int = index["width"]
+        self.pooled_width: int | None = self.key["encoder"].get("pooled_width")
         self._shards: list[dict[str, Any]] = index["shards"]
         self._firsts = torch.tensor([shard["first"] for shard in self._shards], dtype=torch.int64)
         self._position = {item: position for position, item in enumerate(self.ids)}
@@ -137,7 +140,7 @@ class FeatureStore:
         Returns
         -------
         Nodes
-            Values float16 (sum of counts, width).
+            Values float16 (sum of counts, width); with a `pooled_width` also pooled vectors, float32.
 
         Raises
         ------
@@ -147,7 +150,7 @@ class FeatureStore:
         positions = self._positions(items)
         grid = self._grid(positions)
         values = self._rows("values", positions, torch.empty(0, self.width, dtype=torch.float16))
-        return Nodes(values, _offsets(grid), grid)
+        return Nodes(values, _offsets(grid), grid, self._pooled(positions))
 
     def shard_of(self, positions: Tensor) -> Tensor:
         """In which shard the items at some positions lie, int64, from 0."""
@@ -204,6 +207,14 @@ class FeatureStore:
         out = torch.empty(len(positions), 2, dtype=torch.int64)
         for tensors, where, local in self._by_shard(positions):
             out[where] = tensors["grid"][local]
+        return out
+
+    def _pooled(self, positions: Tensor) -> Tensor | None:
+        if self.pooled_width is None:
+            return None
+        out = torch.empty(len(positions), self.pooled_width)
+        for tensors, where, local in self._by_shard(positions):
+            out[where] = tensors["pooled"][local]
         return out
 
     def _rows(self, name: str, positions: Tensor, empty: Tensor) -> Tensor:

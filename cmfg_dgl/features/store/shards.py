@@ -28,7 +28,8 @@ class ShardContent:
     Parameters
     ----------
     nodes
-        Float16 nodes of the shard's items; a quarantined item has none, on a grid of 0 x 0.
+        Float16 nodes of the shard's items; a quarantined item has none, on a grid of 0 x 0, and zeros for a
+        pooled vector.
     rows
         Further tensors with one row a node, such as `spans` and `token_ids` of captions.
     quarantined
@@ -98,6 +99,8 @@ def shard_bytes(content: ShardContent) -> bytes:
     """The bytes of a shard's file."""
     nodes = content.nodes
     tensors = {"values": nodes.values, "offsets": nodes.offsets, "grid": nodes.grid, **content.rows}
+    if nodes.pooled is not None:
+        tensors["pooled"] = nodes.pooled
     data: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     return data
 

@@ -151,8 +151,8 @@ def test_the_table_holds_every_row() -> None:
         assert row[3].text == f"{found['delta']:+.1f}"
         assert row[3].interval == f"[{found['delta_lo']:+.1f}, {found['delta_hi']:+.1f}]"
         assert row[4].text in (f"{found['p']:.3f}", "<0.001")
-    assert "flatter" not in table.note
-    assert "flatter" in ablation_table(whole(3, split="val")).note
+    assert "optimistic" not in table.note
+    assert "optimistic" in ablation_table(whole(3, split="val")).note
 
 
 def test_one_seed_shows_no_interval() -> None:

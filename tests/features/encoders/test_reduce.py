@@ -5,6 +5,8 @@
 - A reduced encoder says so in its description, so that stores do not mix; its view of a picture stays.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,19 @@ def test_the_reduced_encoder_pools_then_projects():
     whole = Grid().encode(images)
     torch.testing.assert_close(nodes.values, pool_grids(whole, 2).values @ random_signs(5, 4))
     assert reduced.view(10, 20) == (1.0, 2.0, 7.0, 16.0)
+
+
+def test_pooled_vectors_stay_as_they_are():
+    class WithPooled(Grid):
+        pooled_width = 2
+
+        def forward(self, pixels):
+            return replace(super().forward(pixels), pooled=torch.eye(2))
+
+    images = [np.zeros((4, 6, 3), np.float32)] * 2
+    reduced = ReducedVision(WithPooled(), pool=2, project=4)
+    assert reduced.pooled_width == 2
+    assert torch.equal(reduced.encode(images).pooled, torch.eye(2))
 
 
 def test_reductions_have_keys_of_their_own():
