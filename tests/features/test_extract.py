@@ -1,7 +1,6 @@
 """Pins of the extraction.
 
 - The store holds, item for item, what the encoder gives (as float16), at its position in the data set.
-- So it does with the pooled vectors of an aligned model, in float32, also beside quarantined items.
 - Captions with equal texts have equal nodes to the bit, whatever their shards, and though rows of a batch differ.
 - What cannot be decoded or tokenised is quarantined with its reason, also where a whole shard is bad.
 - A finished store with the same key is opened without decoding, weights or tokenizer; whatever determines
@@ -22,19 +21,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from aligned_models import POOLED_WIDTH, save_siglip
 from PIL import Image
 
 from cmfg_dgl.data.dataset import CaptionItem, Dataset, ImageItem
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.features.encoders.aligned import load_aligned
 from cmfg_dgl.features.encoders.load import load_vision
 from cmfg_dgl.features.encoders.text import load_text
 from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.features.extract import caption_extraction, image_extraction
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import ItemSet
-from cmfg_dgl.features.store.reader import FeatureStore
 
 TEXTS = ["a cat", "", "two dogs run very fast", "a", "one big red house", "\t", "a cat"]
 
@@ -127,28 +122,6 @@ def test_an_image_that_cannot_be_prepared_is_quarantined_by_name(tmp_path):
 
     store = images_of(dataset(), Refusing(), tmp_path)
     assert store.quarantined == {"img3": "img3: 8 x 8 pixels, which is too thin"}
-
-
-def test_pooled_vectors_are_stored_with_their_items(tmp_path):
-    vision, text = load_aligned(str(save_siglip(tmp_path / "model")), image_size=None, max_tokens=8, device="cpu")
-    bad = [f"img{i}" for i in (3, *range(5, 10))]  # the second shard has no other
-    images = images_of(dataset(bad=bad), vision, tmp_path / "store")
-    good = [i for i in range(11) if f"img{i}" not in bad]
-    texts = ["a red circle", "", "green square on the left", "a", "blue"]
-    captions = captions_of(dataset(texts=texts), text, tmp_path / "store")
-    usable = [i for i, words in enumerate(texts) if words]
-    for store, items, expected in (
-        (images, good, vision.encode([picture(i) for i in good])),
-        (captions, usable, text.encode([texts[i] for i in usable]).nodes),
-    ):
-        reopened = FeatureStore.open(store.folder)
-        order = torch.randperm(len(items), generator=torch.Generator().manual_seed(1))
-        nodes = reopened.read(torch.tensor(items)[order])
-        assert nodes.pooled.dtype == torch.float32
-        torch.testing.assert_close(nodes.pooled, expected.pooled[order], rtol=0, atol=1e-6)
-        side = ItemSet("image", len(items), lambda rows, s=reopened, i=items: s.read(torch.tensor(i)[rows]))
-        torch.testing.assert_close(side.pooled, expected.pooled, rtol=0, atol=1e-6)
-    assert images.read(torch.tensor([], dtype=torch.int64)).pooled.shape == (0, POOLED_WIDTH)
 
 
 def test_a_pooled_vector_that_is_not_finite_is_refused(tmp_path):
