@@ -111,7 +111,7 @@ class CMFGBase(nn.Module):
 
     def _scored_in(self, relation: Relation, config: ModelConfig) -> int:
         """The layer whose W_Q and W_K score a relation where attention is computed once."""
-        return self.first_cross if relation.cross and config.weights == "relation" else 0
+        return self.first_cross if relation.cross and config.weights != "shared" else 0
 
     @torch.no_grad()
     def init_from_cca(self, pair_dataset: PairDataset) -> None:

@@ -4,6 +4,8 @@
 - The score of a pair equals an oracle that runs single pair graphs and scores each node with the message of the
   cross-modal relations of the last layer alone: both stackings, both edge-weight modes, both softmax scopes, no to
   several cross layers, every kernel and schema.
+- With `matching_head: cosine` so does the mean cosine of a node and its message, and so do cosine attention, nodes
+  of unit length and layers without weights.
 - One item against many equals pair by pair, whichever modality is shared, also where no relation enters one.
 - Without a cross-modal relation or layer a score is that of the image plus that of the caption.
 - Parts of the head that no node can use get no gradient; all others do.
@@ -75,6 +77,37 @@ def test_scores_equal_single_pair_graphs(index):
     got = scores(model, images, captions)
     settings = Settings(heads=2, joint=softmax == "joint", residual=residual, norm=norm)
     stack = Stack(layers, cross_layers, stacking == "interleaved", weights == "once", "mean")
+    for (i, c), score in zip(PAIRS, got, strict=True):
+        expected = node_matching(
+            model.state_dict(), SCHEMAS[schema], settings, stack, single(images, i), single(captions, c)
+        )
+        torch.testing.assert_close(score, expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "norm"),
+    [
+        ({"layers": 1, "weights": "none", "norm": "unit"}, "unit"),
+        ({"layers": 2, "weights": "shared", "norm": "unit", "softmax": "joint"}, "unit"),
+        ({"layers": 3, "cross_layers": 2, "norm": "layer", "stacking": "interleaved"}, True),
+        ({"layers": 2, "edge_weights": "once", "norm": "none", "weights": "none"}, False),
+    ],
+)
+@pytest.mark.parametrize("attention", ["cosine", "dot"])
+@pytest.mark.parametrize("schema", ["complete", "no context", "directed"])
+def test_cosine_scores_equal_single_pair_graphs(schema, attention, options, norm):
+    model = random_model(schema, matching_head="cosine", attention=attention, **options)
+    images, captions = items()
+    got = scores(model, images, captions)
+    joint = options.get("softmax") == "joint"
+    settings = Settings(heads=2, joint=joint, norm=norm, cosine=attention == "cosine")
+    stack = Stack(
+        options["layers"],
+        options.get("cross_layers", 1),
+        options.get("stacking") == "interleaved",
+        options.get("edge_weights") == "once",
+        "mean",
+    )
     for (i, c), score in zip(PAIRS, got, strict=True):
         expected = node_matching(
             model.state_dict(), SCHEMAS[schema], settings, stack, single(images, i), single(captions, c)
