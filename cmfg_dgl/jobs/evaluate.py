@@ -120,7 +120,8 @@ def _evaluate_run(
         inputs = evaluation_inputs(run, dataset, split, folds)
         if known.get("inputs") != inputs:
             # Nothing that the numbers depend on differs, maybe a package's version: the next look is fast again.
-            run.write(name, known | {"inputs": inputs})
+            known = known | {"inputs": inputs}
+            run.write(name, known)
         return known
     if ogb:
         claim(run.folder, ["ogb-edges.safetensors"])
