@@ -96,6 +96,7 @@ def make_method(
         See `check_tuned`.
     """
     check_tuned(name, config)
+    tuned = config.training.tune.text is not None
     kind: Any = MatchedPairCMFG if leaky else method_class(name)
     arguments: dict[str, Any] = dict(setting)
     if kind.hashes:
@@ -104,10 +105,10 @@ def make_method(
         arguments["relations"] = make_relations(config.graph.relations)
     if issubclass(kind, CMFGMethod):
         arguments = {"config": config, "setting": setting}
-    elif config.training.tune.text is not None:
+    elif tuned:
         arguments.setdefault("epochs", config.training.epochs)
     method: Method = kind(widths, seed=seed, **arguments)
-    if isinstance(method, DualEncoder):
+    if tuned and isinstance(method, DualEncoder):
         method.encoders = load_tuned(config)
     return method
 
