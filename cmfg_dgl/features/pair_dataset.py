@@ -56,6 +56,10 @@ class ItemSet:
         """The same before any tuning: what a training begins with, and nothing is judged by."""
         return self.means if self.pretrained is None else self._means(self.pretrained)
 
+    def read_initial(self, items: Tensor) -> Nodes:
+        """The nodes of some items before any tuning, as `initial_means`."""
+        return (self.pretrained or self.read)(items)
+
     def _means(self, read: Callable[[Tensor], Nodes]) -> Tensor:
         pieces = torch.arange(self.count).split(ITEMS_AT_A_TIME)
         # What is cached outlives the inference mode that may be on, and may be trained on later.

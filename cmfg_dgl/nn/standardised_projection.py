@@ -42,7 +42,7 @@ class StandardisedProjection(nn.Module):
             self.register_buffer(f"deviation_{node_type}", torch.ones(width))
 
     def fit(self, pair_dataset: PairDataset) -> None:
-        """Set mean and deviation to those of the training nodes.
+        """Set mean and deviation to those of the training nodes; of an encoder that is tuned, before that.
 
         Raises
         ------
@@ -80,7 +80,7 @@ def _statistics(side: ItemSet) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (width,) of each channel over the nodes of some items, float32."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for part in evenly_spaced(side.count, STATISTICS_ITEMS).split(ITEMS_AT_A_TIME):
-        values = side.read(part).values.double()
+        values = side.read_initial(part).values.double()
         count, total = count + len(values), total + values.sum(0)
         squares = squares + values.square().sum(0)
     mean = total / count

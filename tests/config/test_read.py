@@ -411,6 +411,7 @@ def configs(draw):
     config.graph.relations = draw(relations())
     config.run.output_dir = config.run.output_dir or "runs"
     config.model.width = config.model.heads * draw(st.integers(1, 64))
+    config.training.tune.text = draw(st.sampled_from((None, "all", "1", "12")))
     config.model.residual |= config.model.init == "cca"
     config.model.cross_layers = min(config.model.cross_layers, config.model.layers)
     shares = draw(st.tuples(*[st.integers(1, 1000)] * 3))

@@ -1,6 +1,7 @@
 """Pins of the input projection over standardised features.
 
 - Mean and deviation are numpy's over all training nodes, an image once however many captions it has.
+- Statistics of an encoder that is tuned are those before it was.
 - A channel that never varies gives zero; features that are all the same are told.
 - Dropout hides the same channels from all nodes of an item, others from another item, and keeps the mean.
 - A first stage of its own embeds the mean features of an item, whatever the layers hold.
@@ -34,6 +35,17 @@ def test_nodes_are_standardised_by_the_training_split():
         expected += linear.bias.detach().double().numpy()
         got = module(side.node_type, nodes.values, nodes.counts).detach()
         np.testing.assert_allclose(got.double().numpy(), expected, atol=1e-5)
+
+
+def test_what_is_tuned_is_standardised_by_what_it_was():
+    pair_dataset, other = planted([1] * 10, seed=3), planted([1] * 10, seed=4)
+    texts = pair_dataset.captions
+    tuned = ItemSet("text", texts.count, other.captions.read, pretrained=texts.read)
+    found, expected = (StandardisedProjection(WIDTHS, size=4, dropout=0.0) for _ in range(2))
+    found.fit(PairDataset(pair_dataset.images, tuned, pair_dataset.caption_image))
+    expected.fit(pair_dataset)
+    assert torch.equal(found.mean_token, expected.mean_token)
+    assert torch.equal(found.deviation_token, expected.deviation_token)
 
 
 def test_a_constant_channel_is_zero_and_constant_features_are_told():
