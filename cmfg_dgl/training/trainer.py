@@ -273,12 +273,18 @@ def make_optimizer(
     """
     warm = max(1, warm)
     encoders = [module for module in model.modules() if isinstance(module, TunedEncoders)]
-    rates = {id(p): module.learning_rate for module in encoders for p in module.parameters()}
-    kinds: dict[tuple[float, float], list[Tensor]] = {}
-    for parameter in (p for p in model.parameters() if p.requires_grad):
-        decay = weight_decay if parameter.ndim >= 2 else 0.0
-        kinds.setdefault((rates.get(id(parameter), learning_rate), decay), []).append(parameter)
-    groups = [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in kinds.items()]
+    tuned = {id(p) for module in encoders for p in module.parameters()}
+    sets = [([p for p in model.parameters() if id(p) not in tuned], learning_rate)]
+    sets += [(list(module.parameters()), module.learning_rate) for module in encoders if len(module)]
+    groups = [
+        {
+            "params": [p for p in found if p.requires_grad and (p.ndim >= 2) == matrices],
+            "lr": rate,
+            "weight_decay": decay,
+        }
+        for found, rate in sets
+        for matrices, decay in ((True, weight_decay), (False, 0.0))
+    ]
     optimizer = AdamW(groups, lr=learning_rate)
     return optimizer, LambdaLR(optimizer, lambda step: _warm_cosine(step, warm, steps))
 
