@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from cmfg_dgl.config import (
     Config,
     DataConfig,
+    FeaturesConfig,
     RelationConfig,
     describe_keys,
     load_bench,
@@ -410,8 +411,12 @@ def configs(draw):
             setattr(config, name, draw(section(kind)))
     config.graph.relations = draw(relations())
     config.run.output_dir = config.run.output_dir or "runs"
+    config.features.aligned = config.features.aligned or None
     config.model.width = config.model.heads * draw(st.integers(1, 64))
     config.training.tune.text = draw(st.sampled_from((None, "all", "1", "12")))
+    if config.features.aligned is not None:
+        config.features = FeaturesConfig(aligned=config.features.aligned, max_tokens=config.features.max_tokens)
+        config.training.tune.text = None
     config.model.residual |= config.model.init == "cca"
     config.model.cross_layers = min(config.model.cross_layers, config.model.layers)
     shares = draw(st.tuples(*[st.integers(1, 1000)] * 3))
