@@ -60,7 +60,7 @@ def damage(root: Path, seed: int) -> Damaged:
             if harm == "missing":
                 path.unlink()
             elif harm == "undecodable":
-                path.write_bytes(content[:40] + bytes([number]))
+                path.write_bytes(content[:40] + bytes([number, position]))
             elif harm == "outside":
                 path.unlink()
                 path.symlink_to("/usr/bin/env")

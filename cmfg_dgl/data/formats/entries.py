@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
+from PIL import Image
+
+from cmfg_dgl.config import DataConfig
+from cmfg_dgl.data.cache import remembered
 from cmfg_dgl.data.dataset import BadItem, ImageItem
+from cmfg_dgl.errors import DataError
+from cmfg_dgl.files import canonical_json, sha256_bytes
 
-__all__ = ["Entry", "merge_equal_pictures"]
+__all__ = ["Entry", "Load", "merge_equal_pictures"]
+
+Load: TypeAlias = Callable[[ImageItem], Image.Image]
+"""Decodes an image of a data set, see `Dataset.load`."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +47,18 @@ class Entry:
 
 
 def merge_equal_pictures(
-    entries: Iterable[Entry], *, within_splits: bool
+    entries: Iterable[Entry], data: DataConfig, load: Load, *, within_splits: bool
 ) -> tuple[list[Entry], list[BadItem], tuple[str, ...]]:
     """Make one image of all entries with equal digests, with all their captions and labels.
 
+    Equal files that are no pictures are not merged: each of their entries is bad.
+
     Parameters
     ----------
+    data
+        The bounds of a picture.
+    load
+        As in `Dataset`; called once for each of the pictures that several entries have, and remembered.
     within_splits
         Whether a picture of several splits is an image of each of them; else its entries are bad.
 
@@ -57,7 +74,11 @@ def merge_equal_pictures(
     merged: list[Entry] = []
     bad: list[BadItem] = []
     rows, pictures = 0, 0
+    unreadable = _unreadable([same for same in of_picture.values() if len(same) > 1], data, load)
     for same in of_picture.values():
+        if same[0].image.sha256 in unreadable and len(same) > 1:
+            bad.extend(_no_picture(same, load))
+            continue
         splits = sorted({entry.split for entry in same})
         if len(splits) > 1:
             bad.extend(_in_several_splits(same, splits))
@@ -71,6 +92,34 @@ def merge_equal_pictures(
         "with the captions of all their rows"
     )
     return merged, bad, (note,)
+
+
+def _unreadable(repeated: list[list[Entry]], data: DataConfig, load: Load) -> set[str]:
+    """Digests of the files that several entries have and that cannot be decoded."""
+    firsts = {same[0].image.sha256: same[0].image for same in repeated}
+    bounds = [data.max_pixels, data.max_bytes]
+    key = sha256_bytes(canonical_json(["decoded", sorted(firsts), bounds]))
+
+    def compute() -> bytes:
+        return canonical_json(sorted(digest for digest, image in firsts.items() if _problem(image, load)))
+
+    return set(json.loads(remembered(key, compute))) if firsts else set()
+
+
+def _problem(image: ImageItem, load: Load) -> str:
+    """Why an image cannot be decoded, '' where it can."""
+    try:
+        load(image)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _no_picture(same: list[Entry], load: Load) -> Iterable[BadItem]:
+    for entry in same:
+        texts = tuple(text for _, text in entry.captions)
+        reason = _problem(entry.image, load) or f"{entry.image.id}: cannot be decoded"
+        yield BadItem(entry.image.id, reason, entry.split, texts)
 
 
 def _merged(same: list[Entry]) -> Entry:

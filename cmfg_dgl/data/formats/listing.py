@@ -194,7 +194,7 @@ def listed_dataset(
     DataError
         If there is no entry.
     """
-    entries, twins, merging = merge_equal_pictures(listing.entries, within_splits=split_by_files)
+    entries, twins, merging = merge_equal_pictures(listing.entries, data, load, within_splits=split_by_files)
     bad = [*listing.bad, *twins]
     if not entries:
         named = [item for item in bad if item.pairs] or bad

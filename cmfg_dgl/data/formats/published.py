@@ -41,7 +41,8 @@ def published_dataset(
     DataError
         If a split has no entry.
     """
-    entries, _, merging = merge_equal_pictures(listing.entries, within_splits=True)
+    load = file_loader(data)
+    entries, unreadable, merging = merge_equal_pictures(listing.entries, data, load, within_splits=True)
     images = tuple(entry.image for entry in entries)
     splits, taken = parted_pictures(_positions(entries, listing), [image.sha256 for image in images])
     if len(taken):
@@ -56,8 +57,8 @@ def published_dataset(
         ),
         splits=splits,
         rule=rule,
-        load=file_loader(data),
-        bad=tuple(listing.bad),
+        load=load,
+        bad=(*listing.bad, *unreadable),
         published=True,
         miscounts=miscounts,
         notes=(*notes, *merging),

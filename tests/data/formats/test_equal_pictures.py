@@ -4,6 +4,7 @@
 - One row a caption gives the protocol of one row an image; the ids of captions stay, labels are joined.
 - Where each picture comes once, nothing changes: neither ids nor the split, and no note.
 - The split does not depend on which row comes first.
+- Equal files that are no pictures are not one: each is bad, and loses its own captions.
 - Rows of one picture that name different splits are bad, by name; a file that is lost moves no other image.
 """
 
@@ -122,6 +123,25 @@ def test_pictures_that_come_once_are_as_before(write: Callable[..., str], tmp_pa
     dataset = read(write, tmp_path / "x", rows)
     assert [text for _, text in rows] == [caption.text for caption in dataset.captions]
     assert not any("picture" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize("broken", [b"not a picture", b""])
+@pytest.mark.parametrize("write", FORMATS)
+def test_equal_files_that_are_no_pictures_are_not_one(
+    write: Callable[..., str], broken: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = jpeg
+    monkeypatch.setitem(globals(), "jpeg", lambda number: broken if number % 2 else drawn(number))
+    rows = ROWS[::CAPTIONS]
+    dataset = read(write, tmp_path / "x", rows)
+    assert [caption.text for caption in dataset.captions] == [text for number, text in rows if not number % 2]
+    assert sorted(text for item in dataset.bad for text in item.texts or ()) == sorted(
+        text for number, text in rows if number % 2
+    )
+    assert len({item.id for item in dataset.bad}) == N // 2
+    # They are dealt out with the others: each split has lost about a half.
+    lost = [sum(item.split == split for item in dataset.bad) for split in ("train", "val", "test")]
+    assert sum(lost) == N // 2 and min(lost[0], lost[2]) > 0
 
 
 def test_one_row_a_caption_is_the_protocol_of_one_row_an_image(tmp_path: Path) -> None:
