@@ -48,7 +48,10 @@ InputProjection = CCAProjection | StandardisedProjection | nn.ModuleDict
 
 
 class CMFGBase(nn.Module):
-    """The modules of CMFG and the values that they begin with; parameters as for `CMFG`."""
+    """The modules of CMFG and the values that they begin with; parameters as for `CMFG`.
+
+    More than eight parameters: those after the widths say each one thing that is not in the section `model`.
+    """
 
     def __init__(
         self,

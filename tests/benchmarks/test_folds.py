@@ -178,10 +178,10 @@ def test_what_is_tried(text: str, tried: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cc", "'cc' is no method"),
+        ("cc", "'cc' is not a method"),
         ("cca: 3", "give a method, or a method and its setting"),
         ("cca: {ridge", "--try"),
-        ("[cca]", "is no method"),
+        ("[cca]", "is not a method"),
         ("cca: {rigde: 3.0}", "rigde"),
         ("cca: {ridge: 3e-4}", "such as 3.0e-4"),
         ("cmfg: {data.seed: 3}", "data.seed"),

@@ -92,7 +92,7 @@ class FeatureStore:
         self.truncated: int = index["truncated"]
         self.unknown: int = index.get("unknown", 0)
         self.width: int = index["width"]
-        self.pooled_width: int | None = self.key["encoder"].get("pooled_width")
+        self.pooled_width: int | None = self.key.get("encoder", {}).get("pooled_width")
         self._shards: list[dict[str, Any]] = index["shards"]
         self._firsts = torch.tensor([shard["first"] for shard in self._shards], dtype=torch.int64)
         self._position = {item: position for position, item in enumerate(self.ids)}
