@@ -166,7 +166,8 @@ def coco_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     karpathy_layout(root, "coco", images)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CMFG_CACHE", str(cache))
-        result = cmfg("train", "-c", "coco", f"data.root={root}", *SMALL, "-o", folder, "-q")
+        stem = ("features.vision=hybrid", "features.layer=null", "features.image_pool=1")
+        result = cmfg("train", "-c", "coco", f"data.root={root}", *SMALL, *stem, "-o", folder, "-q")
     assert result.code == 0, result.err
     return folder
 
