@@ -267,6 +267,7 @@ def finished_cell(
             **data.identity(dict.fromkeys(("train", "val", "test", *data.experiment.dataset.database))),
             "recipe": recipe_of(method, data.config),
             "corrections": columns_of(method, data.config, leaky=leaky),
+            "tells": "at_chance",  # cells of earlier versions do not
         }
     )
     kept = file.read(made_from, force=force)

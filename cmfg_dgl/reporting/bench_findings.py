@@ -17,6 +17,7 @@ from cmfg_dgl.reporting.comparison import (
     row_name,
     rows_of,
     shown_rows,
+    untrained,
 )
 from cmfg_dgl.reporting.vocabulary import CORRECTIONS, STAGES, mean_of, shown, with_interval
 
@@ -59,7 +60,7 @@ def cards(results: Row) -> list[dict[str, str]]:
     cards = []
     for stage in STAGES:
         column = rows_of(results, stage, results["correction"])
-        rows = [row for row in column if mean_of(row["rsum"]) is not None]
+        rows = [row for row in column if mean_of(row["rsum"]) is not None and not untrained(row)]
         where = f"{STAGES[stage]}, {CORRECTIONS[results['correction']]}"
         if rows:
             cards.append(_card(results, f"Highest, {where}", rows[0], rows[0]["method"]))
@@ -84,17 +85,28 @@ def sentences(results: Row) -> list[str]:
         for column in columns
         if (rows := rows_of(results, stage, column))
     ]
-    judged = ranked((row for row in shown_rows(results) if row["label"]), label_mean)
+    judged = ranked((row for row in shown_rows(results) if row["label"] and not untrained(row)), label_mean)
     if judged:
         sentences.append(_label_standing(judged))
     return [leading(results) + sentence for sentence in sentences]
 
 
 def _standing(stage: str, rows: Sequence[Row]) -> str:
+    """Who leads among what is trained, and what is not."""
+    apart = [row["method"] for row in rows if untrained(row)]
+    counted = [row for row in rows if not untrained(row)]
+    if not counted:
+        return f"{stage} nothing is compared: untrained are {', '.join(apart)}."
+    told = f" Untrained, and so not counted: {', '.join(apart)}." if apart else ""
+    return _leader(stage, counted, "cmfg is untrained" if OURS in apart else "cmfg did not take part") + told
+
+
+def _leader(stage: str, rows: Sequence[Row], absent: str) -> str:
+    """Who leads among rows, and how far CMFG is from it; `absent` says why CMFG may not be among them."""
     first, ours = rows[0], next((row for row in rows if row["method"] == OURS), None)
     highest = " ".join(part for part in with_interval("sum", first["rsum"]) if part)
     if ours is None:
-        return f"{stage} {first['method']} has the highest rsum, {highest}; cmfg did not take part."
+        return f"{stage} {first['method']} has the highest rsum, {highest}; {absent}."
     if ours is first:
         leads = f"{stage} cmfg has the highest rsum, {highest}"
         return f"{leads}; {_compared(rows[1])}." if len(rows) > 1 else f"{leads}, as the only one."

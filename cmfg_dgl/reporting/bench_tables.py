@@ -12,6 +12,8 @@ from cmfg_dgl.reporting.comparison import (
     PLAIN,
     PLAIN_ALONE,
     PLAIN_MARK,
+    UNTRAINED,
+    UNTRAINED_TOLD,
     Row,
     columns_shown,
     label_mean,
@@ -21,6 +23,7 @@ from cmfg_dgl.reporting.comparison import (
     refuse_failed_audits,
     row_name,
     shown_rows,
+    untrained,
 )
 from cmfg_dgl.reporting.tables import Cell, Table
 from cmfg_dgl.reporting.vocabulary import (
@@ -95,13 +98,15 @@ def comparison_tables(results: Row) -> list[Table]:
 
 def _labelled(table: Table, results: Row) -> Table:
     """The table with what every caption tells: data, protocol and seeds; leaky ones begin with LEAKY."""
-    used = {cell.text.rstrip(MARK + PLAIN_MARK) for row in table.rows for cell in row[:1]}
+    names = (cell.text.removesuffix(f" {UNTRAINED}") for row in table.rows for cell in row[:1])
+    used = {name.rstrip(MARK + PLAIN_MARK) for name in names}
     usual = results["seeds"]
     other = {row["method"]: row["seeds"] for row in results["rows"] if row["seeds"] != usual}
     except_for = "".join(f"; {name}: {_listed(other[name])}" for name in sorted(used & set(other)))
     signs = {
         MARK: "Judged by label relevance: learns from labels, not from pairs.",
         PLAIN_MARK: PLAIN_ALONE,
+        UNTRAINED: UNTRAINED_TOLD,
     }
     mark = "".join(
         f" {sign} {told}" for sign, told in signs.items() if any(sign in row[0].text for row in table.rows)
@@ -181,7 +186,14 @@ def _columns(results: Row) -> Table:
         if corrected
         else ""
     )
-    note = f"Of 600; chance is {shown('sum', results['chance_rsum'])}.{told} Tests stand in the tables below."
+    apart = "; ".join(
+        f"{row['method']}, {STAGES[row['stage']]}, {CORRECTIONS[row['correction']]}"
+        for row in ranked(results["rows"])
+        if untrained(row)
+    )
+    marked = f" {UNTRAINED} {apart}. {UNTRAINED_TOLD}" if apart else ""
+    chance = shown("sum", results["chance_rsum"])
+    note = f"Of 600; chance is {chance}.{told} Tests stand in the tables below.{marked}"
     title = f"Instance relevance: rsum, {' and with '.join(['plain', *corrected])}"
     groups = tuple((STAGES[stage], len(corrections)) for stage in stages)
     head, cells = ("method", *_heads(columns)), _cells(list(methods.values()), _one_name, columns)
@@ -369,7 +381,7 @@ ATTENTION = {
 
 def _attention(results: Row) -> Table:
     lines = [
-        {"method": row["method"], "stage": row["stage"], "judged_by": row["judged_by"], "relation": name, **values}
+        {**{key: row.get(key) for key in ("method", "stage", "judged_by", "at_chance")}, "relation": name, **values}
         for row in shown_rows(results)
         for name, values in (row["attention"] or {}).items()
     ]

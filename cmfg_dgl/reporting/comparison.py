@@ -18,6 +18,8 @@ __all__ = [
     "PLAIN",
     "PLAIN_ALONE",
     "PLAIN_MARK",
+    "UNTRAINED",
+    "UNTRAINED_TOLD",
     "AuditFailed",
     "Row",
     "audit_passed",
@@ -30,6 +32,7 @@ __all__ = [
     "row_name",
     "rows_of",
     "shown_rows",
+    "untrained",
 ]
 
 Row = Mapping[str, Any]
@@ -37,6 +40,11 @@ OURS = "cmfg"
 MARK = "†"
 PLAIN_MARK = "‡"
 PLAIN_ALONE = "Plain: hash codes have no correction, and are tested against cmfg plain."
+UNTRAINED = "(untrained)"
+UNTRAINED_TOLD = (
+    "The stage's own score ranks no better than chance on validation: nothing is tested against such a row, and "
+    "nothing is said to beat it."
+)
 LEAK = (
     "LEAKY: an image and its own caption were joined in one graph before the ranking, so embeddings have seen "
     "their answers. These numbers measure the leak and say nothing of retrieval: do not quote them as results."
@@ -82,10 +90,16 @@ def shown_rows(results: Row, stage: str | None = None) -> list[Row]:
     return ranked(row for row in chosen.values() if stage in (None, row["stage"]))
 
 
+def untrained(row: Row) -> bool:
+    """Whether the row's own score ranks no better than chance; results of earlier versions do not tell."""
+    return bool(row.get("at_chance"))
+
+
 def row_name(row: Row) -> str:
-    """The method, marked where it is judged by label relevance, and where it stands plain among corrected ones."""
+    """The method, marked where it is judged by label, stands plain among corrected ones, or is untrained."""
     judged = MARK if row["judged_by"] == "label" else ""
-    return f"{row['method']}{judged}{PLAIN_MARK if row.get('stands_in') else ''}"
+    marked = f"{row['method']}{judged}{PLAIN_MARK if row.get('stands_in') else ''}"
+    return f"{marked} {UNTRAINED}" if untrained(row) else marked
 
 
 def read_at(*keys: str) -> Callable[[Row], Any]:

@@ -143,6 +143,7 @@ class Row(HonestRow):
     p_vs_cmfg: Number
     tests: Tests | None
     tests_of_two: Tests | None = None
+    at_chance: bool = False
     train_seconds: Number
     pairs_per_second: Number
     parameters: Number

@@ -6,7 +6,7 @@ Invariants:
 - the page is well-formed, asks nothing of the network and runs nothing, whatever names and captions hold;
 - every table stands on the page with all its cells, headers have a scope, figures and pictures a text instead;
 - the headline says who leads each column and where cmfg stands in it, as plainly where it loses or was not tested
-  as where it wins;
+  as where it wins; untrained rows are named and counted as beaten by nothing;
 - plain and corrected rsum stand side by side, in the first table and in the figure, each column under its name;
 - curves leave out the shorter codes of hashing methods and bring out cmfg; dots and intervals lie at their numbers;
 - of a leaky protocol title, banner, every heading, caption and figure say LEAKY;
@@ -324,6 +324,24 @@ def test_headline_where_cmfg_wins_is_not_tested_or_takes_no_part(tmp_path: Path)
     assert "cmfg, with 221.0" in text, "it stays in the plain column"
     text = standing(tmp_path / "none", lambda results: results["rows"].clear())
     assert "rsum," not in text
+
+
+def test_headline_counts_nothing_as_beaten_that_is_untrained(tmp_path: Path) -> None:
+    def mark(*places: int) -> Callable[[dict[str, Any]], None]:
+        def change(results: dict[str, Any]) -> None:
+            for place in places:
+                results["rows"][place] |= {"at_chance": True, "tests": None, "p_vs_cmfg": None}
+
+        return change
+
+    text = standing(tmp_path / "other", mark(1))
+    assert "In the first stage, hubness correction, clip-head has the highest rsum" in text
+    assert "is behind clip-head: place 2 of 2." in text
+    assert text.count("Untrained, and so not counted: vsepp.") == 1
+    text = standing(tmp_path / "ours", mark(0))
+    assert "vsepp has the highest rsum, 268.3 [265.0, 271.6]; cmfg is untrained." in text
+    text = standing(tmp_path / "all", mark(0, 1, 2))
+    assert "hubness correction, nothing is compared: untrained are vsepp, clip-head, cmfg." in text
 
 
 def test_a_leak_is_told_everywhere(leaky: Path, small: Path) -> None:

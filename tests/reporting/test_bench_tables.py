@@ -6,6 +6,7 @@ Invariants:
   the order in the file;
 - plain and corrected rsum of a method stand side by side, and a table of one correction says which in its title;
 - a method without a correction stands plain among corrected ones, marked, and a test says with which correction;
+- an untrained row is marked, in every table that has a line of it alone, and the mark is explained there;
 - bold marks the best value of a column and all values that look equal to it, and nothing that is no contest;
 - an interval that has no ends is not shown, and a number that is not finite is a dash;
 - every caption tells data set, split, counts, protocol and seeds;
@@ -444,6 +445,30 @@ def test_how_many_settings_were_tried_is_told(results: dict[str, Any], counts: t
 def test_marked_are_exactly_the_methods_judged_by_label(results: dict[str, Any]) -> None:
     names = {row[0].text for row in tables_of(results)["summary-first"].rows}
     assert {name.rstrip("†‡") for name in names if "†" in name} == LABELLED
+
+
+def test_untrained_rows_are_marked_and_explained(results: dict[str, Any]) -> None:
+    told = "(untrained) The stage's own score ranks no better than chance on validation"
+    assert "untrained" not in "".join(table.note for table in comparison_tables(results))
+    for each in results["rows"]:
+        each["at_chance"] = (each["method"], each["correction"]) == ("uniter", "hubness")
+    tables = tables_of(results)
+    for key in ("summary-two", "i2t-two", "t2i-two", "hard-negatives", "labels", "cost", "attention"):
+        marked = {row[0].text for row in tables[key].rows if "untrained" in row[0].text}
+        assert marked == {"uniter (untrained)"}
+        assert told in tables[key].note
+    assert not any("untrained" in row[0].text for row in tables["summary-first"].rows)
+    assert "untrained" not in tables["summary-first"].note
+    # A line of both stages and both corrections has no mark of its own.
+    assert not any("untrained" in row[0].text for row in tables["rsum"].rows)
+    assert "(untrained) uniter, two stages, hubness correction. The stage's own score" in tables["rsum"].note
+
+
+def test_seeds_of_an_untrained_row_are_told(results: dict[str, Any]) -> None:
+    for each in results["rows"]:
+        if each["method"] == "uniter":
+            each |= {"at_chance": True, "seeds": [0]}
+    assert "uniter: 0" in tables_of(results)["summary-two"].data
 
 
 def test_plain_and_corrected_rsum_stand_side_by_side(results: dict[str, Any]) -> None:

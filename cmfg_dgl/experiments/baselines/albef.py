@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmfg_dgl.experiments.baselines.cross import CrossEncoder, Padded
+from cmfg_dgl.experiments.baselines.cross import CrossEncoder
 from cmfg_dgl.experiments.baselines.method import TrainingSet
+from cmfg_dgl.experiments.baselines.re_ranker import Padded
 from cmfg_dgl.features.pair_dataset import NODE_TYPES
 
 __all__ = ["ALBEF", "distilled_contrast"]
@@ -20,8 +21,9 @@ class ALBEF(CrossEncoder):
     """Contrast with momentum distillation, then fusion (Li et al. 2021, "Align before fuse").
 
     The loss is `distilled_contrast` of the two heads against their moving averages, plus image-text matching
-    with the hardest negatives of the batch (`matching_loss`). Fusion is a transformer layer in which a [CLS]
-    node and the tokens attend to the patches; the logit is read from [CLS]. The backbones are the two
+    with the hardest negatives of the batch (`matching_loss`). Fusion is a transformer in which a [CLS]
+    node and the tokens attend to the patches; the logit is read from [CLS]. It needs two layers: in the first, [CLS]
+    reads the tokens before these have read the patches. The backbones are the two
     encoders, and the moving averages are of the heads alone. The paper's queue of 65,536 keys is one batch here,
     and its masked-language loss is left out.
 
@@ -31,6 +33,10 @@ class ALBEF(CrossEncoder):
         Share of the momentum model's opinion in the targets, alpha of the paper.
     momentum
         Of the moving averages.
+    depth
+        Layers of the fusion; the paper has six.
+
+    More than eight parameters: each is a setting that a comparison may give by name.
     """
 
     def __init__(
@@ -41,6 +47,7 @@ class ALBEF(CrossEncoder):
         size: int = 256,
         distillation: float = 0.4,
         momentum: float = 0.99,
+        depth: int = 2,
         fusion_dropout: float = 0.3,
         epochs: int = 12,
         **settings: Any,
@@ -51,9 +58,10 @@ class ALBEF(CrossEncoder):
             torch.manual_seed(seed + 1)
             self.cls = nn.Parameter(torch.randn(size) * 0.02)
             self.norms = nn.ModuleDict({kind: nn.LayerNorm(size) for kind in widths})
-            self.fusion = nn.TransformerDecoderLayer(
+            layer = nn.TransformerDecoderLayer(
                 size, 4, 2 * size, fusion_dropout, activation="gelu", batch_first=True, norm_first=True
             )
+            self.fusion = nn.TransformerDecoder(layer, depth)
             self.logit = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 1))
 
     def prepare(self, training: TrainingSet) -> None:
@@ -80,7 +88,7 @@ class ALBEF(CrossEncoder):
         return contrast + self.matching_loss(batch, images @ captions.T)
 
     def match(self, images: Padded, captions: Padded) -> Tensor:
-        """Matching logits (pairs,), see `CrossEncoder.match`."""
+        """Matching logits (pairs,), see `ReRanker.match`."""
         patches, tokens = self.norms["patch"](images.values), self.norms["token"](captions.values)
         cls = self.cls.expand(len(tokens), 1, -1)
         empty = torch.cat([captions.empty.new_zeros(len(tokens), 1), captions.empty], 1)

@@ -1,42 +1,30 @@
-"""A dual encoder with a second stage that reads the nodes of an image and of a caption together."""
+"""A re-ranker that tells matching pairs from others by a binary choice: what UNITER and ALBEF have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
-from cmfg_dgl.experiments.baselines.dual_encoder import DualEncoder
-from cmfg_dgl.experiments.baselines.method import TrainingSet, score_in_pieces
+from cmfg_dgl.experiments.baselines.method import TrainingSet
+from cmfg_dgl.experiments.baselines.re_ranker import Padded, ReRanker
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
+from cmfg_dgl.graph.pair_graph import node_positions
+from cmfg_dgl.graph.topology import NodeSet
 from cmfg_dgl.training.negatives import hard_negatives
 
-__all__ = ["CrossEncoder", "Padded", "balanced_matching"]
-
-PAIRS_AT_A_TIME = 512
+__all__ = ["CrossEncoder", "balanced_matching"]
 
 
-class Padded(NamedTuple):
-    """Nodes of several items side by side: `values` (items, U, D), zero where `empty` bool (items, U)."""
-
-    values: Tensor
-    empty: Tensor
-
-    def select(self, items: Tensor) -> Padded:
-        """The given items, as often as they are given."""
-        return Padded(self.values[items], self.empty[items])
-
-
-class CrossEncoder(DualEncoder):
+class CrossEncoder(ReRanker):
     """What UNITER and ALBEF have in common: first-stage heads, image-text matching on pairs, re-ranking.
 
     Nodes enter by the closed form of the heads, which is then kept: neither method could learn that map from a
-    thousand pairs. A subclass scores pairs in `match` and may add losses in `batch_loss`.
+    thousand pairs. To patches a learnt map of their place is added, as both papers have it; tokens know theirs. A
+    subclass scores pairs in `match` and may add losses in `batch_loss`.
 
     Parameters
     ----------
@@ -44,12 +32,13 @@ class CrossEncoder(DualEncoder):
         As for `DualEncoder`.
     """
 
-    reranks: ClassVar[bool] = True
-
-    def __init__(self, widths: Mapping[str, int], *, seed: int, batch_size: int = 128, **settings: Any) -> None:
-        super().__init__(widths, seed=seed, batch_size=batch_size, **settings)
+    def __init__(self, widths: Mapping[str, int], *, seed: int, size: int = 256, batch_size: int = 128, **settings: Any) -> None:
+        super().__init__(widths, seed=seed, size=size, batch_size=batch_size, **settings)
         for kind, head in self.heads.linear.items():
             self.register_buffer(f"enter_{kind}", cast(nn.Linear, head).weight.detach().T.clone())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 2)
+            self.position = nn.Linear(2, size)
 
     def prepare(self, training: TrainingSet) -> None:
         """Also keep the map by which nodes enter."""
@@ -59,21 +48,15 @@ class CrossEncoder(DualEncoder):
             enter = self.heads.get_buffer(f"root_{kind}") @ weight.T
             self.register_buffer(f"enter_{kind}", enter / weight.square().mean().sqrt())
 
-    def nodes(self, side: ItemSet, items: Tensor) -> Padded:
-        """Entered nodes of some items of a side."""
-        return self.entered(side.node_type, self.encoders.read(side, items))
-
     def entered(self, node_type: str, nodes: Nodes) -> Padded:
         """Features as they enter."""
         entered = (nodes.values.float() - self.heads.get_buffer(f"mean_{node_type}")) @ self.get_buffer(
             f"enter_{node_type}"
         )
-        values = pad_sequence(entered.split(nodes.counts.tolist()), batch_first=True)
-        return Padded(values, torch.arange(values.shape[1]) >= nodes.counts[:, None])
-
-    def match(self, images: Padded, captions: Padded) -> Tensor:
-        """Matching logits (pairs,) of as many images as captions, in order."""
-        raise NotImplementedError
+        if node_type == "patch":
+            places = node_positions(node_type, NodeSet(nodes.offsets, nodes.grid))
+            entered = entered + self.position(places.to(entered))
+        return Padded.of(entered, nodes.counts)
 
     def matching_pairs(self, batch: Tensor, logits: Tensor) -> tuple[Padded, Padded, Tensor]:
         """Each pair of a batch, its image with the hardest wrong caption, its caption with the hardest image.
@@ -103,19 +86,6 @@ class CrossEncoder(DualEncoder):
         """Binary cross-entropy of the matching logit over `matching_pairs`; both classes weigh the same."""
         images, captions, target = self.matching_pairs(batch, logits)
         return balanced_matching(self.match(images, captions), target)
-
-    @torch.inference_mode()
-    def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
-        """Matching logits, see `Method.pairs`."""
-        self.eval()
-        patches = self.encoders.snapshot(pair_dataset.images, torch.unique(image))
-        tokens = self.encoders.snapshot(pair_dataset.captions, torch.unique(caption))
-
-        def match(images: Tensor, captions: Tensor, left: Tensor, right: Tensor) -> Tensor:
-            sides = self.entered("patch", patches.read(images)), self.entered("token", tokens.read(captions))
-            return self.match(sides[0].select(left), sides[1].select(right))
-
-        return score_in_pieces(image, caption, PAIRS_AT_A_TIME, match)
 
 
 def balanced_matching(logits: Tensor, target: Tensor) -> Tensor:

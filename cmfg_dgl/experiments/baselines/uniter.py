@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmfg_dgl.experiments.baselines.cross import CrossEncoder, Padded, balanced_matching
+from cmfg_dgl.experiments.baselines.cross import CrossEncoder, balanced_matching
 from cmfg_dgl.experiments.baselines.method import TrainingSet
+from cmfg_dgl.experiments.baselines.re_ranker import Padded
 from cmfg_dgl.training.objectives import info_nce
 
 __all__ = ["UNITER", "transport_distance"]
@@ -33,7 +34,8 @@ class UNITER(CrossEncoder):
     inner
         Width of the transformer.
     depth
-        Its layers.
+        Its layers, at least two to compare words with patches: in the first, [CLS] reads nodes before these have read
+        one another. The paper has twelve.
     transport
         Weight of word-region alignment.
     masked
@@ -49,7 +51,7 @@ class UNITER(CrossEncoder):
         seed: int,
         size: int = 256,
         inner: int = 128,
-        depth: int = 1,
+        depth: int = 2,
         transport: float = 0.1,
         masked: float = 0.15,
         stream_dropout: float = 0.2,
@@ -87,7 +89,7 @@ class UNITER(CrossEncoder):
         return info_nce(logits, self.same(batch)) + second
 
     def match(self, images: Padded, captions: Padded) -> Tensor:
-        """Matching logits (pairs,), see `CrossEncoder.match`."""
+        """Matching logits (pairs,), see `ReRanker.match`."""
         logits: Tensor = self.logit(self.stream_nodes(images, captions, {})[0])[:, 0]
         return logits
 

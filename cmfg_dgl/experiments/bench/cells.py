@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cmfg_dgl.evaluation.alignment import alignment_metrics
 from cmfg_dgl.evaluation.audit import BankEvidence, audit
+from cmfg_dgl.evaluation.chance_level import at_chance
 from cmfg_dgl.evaluation.evaluate import (
     Direction,
     Scores,
@@ -150,10 +151,13 @@ def _evaluate(
     found: dict[str, dict[str, Any]] = {}
     on_test: list[Scores] = []
     for column, scorer in scorers.items():
-        alpha, value = chosen[column]
+        alpha, value, untrained = chosen[column]
         scores = score(scorer, data.test.pair_dataset, k=k, query_batch=data.config.retrieval.query_batch)
         weights = {"first_stage": None} if alpha is None else {"first_stage": None, "two_stage": alpha}
-        stages = {stage: evaluate_stage(method, scores, weight, data.test) for stage, weight in weights.items()}
+        stages = {
+            stage: {**evaluate_stage(method, scores, weight, data.test), "at_chance": untrained[stage]}
+            for stage, weight in weights.items()
+        }
         _search_database(method, scorer, data, weights, stages)
         if not leaky:  # which compares a vector with captions that have seen it
             _face_hard_negatives(method, scorer, data, weights, stages)
@@ -211,15 +215,23 @@ def _fit(method: Method, data: BenchData, deadline: float) -> bool:
     return spent[0]
 
 
-def _select(method: Method, scorer: Scorer, data: BenchData, k: int) -> tuple[float | None, float]:
-    """Weight of the joint score, None for a method of one stage, and the value of the criterion with it."""
+class _Selected(NamedTuple):
+    """What validation says of a fit: `alpha`, None for one stage, the criterion with it, and `at_chance` by stage."""
+
+    alpha: float | None
+    value: float
+    at_chance: dict[str, bool]
+
+
+def _select(method: Method, scorer: Scorer, data: BenchData, k: int) -> _Selected:
+    """Choose the weight of the joint score, and tell which stages are at chance, on validation."""
     retrieval, part = data.config.retrieval, data.val
     scores = score(scorer, part.pair_dataset, k=k, query_batch=retrieval.query_batch)
+    untrained = {"first_stage": at_chance(scores, joint=False)}
     if not k:
-        return None, _criterion(method, scores, None, part)
-    alphas = weights_to_try(retrieval.alpha)
-    alpha, curve = choose_alpha(scores, alphas)
-    return alpha, max(curve)
+        return _Selected(None, _criterion(method, scores, None, part), untrained)
+    alpha, curve = choose_alpha(scores, weights_to_try(retrieval.alpha))
+    return _Selected(alpha, max(curve), {**untrained, "two_stage": at_chance(scores, joint=True)})
 
 
 def _criterion(method: Method, scores: Scores, alpha: float | None, part: Part) -> float:

@@ -11,17 +11,22 @@ from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.experiments.baselines.albef import ALBEF
 from cmfg_dgl.experiments.baselines.beamclip import BeamCLIP
 from cmfg_dgl.experiments.baselines.cca import CCA
+from cmfg_dgl.experiments.baselines.chan import CHAN
 from cmfg_dgl.experiments.baselines.clip_head import ClipHead
 from cmfg_dgl.experiments.baselines.dual_encoder import DualEncoder
 from cmfg_dgl.experiments.baselines.gat import GAT
+from cmfg_dgl.experiments.baselines.laps import LAPS
 from cmfg_dgl.experiments.baselines.lcmfh import LCMFH
+from cmfg_dgl.experiments.baselines.maxsim import MaxSim
 from cmfg_dgl.experiments.baselines.method import Method
 from cmfg_dgl.experiments.baselines.mhtn import MHTN
 from cmfg_dgl.experiments.baselines.pitl import PiTL
+from cmfg_dgl.experiments.baselines.scan import SCAN
 from cmfg_dgl.experiments.baselines.scm import SCM
 from cmfg_dgl.experiments.baselines.seph import SePH
 from cmfg_dgl.experiments.baselines.simclr import SimCLR
 from cmfg_dgl.experiments.baselines.uniter import UNITER
+from cmfg_dgl.experiments.baselines.vse_inf import VSEInf
 from cmfg_dgl.experiments.baselines.vsepp import VSEpp
 from cmfg_dgl.experiments.baselines.zero_shot import ZeroShot
 from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
@@ -41,6 +46,7 @@ METHODS: dict[str, type[Method]] = {
     "cca": CCA,
     "clip-head": ClipHead,
     "vsepp": VSEpp,
+    "vse-inf": VSEInf,
     "simclr": SimCLR,
     "beamclip": BeamCLIP,
     "mhtn": MHTN,
@@ -48,6 +54,10 @@ METHODS: dict[str, type[Method]] = {
     "albef": ALBEF,
     "uniter": UNITER,
     "gat": GAT,
+    "scan": SCAN,
+    "maxsim": MaxSim,
+    "chan": CHAN,
+    "laps": LAPS,
     **{f"scm-{bits}": SCM for bits in (16, 32, 64)},
     **{f"seph-{bits}": SePH for bits in (16, 32, 64)},
     **{f"lcmfh-{bits}": LCMFH for bits in (16, 32, 64)},

@@ -98,7 +98,10 @@ def _column_rows(
     searches: Mapping[str, Sequence[Record]],
     compared: Compared,
 ) -> list[Record]:
-    """The rows of one correction; a row is tested against CMFG's of the same correction, and no other."""
+    """The rows of one correction; a row is tested against CMFG's of the same correction, and no other.
+
+    What is at chance is in no test: it has lost to nothing.
+    """
     by_stage = {
         stage: {
             name: _row(name, stage, column, records, searches[name])
@@ -112,13 +115,13 @@ def _column_rows(
         ("two_stage", "two_stage", "tests"),
         ("first_stage", "two_stage", "tests_of_two"),
     ):
-        if OURS not in by_stage[ours]:
+        if OURS not in by_stage[ours] or by_stage[ours][OURS]["at_chance"]:
             continue
+        others = [name for name, row in by_stage[stage].items() if name != OURS and not row["at_chance"]]
         stages = {
-            name: [record["corrections"][column]["stages"] for record in cells[name]]
-            for name in (*by_stage[stage], OURS)
+            name: [record["corrections"][column]["stages"] for record in cells[name]] for name in (*others, OURS)
         }
-        theirs = {name: [s[stage] for s in stages[name]] for name in by_stage[stage] if name != OURS}
+        theirs = {name: [s[stage] for s in stages[name]] for name in others}
         for name, test in _tests(theirs, [s[ours] for s in stages[OURS]], compared).items():
             by_stage[stage][name][key] = test
     rows = [row for rows in by_stage.values() for row in rows.values()]
@@ -135,6 +138,8 @@ def _row(name: str, stage: str, column: str, records: Sequence[Record], trials: 
         "method": name,
         "stage": stage,
         "correction": column,
+        # Chance passes for more in one seed of 40: a row is trained only if each of its seeds is.
+        "at_chance": any(s["at_chance"] for s in stages),
         "seeds": [record["seed"] for record in records],
         **{way: _intervals([s[way] for s in stages]) for way in ("i2t", "t2i")},
         "rsum": _interval([s["rsum"] for s in stages]),

@@ -71,7 +71,7 @@ def _check_arguments(kind: type[Method], setting: Mapping[str, Any], where: str)
         if isinstance(given, str) and not isinstance(value, str):
             raise ConfigError(f"{where}: {key} is the text {given!r}; write a number with a point, such as 3.0e-4")
         # Of what remains, the classes themselves refuse what they cannot use; a count of none they would believe.
-        if not value >= (1 if isinstance(value, int) else 0):
+        if not isinstance(value, str) and not value >= (1 if isinstance(value, int) else 0):
             raise ConfigError(f"{where}: {key} is {value}; a whole number is at least 1, another at least 0")
 
 

@@ -7,6 +7,7 @@
 - Everything is chosen on validation; the test split is scored once for each correction, and last.
 - All methods that learn have equally many settings to try, and each can be made with them.
 - A cell depends on the settings that its method reads, and no method but CMFG can read others.
+- A joint stage is at chance until it is trained; a first stage in closed form is not.
 - Of hard negatives each stage tells how often the right caption beats them; the leaky protocol has none.
 - Labels and prompts reach only the methods that say so; without them those methods refuse in one line.
 """
@@ -127,7 +128,25 @@ def test_the_same_seed_gives_the_same_scores(name: str) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("name", ["albef", "uniter", "gat"])
+@pytest.mark.parametrize("name", ["scan", "maxsim", "laps", "chan", "uniter", "albef"])
+def test_a_joint_score_is_at_chance_until_it_is_trained(name: str) -> None:
+    def two_stages(**setting: float) -> list[bool]:
+        given = {"batch_size": 32, "size": 32, "epochs": 40, **setting}
+        part = held_out()
+        data = bench_data(part, part, None)
+        # Validation chooses the last epoch, for the joint stage learns more slowly than the first.
+        epochs = itertools.count()
+        with patch("cmfg_dgl.experiments.bench.cells._criterion", lambda *_: float(next(epochs))):
+            record = run_cell(data, name, 0, given, minutes=5, audited=False)
+        stages = [measured["stages"] for measured in record["corrections"].values()]
+        assert not any(each["first_stage"]["at_chance"] for each in stages)
+        return [each["two_stage"]["at_chance"] for each in stages]
+
+    assert two_stages(learning_rate=0.0, epochs=1) == [True, True]
+    assert two_stages(learning_rate=3e-3) == [False, False]
+
+
+@pytest.mark.parametrize("name", ["albef", "uniter", "gat", "scan", "maxsim", "laps", "chan"])
 def test_joint_scores_learn_which_pairs_match(name: str) -> None:
     pair_dataset = training().pair_dataset
     longer = {"epochs": 40, "batch_size": 32, "size": 32, "learning_rate": 3e-3}

@@ -4,6 +4,7 @@
 - A row is tested against CMFG's row with the same correction, in its stage and, if it is a first stage, against
   both stages; CMFG's rows are not tested.
 - Holm's families are the tests of one stage and one correction.
+- A row one of whose seeds is at chance says so, and is in no test and no family; nor is anything tested against CMFG's.
 - The correction of the recipe is named, plain where no method has another.
 """
 
@@ -48,6 +49,7 @@ def stage(level: float, generator: np.random.Generator) -> dict[str, Any]:
         "rsum": float(sum(values.mean() for values in points.values())),
         "label": None,
         "hard_negatives": None,
+        "at_chance": False,
         "recall_at_k_bound": dict.fromkeys(WAYS, level / 2),
         "k": 8,
         "per_query": {way: values.tolist() for way, values in points.items()},
@@ -85,9 +87,17 @@ def cell(method: str, seed: int) -> dict[str, Any]:
 METHODS = tuple(dict.fromkeys(name for name, _, _ in LEVELS))
 
 
-def collected(methods: tuple[str, ...] = METHODS) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Cells of methods by name, and the rows of their results by method, correction and stage."""
+def collected(
+    methods: tuple[str, ...] = METHODS, untrained: tuple[str, str, str] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Cells of methods by name, and the rows of their results by method, correction and stage.
+
+    One seed of the row `untrained` is at chance.
+    """
     cells = {method: [cell(method, seed) for seed in SEEDS] for method in methods}
+    if untrained is not None:
+        method, correction, of = untrained
+        cells[method][1]["corrections"][correction]["stages"][of]["at_chance"] = True
     compared = Compared("protocol", "data", IMAGES, OWNERS, None, 1.0)
     results = collect(cells, cells, BenchConfig(seeds=list(SEEDS)), compared)
     rows = {(row["method"], row["correction"], row["stage"]): row for row in results["rows"]}
@@ -151,6 +161,31 @@ def test_holm_is_within_a_stage_and_a_correction(key: str, p: str) -> None:
         assert [row[key][f"{p}_holm"] for row in family] == pytest.approx(list(expected))
         if (key, p) == ("tests", "p_queries"):
             assert [row["p_vs_cmfg"] for row in family] == pytest.approx(list(expected))
+
+
+@pytest.mark.parametrize("name", [("albef", "csls", "two_stage"), ("cca", "none", "first_stage")])
+def test_what_is_at_chance_with_a_seed_is_in_no_test(name: tuple[str, str, str]) -> None:
+    before, (_, rows) = collected()[1], collected(untrained=name)
+    assert {key for key, row in rows.items() if row["at_chance"]} == {name}
+    assert rows[name]["tests"] is rows[name]["p_vs_cmfg"] is rows[name]["tests_of_two"] is None
+    assert rows[name]["rsum"] == before[name]["rsum"], "it is measured as before"
+    _, correction, of = name
+    family = [row for key, row in rows.items() if key[1:] == (correction, of) and row["tests"]]
+    assert all(before[key]["tests"] for key in rows if key[0] != OURS)
+    if of == "first_stage":
+        expected = multipletests([row["tests"]["p_queries"] for row in family], method="holm")[1]
+        assert [row["p_vs_cmfg"] for row in family] == pytest.approx(list(expected))
+    else:
+        assert not family
+
+
+def test_nothing_is_tested_against_cmfg_where_that_is_at_chance() -> None:
+    _, rows = collected(untrained=("cmfg", "csls", "two_stage"))
+    for (method, correction, of), row in rows.items():
+        if method != OURS:
+            of_two = correction == "csls"
+            assert (row["tests"] is None) == (of_two and of == "two_stage")
+            assert (row["tests_of_two"] is None) == (of_two or of == "two_stage")
 
 
 def test_the_correction_of_the_recipe_is_named() -> None:
