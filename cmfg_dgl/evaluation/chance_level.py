@@ -1,4 +1,4 @@
-"""Whether the score of a stage ranks better than chance: what tells a stage that learnt nothing from one that lost."""
+"""Whether the score of a stage ranks better than chance, so that a stage that learnt nothing is known."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Floats = NDArray[np.float64]
 def at_chance(scores: Scores, *, joint: bool) -> bool:
     """Whether right items score no higher than wrong ones, as far as a split can tell.
 
-    The statistic is `right_above_wrong`, which is 50 % for any score that knows nothing of the pairs, however much it
-    prefers some items; mean over the queries of both directions. The stage is at chance unless the 95 % interval of
-    `paired_bootstrap`, which draws images with all their captions, lies above 50 %. So a stage at chance is taken for a
-    better one in one of 40 cases. It is also at chance where no query can tell.
+    The statistic is `right_above_wrong`, which is 50 % for any score that knows nothing of the pairs, however much
+    it prefers some items; mean over the queries of both directions. The stage is at chance unless the 95 % interval
+    of `paired_bootstrap`, which draws images with all their captions, lies above 50 %. So one at chance is taken
+    for a better one in one of 40 cases. It is also at chance where no query can tell.
 
     Parameters
     ----------
@@ -46,8 +46,8 @@ def at_chance(scores: Scores, *, joint: bool) -> bool:
 def right_above_wrong(direction: Direction, *, joint: bool, query_batch: int) -> Floats:
     """How often a right item scores higher than a wrong one, for each query, in % (Q,), float64.
 
-    The area under the ROC curve of each query, by the ranks of Mann and Whitney (1947); a tie counts half, a NaN against
-    the score. NaN for a query all of whose items are right, or all wrong.
+    The area under the ROC curve of each query, by the ranks of Mann and Whitney (1947); a tie counts half, a NaN
+    against the score. NaN for a query all of whose items are right, or all wrong.
 
     Parameters
     ----------

@@ -1,9 +1,10 @@
 """Pins of what says that a stage learnt nothing.
 
-- The share of a query is that of its pairs of a right and a wrong item, counted by loops: ties half, NaN against it.
+- The share of a query is that of its pairs of a right and a wrong item, counted by loops: a tie half, NaN against.
 - Of the joint score only candidates count, of the first stage the whole gallery.
 - Scores that know nothing of the pairs are at chance, also where they prefer some items; scores that lean towards
-  the right items are not, nor is a joint score that only repeats the first stage. A score that leans away is at chance.
+  the right items are not, nor is a joint score that only repeats the first stage. A score that leans away is at
+  chance.
 - Each stage is judged by its own score: a good first stage does not help a random joint score.
 - Where no query can tell, a stage is at chance.
 """
@@ -24,7 +25,7 @@ N = 60
 PAIRS = planted([1, 2] * (N // 2), seed=3)
 OWNERS = PAIRS.caption_image
 M = len(OWNERS)
-RIGHT = OWNERS == torch.arange(N)[:, None]
+RIGHT = torch.arange(N)[:, None] == OWNERS
 
 
 def scores_of(*, joint: torch.Tensor, k: int = 8, seed: int = 0) -> Scores:

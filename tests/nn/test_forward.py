@@ -72,7 +72,7 @@ def outcome(model, scores):
 
 
 def assert_equal_outcomes(found, expected):
-    """Without any norm scores reach thousands, and a gradient that is zero is the rest of sums of terms of that size."""
+    """Equal but for rounding: without a norm scores reach thousands, and zero is the rest of sums of such terms."""
     scale = max(1.0, *(float(values.abs().max()) for values in expected))
     torch.testing.assert_close(found, expected, atol=1e-10 * scale, rtol=1e-8)
 

@@ -22,10 +22,10 @@ class ALBEF(CrossEncoder):
 
     The loss is `distilled_contrast` of the two heads against their moving averages, plus image-text matching
     with the hardest negatives of the batch (`matching_loss`). Fusion is a transformer in which a [CLS]
-    node and the tokens attend to the patches; the logit is read from [CLS]. It needs two layers: in the first, [CLS]
-    reads the tokens before these have read the patches. The backbones are the two
-    encoders, and the moving averages are of the heads alone. The paper's queue of 65,536 keys is one batch here,
-    and its masked-language loss is left out.
+    node and the tokens attend to the patches; the logit is read from [CLS]. It needs two layers: in the first,
+    [CLS] reads the tokens before these have read the patches. The backbones are the two encoders, and the moving
+    averages are of the heads alone. The paper's queue of 65,536 keys is one batch here, and its masked-language
+    loss is left out.
 
     Parameters
     ----------

@@ -32,7 +32,9 @@ class CrossEncoder(ReRanker):
         As for `DualEncoder`.
     """
 
-    def __init__(self, widths: Mapping[str, int], *, seed: int, size: int = 256, batch_size: int = 128, **settings: Any) -> None:
+    def __init__(
+        self, widths: Mapping[str, int], *, seed: int, size: int = 256, batch_size: int = 128, **settings: Any
+    ) -> None:
         super().__init__(widths, seed=seed, size=size, batch_size=batch_size, **settings)
         for kind, head in self.heads.linear.items():
             self.register_buffer(f"enter_{kind}", cast(nn.Linear, head).weight.detach().T.clone())

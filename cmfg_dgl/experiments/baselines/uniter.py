@@ -34,8 +34,8 @@ class UNITER(CrossEncoder):
     inner
         Width of the transformer.
     depth
-        Its layers, at least two to compare words with patches: in the first, [CLS] reads nodes before these have read
-        one another. The paper has twelve.
+        Its layers, at least two to compare words with patches: in the first, [CLS] reads nodes before these have
+        read one another. The paper has twelve.
     transport
         Weight of word-region alignment.
     masked

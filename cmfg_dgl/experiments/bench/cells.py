@@ -216,7 +216,7 @@ def _fit(method: Method, data: BenchData, deadline: float) -> bool:
 
 
 class _Selected(NamedTuple):
-    """What validation says of a fit: `alpha`, None for one stage, the criterion with it, and `at_chance` by stage."""
+    """What validation says of a fit: `alpha`, None for one stage, its criterion, and `at_chance` by stage."""
 
     alpha: float | None
     value: float

@@ -4,7 +4,8 @@
 - A row is tested against CMFG's row with the same correction, in its stage and, if it is a first stage, against
   both stages; CMFG's rows are not tested.
 - Holm's families are the tests of one stage and one correction.
-- A row one of whose seeds is at chance says so, and is in no test and no family; nor is anything tested against CMFG's.
+- A row one of whose seeds is at chance says so, and is in no test and no family; nor is anything tested against
+  CMFG's.
 - The correction of the recipe is named, plain where no method has another.
 """
 
