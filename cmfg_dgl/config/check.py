@@ -40,6 +40,9 @@ def check_config(config: Config, where: str) -> None:
         _check_regions(config, where)
     if config.features.aligned is not None:
         _check_aligned(config, where)
+    layers = config.features.text_layers
+    if len(set(layers)) < len(layers):
+        raise ConfigError(f"{where}: features.text_layers is {layers}; give no layer twice")
 
 
 def check_bench(config: BenchConfig, where: str) -> None:
@@ -67,16 +70,17 @@ def _check_values(config: Config | BenchConfig, where: str) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where}: {key} is {value}; give a finite number")
         choices, least, most = metadata.get("choices"), metadata.get("least"), metadata.get("most")
-        for choice in (value if isinstance(value, list) else [value]) if choices else []:
+        given = value if isinstance(value, list) else [value]
+        for choice in given if choices else []:
             if choice not in choices:
                 close = difflib.get_close_matches(choice, choices, n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 raise ConfigError(
                     f"{where}: {key} is {choice!r}; choose from {', '.join(c for c in choices if c)}{hint}"
                 )
-        if least is not None and value < least:
+        if least is not None and min(given, default=least) < least:
             raise ConfigError(f"{where}: {key} is {value}; the least is {least}")
-        if most is not None and value > most:
+        if most is not None and max(given, default=most) > most:
             raise ConfigError(f"{where}: {key} is {value}; the most is {most}")
 
 
@@ -180,7 +184,7 @@ def _check_aligned(config: Config, where: str) -> None:
                 f"{where}: features.aligned {features.aligned} and features.{key} {value}: an aligned model is the "
                 f"encoder of both modalities; leave features.aligned out, or set features.{key} to {default}"
             )
-    for key in ("layer", "views", "precision", "compile"):
+    for key in ("layer", "views", "text_layers", "precision", "compile"):
         default = getattr(defaults, key)
         if getattr(features, key) != default:
             raise ConfigError(

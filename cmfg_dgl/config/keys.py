@@ -142,6 +142,12 @@ class FeaturesConfig:
         None, "width of stored patches after a fixed random projection; default the encoder's own", least=1
     )
     text: str = option("minilm", "`minilm` (384 wide) or a transformers BERT by name or path")
+    text_layers: list[int] = option(
+        [],
+        "hidden states of the BERT whose channels a token has side by side, from 0, the embeddings of words, to its "
+        "number of layers; default the last alone",
+        least=0,
+    )
     aligned: str | None = option(
         None,
         "a transformers model of both modalities in one space (CLIP, SigLIP) by name or path, in place of `vision` "

@@ -196,6 +196,7 @@ def test_errors_of_an_override_name_it(override, words):
         ("features.compile=true", ["features.compile", "leave it out"]),
         ("features.layer=3", ["features.layer", "leave it out"]),
         ("features.views=[mirror]", ["features.views", "leave it out"]),
+        ("features.text_layers=[0,6]", ["features.text_layers", "leave it out"]),
         ("features.precision=bf16", ["features.precision", "leave it out"]),
         ("training.tune.text=all", ["training.tune.text", "leave it out"]),
     ],
@@ -412,6 +413,7 @@ def configs(draw):
     config.graph.relations = draw(relations())
     config.run.output_dir = config.run.output_dir or "runs"
     config.features.aligned = config.features.aligned or None
+    config.features.text_layers = draw(st.lists(st.integers(0, 24), max_size=4, unique=True))
     config.model.width = config.model.heads * draw(st.integers(1, 64))
     config.training.tune.text = draw(st.sampled_from((None, "all", "1", "12")))
     if config.features.aligned is not None:

@@ -65,7 +65,13 @@ def _aligned(config: Config, name: str) -> tuple[VisionEncoder, TextEncoder]:
 
 def _separate(config: Config, compiled: bool) -> tuple[VisionEncoder, TextEncoder]:
     features, device = config.features, config.run.device
-    text = load_text(features.text, max_tokens=features.max_tokens, device=device, precision=features.precision)
+    text = load_text(
+        features.text,
+        max_tokens=features.max_tokens,
+        device=device,
+        precision=features.precision,
+        layers=features.text_layers,
+    )
     if features.vision == PRECOMPUTED:
         return Regions(config.data.root), text
     vision = load_vision(

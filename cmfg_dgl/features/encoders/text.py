@@ -17,7 +17,7 @@ from cmfg_dgl.features.encoders.precision import computed_in, matrices_in
 from cmfg_dgl.features.encoders.pretrained import describe_folder, load_pretrained, locate_model, model_name
 from cmfg_dgl.features.nodes import EncoderInputs, Nodes
 
-__all__ = ["EncodedCaptions", "TextEncoder", "TokenizedCaption", "load_text"]
+__all__ = ["EncodedCaptions", "TextEncoder", "TokenizedCaption", "hidden_states", "load_text"]
 
 _DEFAULT = "minilm"
 _AT_A_TIME = 1024
@@ -76,7 +76,7 @@ class EncodedCaptions:
 
 
 class TextEncoder:
-    """The last hidden state of a BERT-family model, special tokens and padding left out.
+    """Hidden states of a BERT-family model, special tokens and padding left out.
 
     The weights are loaded when the first caption is encoded.
 
@@ -92,6 +92,8 @@ class TextEncoder:
         Where the model runs.
     precision
         `fp32`, or `bf16` to multiply matrices in bfloat16 (torch.autocast).
+    layers
+        Hidden states whose channels stand side by side, see `hidden_states`; none for the last alone.
 
     References
     ----------
@@ -101,12 +103,22 @@ class TextEncoder:
     key = "features.text"
     """The configuration key that names the model, for messages."""
 
-    def __init__(self, *, name: str, folder: Path, max_tokens: int, device: str, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        folder: Path,
+        max_tokens: int,
+        device: str,
+        precision: str = "fp32",
+        layers: Sequence[int] = (),
+    ) -> None:
         self.name = name
         self._folder = folder
         self.max_tokens = max_tokens
         self._device = device
         self._precision = precision
+        self.layers = tuple(layers)
 
     @cached_property
     def _description(self) -> dict[str, Any]:
@@ -114,6 +126,7 @@ class TextEncoder:
             "max_tokens": self.max_tokens,
             **describe_folder(self._folder),
             **computed_in(self._precision),
+            **({"layers": list(self.layers)} if self.layers else {}),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -123,7 +136,7 @@ class TextEncoder:
     @property
     def width(self) -> int:
         """Width of a token node."""
-        return int(self._config.hidden_size)
+        return int(self._config.hidden_size) * max(1, len(self.layers))
 
     @property
     def pooled_width(self) -> int | None:
@@ -132,14 +145,27 @@ class TextEncoder:
 
     @cached_property
     def _config(self) -> Any:
-        return load_pretrained("AutoConfig", self._folder, self.key)
+        config = load_pretrained("AutoConfig", self._folder, self.key)
+        if self.layers and max(self.layers) > config.num_hidden_layers:
+            raise ConfigError(
+                f"features.text_layers: {self.name} has {config.num_hidden_layers} layers, not {max(self.layers)}; "
+                "lower it"
+            )
+        return config
 
     @cached_property
     def _model(self) -> Any:
         return self.load_model().to(self._device)
 
     def load_model(self) -> Any:
-        """A model of transformers with the pretrained weights, on the host, in evaluation mode."""
+        """A model of transformers with the pretrained weights, on the host, in evaluation mode.
+
+        Raises
+        ------
+        ConfigError
+            If it cannot be loaded, or has fewer layers than are asked for.
+        """
+        _ = self._config
         return load_pretrained("AutoModel", self._folder, self.key, use_safetensors=True).eval()
 
     @cached_property
@@ -253,14 +279,14 @@ class TextEncoder:
         )
 
     def _hidden(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Last hidden states (B, T, D), on the host, of the token ids (B, T) of captions without padding.
+        """Hidden states (B, T, width), on the host, of the token ids (B, T) of captions without padding.
 
         Beside them the pooled vectors (B, `pooled_width`) of an aligned model, or None.
         """
         input_ids = input_ids.to(self._device)
         with matrices_in(self._precision, self._device):
-            output = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
-        return output.last_hidden_state.float().cpu(), None
+            states = hidden_states(self._model, input_ids, torch.ones_like(input_ids), self.layers)
+        return states.float().cpu(), None
 
     def encode(self, captions: list[str]) -> EncodedCaptions:
         """Token nodes of captions; each depends on its own caption alone.
@@ -271,6 +297,28 @@ class TextEncoder:
             If no token is left of a caption.
         """
         return self.forward([self.prepare(caption) for caption in captions])
+
+
+def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor, layers: Sequence[int]) -> Tensor:
+    """Hidden states of a model of transformers, side by side, (B, T, layers times its width).
+
+    Lower layers keep what a word is, upper ones what it means in its sentence (Jawahar et al. 2019, "What does BERT
+    learn about the structure of language?"), so that several together say more than the last.
+
+    Parameters
+    ----------
+    input_ids, attention_mask
+        int64 (B, T).
+    layers
+        From 0, the embeddings, to the number of layers, the last, whose state has whatever normalisation the model
+        ends with; empty for the last alone.
+    """
+    output = model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=bool(layers))
+    if not layers:
+        last: Tensor = output.last_hidden_state
+        return last
+    states = [*output.hidden_states[:-1], output.last_hidden_state]
+    return torch.cat([states[layer] for layer in layers], -1)
 
 
 def _equal_lengths(
@@ -291,7 +339,9 @@ def _equal_lengths(
             yield groups[start : start + batch_size]
 
 
-def load_text(name: str, *, max_tokens: int, device: str, precision: str = "fp32") -> TextEncoder:
+def load_text(
+    name: str, *, max_tokens: int, device: str, precision: str = "fp32", layers: Sequence[int] = ()
+) -> TextEncoder:
     """Choose the caption encoder that a configuration names.
 
     Parameters
@@ -303,7 +353,7 @@ def load_text(name: str, *, max_tokens: int, device: str, precision: str = "fp32
         Most tokens of a caption that become nodes.
     device
         Where the encoder runs.
-    precision
+    precision, layers
         See `TextEncoder`.
 
     Raises
@@ -316,4 +366,6 @@ def load_text(name: str, *, max_tokens: int, device: str, precision: str = "fp32
     else:
         folder = locate_model(name, "features.text", _DEFAULT)
         short = model_name(name, folder)
-    return TextEncoder(name=short, folder=folder, max_tokens=max_tokens, device=device, precision=precision)
+    return TextEncoder(
+        name=short, folder=folder, max_tokens=max_tokens, device=device, precision=precision, layers=layers
+    )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cmfg_dgl.config import Config
 from cmfg_dgl.errors import ConfigError
-from cmfg_dgl.features.encoders.text import TextEncoder, load_text
+from cmfg_dgl.features.encoders.text import TextEncoder, hidden_states, load_text
 from cmfg_dgl.features.nodes import EncoderInputs, Nodes, ragged_positions
 from cmfg_dgl.features.pair_dataset import ITEMS_AT_A_TIME, ItemSet, mean_nodes
 
@@ -25,7 +25,7 @@ LARGE = 1 << 30
 
 
 class TunedText(nn.Module):
-    """The last hidden state of a BERT-family model, special tokens and padding left out, with gradients.
+    """Hidden states of a BERT-family model, special tokens and padding left out, with gradients.
 
     The module's own parameters are those of the tuned blocks. Embeddings and blocks below keep their pretrained
     weights, are no parameters, and stand in no checkpoint. Dropout of the encoder is off, so that the output
@@ -48,7 +48,7 @@ class TunedText(nn.Module):
 
     def __init__(self, encoder: TextEncoder, *, blocks: int | None, bf16: bool) -> None:
         super().__init__()
-        self.bf16 = bf16
+        self.bf16, self.layers, self.width = bf16, encoder.layers, encoder.width
         whole = encoder.load_model().requires_grad_(False)
         if getattr(whole, "pooler", None) is not None:
             whole.pooler = None  # it is behind the last hidden state
@@ -84,7 +84,7 @@ class TunedText(nn.Module):
         counts, kept = inputs.counts, inputs.values[:, 1] > 0
         ids = inputs.values[:, 0].long()
         device = next(self.tuned.parameters()).device
-        states, rows = [torch.empty(0, self._whole[0].config.hidden_size, device=device)], [torch.empty(0).long()]
+        states, rows = [torch.empty(0, self.width, device=device)], [torch.empty(0).long()]
         for items in _batches(counts, mixed=self.training):
             rows.append(ragged_positions(inputs.offsets[items], counts[items]))
             states.append(self._states(ids[rows[-1]], counts[items], device))
@@ -96,15 +96,14 @@ class TunedText(nn.Module):
         return Nodes(values, offsets, torch.stack([torch.ones_like(nodes), nodes], 1))
 
     def _states(self, ids: Tensor, counts: Tensor, device: torch.device) -> Tensor:
-        """Last hidden states (sum of counts, width) of captions end to end, with their special tokens."""
+        """Hidden states (sum of counts, width) of captions end to end, with their special tokens."""
         present = torch.arange(int(counts.max())) < counts[:, None]  # (B, T)
         padded = torch.zeros(present.shape, dtype=torch.int64)
         padded[present] = ids
         present = present.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16 and self.training):
-            output = self._whole[0](input_ids=padded.to(device), attention_mask=present.long())
-        states: Tensor = output.last_hidden_state[present]
-        return states.to(next(self.tuned.parameters()).dtype)
+            states = hidden_states(self._whole[0], padded.to(device), present.long(), self.layers)
+        return states[present].to(next(self.tuned.parameters()).dtype)
 
 
 class TunedEncoders(nn.ModuleDict):
@@ -190,7 +189,7 @@ def load_tuned(config: Config) -> TunedEncoders:
     tune, features = config.training.tune, config.features
     if tune.text is None:
         return TunedEncoders()
-    encoder = load_text(features.text, max_tokens=features.max_tokens, device="cpu")
+    encoder = load_text(features.text, max_tokens=features.max_tokens, device="cpu", layers=features.text_layers)
     blocks = None if tune.text == "all" else int(tune.text)
     bf16 = tune.precision == "bf16" or (tune.precision == "auto" and _multiplies_bfloat16(config.run.device))
     with torch.random.fork_rng(devices=[]):

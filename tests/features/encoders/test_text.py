@@ -5,7 +5,8 @@
 - Spans are the characters of the tokens; captions are cut at `max_tokens` nodes, and counted.
 - Pieces of a word share its number; a space or a mark of punctuation begins another; special tokens have none.
 - A caption without a token, too many tokens for the model, and a missing model are errors of one line.
-- `describe` follows weights, tokenizer and `max_tokens`.
+- `describe` follows weights, tokenizer, `max_tokens` and layers, and without layers is what it was before these.
+- Hidden states that are asked for stand side by side, in order; a layer that the model lacks is an error of a line.
 """
 
 import json
@@ -62,6 +63,25 @@ def test_tokens_equal_the_model_on_each_caption_alone(minilm, reference):
         assert nodes.grid[i].tolist() == [1, len(ids)]
         torch.testing.assert_close(nodes.values[rows], values, rtol=0, atol=1e-5)
     assert encoded.truncated == 0
+
+
+def test_layers_stand_side_by_side():
+    encoder = load_text("minilm", max_tokens=64, device="cpu", layers=[6, 0, 3])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL_DIR)
+    model = transformers.AutoModel.from_pretrained(MODEL_DIR).eval()
+    assert encoder.width == 3 * 384
+    for caption in CAPTIONS:
+        with torch.inference_mode():
+            states = model(**tokenizer(caption, return_tensors="pt"), output_hidden_states=True).hidden_states
+        expected = torch.cat([states[6][0, 1:-1], states[0][0, 1:-1], states[3][0, 1:-1]], 1)
+        torch.testing.assert_close(encoder.encode([caption]).nodes.values, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("act", [lambda encoder: encoder.width, lambda encoder: encoder.encode(["x"])])
+def test_a_layer_that_the_model_lacks(act):
+    encoder = load_text("minilm", max_tokens=64, device="cpu", layers=[0, 7])
+    with pytest.raises(ConfigError, match=r"features\.text_layers: minilm has 6 layers, not 7; lower it"):
+        act(encoder)
 
 
 @settings(max_examples=5, deadline=None)
@@ -191,13 +211,16 @@ def test_a_damaged_configuration_is_told(tmp_path):
 
 
 def test_the_description_follows_what_determines_the_output(tmp_path):
-    def describe(max_tokens=8):
-        return load_text(str(tmp_path), max_tokens=max_tokens, device="cpu").describe()
+    def describe(max_tokens=8, layers=()):
+        return load_text(str(tmp_path), max_tokens=max_tokens, device="cpu", layers=layers).describe()
 
     save_bert(tmp_path)
     first = describe()
     assert describe() == first
     assert describe(max_tokens=9) != first
+    assert "layers" not in first
+    assert describe(layers=[0, 1])["layers"] == [0, 1]
+    assert describe(layers=[1, 0]) != describe(layers=[0, 1])
     save_bert(tmp_path, seed=1)
     assert describe() != first
     save_bert(tmp_path, words=("car", "red"))

@@ -85,6 +85,28 @@ def test_features_and_gradients_equal_those_of_the_model_on_each_caption(folder,
     assert len(module.state_dict()) == len(found)
 
 
+@pytest.mark.parametrize(("blocks", "layers"), [(None, [0, 3]), (1, [2, 0, 3])])
+def test_layers_stand_side_by_side_with_their_gradients(folder, blocks, layers):
+    encoder = load_text(str(folder), max_tokens=8, device="cpu", layers=layers)
+    module = tuned(encoder, blocks).double().train()
+    nodes = module(encoder.inputs([encoder.prepare(caption) for caption in CAPTIONS]))
+    weights = torch.randn(nodes.values.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (nodes.values * weights).sum().backward()
+
+    reference = AutoModel.from_pretrained(folder).double().eval()
+    parts = []
+    for caption in CAPTIONS:
+        ids = encoder.prepare(caption).input_ids[None]
+        states = reference(ids, output_hidden_states=True).hidden_states
+        parts.append(torch.cat([states[layer][0, 1:-1] for layer in layers], 1))
+    (torch.cat(parts) * weights).sum().backward()
+    torch.testing.assert_close(nodes.values, torch.cat(parts), atol=1e-12, rtol=1e-10)
+    own, prefix = dict(module.tuned.named_parameters()), "" if blocks is None else "encoder.layer.2."
+    for name, parameter in own.items():
+        expected = dict(reference.named_parameters())[prefix + name.partition(".")[2] if prefix else name].grad
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-12, rtol=1e-9)
+
+
 def test_the_blocks_below_get_no_gradient_and_keep_the_pretrained_weights(folder, encoder, inputs):
     module = tuned(encoder, 1).train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
