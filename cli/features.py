@@ -109,7 +109,8 @@ def build(
         return
     with Bars(verbosity.quiet) as bars:
         experiment = Experiment.prepare(settings, bars, force=force)
-    _print_stores([experiment.images, experiment.captions], as_json)
+    stores = (experiment.images, experiment.captions, experiment.states)
+    _print_stores([store for store in stores if store is not None], as_json)
 
 
 def _build_share(verbosity: Verbosity, settings: Config, number: int, of: int, as_json: bool) -> None:

@@ -21,9 +21,9 @@ from cmfg_dgl.data.images import IMAGE_SUFFIXES, read_image, to_rgb
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.explain.inspect import Inspection, Pair, inspect_pair, write_attention
 from cmfg_dgl.export import Parts, parts_of, parts_of_run, push_parts, save_parts
+from cmfg_dgl.features.encoders.load import load_vision_inputs
 from cmfg_dgl.features.encoders.text import TextEncoder
 from cmfg_dgl.features.encoders.vision import VisionEncoder
-from cmfg_dgl.features.extract import to_half
 from cmfg_dgl.features.nodes import Nodes, concatenate
 from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.nn.model import CMFG
@@ -34,7 +34,7 @@ from cmfg_dgl.retrieval.hubness import Correction, corrected, make_correction
 from cmfg_dgl.retrieval.query_bank import QueryBank
 from cmfg_dgl.retrieval.scorer import GraphScorer, Scorer, fused
 from cmfg_dgl.retrieval.scorer import candidates as first_stage_candidates
-from cmfg_dgl.training.experiment import read_texts
+from cmfg_dgl.training.experiment import read_pictures, read_texts
 from cmfg_dgl.training.run_directory import Run
 
 __all__ = ["Hit", "Matcher", "Picture"]
@@ -340,7 +340,7 @@ class Matcher:
             text=text,
             spans=tuple((int(a), int(b)) for a, b in tokenised.spans[tokenised.kept]),
             words=tuple(tokenised.words[tokenised.kept].tolist()),
-            image=to_half(self.vision.encode([picture]), self.vision.name),
+            image=self.graph_model.encoders.features(read_pictures(self._vision, [picture])),
             caption=self.graph_model.encoders.features(read_texts(self.config, self.text, [text])),
         )
 
@@ -400,11 +400,16 @@ class Matcher:
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
             if modality == "image":
-                yield to_half(self.vision.encode([self._read(image) for image in batch]), self.vision.name)
+                yield read_pictures(self._vision, [self._read(image) for image in batch])
             else:
                 yield read_texts(self.config, self.text, [str(text) for text in batch])
             if progress is not None:
                 progress(start + len(batch), len(items))
+
+    @cached_property
+    def _vision(self) -> VisionEncoder:
+        """The image encoder, or what makes the inputs of a tuned one."""
+        return load_vision_inputs(self.config) or self.vision
 
     def _read(self, image: Picture) -> Image.Image:
         if isinstance(image, Image.Image):

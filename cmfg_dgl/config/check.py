@@ -14,7 +14,6 @@ from cmfg_dgl.config.keys import (
     Config,
     FeaturesConfig,
     GraphConfig,
-    TuneConfig,
     default_relations,
 )
 from cmfg_dgl.errors import ConfigError
@@ -35,7 +34,7 @@ def check_config(config: Config, where: str) -> None:
     _check_relations(config.graph, where)
     _check_fractions(config.data.fractions, where)
     _check_folder("run.output_dir", config.run.output_dir, where)
-    _check_tune(config.training.tune, where)
+    _check_tune(config, where)
     if PRECOMPUTED in (config.data.name, config.features.vision):
         _check_regions(config, where)
     if config.features.aligned is not None:
@@ -111,13 +110,22 @@ def _check_model(config: Config, where: str) -> None:
         )
 
 
-def _check_tune(tune: TuneConfig, where: str) -> None:
-    text = tune.text
+def _check_tune(config: Config, where: str) -> None:
+    text, features = config.training.tune.text, config.features
     if text not in (None, "all") and not (text.isascii() and text.isdigit() and int(text)):
         raise ConfigError(
             f"{where}: training.tune.text is {text!r}; give all, a number of blocks from 1, or null for a frozen "
             "encoder"
         )
+    if config.training.tune.vision is None:
+        return
+    if features.vision == PRECOMPUTED:
+        raise ConfigError(f"{where}: training.tune.vision: {PRECOMPUTED} features have no encoder; leave it out")
+    for key in ("views", "image_project"):
+        if getattr(features, key):
+            raise ConfigError(
+                f"{where}: features.{key} needs a frozen image encoder; leave it out, or training.tune.vision"
+            )
 
 
 def _check_relations(graph: GraphConfig, where: str) -> None:
@@ -190,10 +198,11 @@ def _check_aligned(config: Config, where: str) -> None:
             raise ConfigError(
                 f"{where}: features.{key}: an aligned model is used as it is; leave it out, or features.aligned"
             )
-    if config.training.tune.text is not None:
-        raise ConfigError(
-            f"{where}: training.tune.text: an aligned model is not tuned; leave it out, or features.aligned"
-        )
+    for key in ("text", "vision"):
+        if getattr(config.training.tune, key) is not None:
+            raise ConfigError(
+                f"{where}: training.tune.{key}: an aligned model is not tuned; leave it out, or features.aligned"
+            )
 
 
 def _check_fractions(fractions: dict[str, float], where: str) -> None:

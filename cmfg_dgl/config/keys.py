@@ -144,8 +144,8 @@ class FeaturesConfig:
     text: str = option("minilm", "`minilm` (384 wide) or a transformers BERT by name or path")
     text_layers: list[int] = option(
         [],
-        "hidden states of the BERT whose channels a token has side by side, from 0, the embeddings of words, to its "
-        "number of layers; default the last alone",
+        "hidden states of the BERT whose channels a token has side by side, from 0, the embeddings of words, to "
+        "the last; default the last alone",
         least=0,
     )
     aligned: str | None = option(
@@ -305,6 +305,12 @@ class TuneConfig:
 
     text: str | None = option(
         None, "tune the text encoder: `all` of it, or how many of its last blocks; default nothing"
+    )
+    vision: int | None = option(
+        None,
+        "tune the ViT of `features.vision`: how many of its last blocks, counted from `features.layer`; default "
+        "nothing",
+        least=1,
     )
     learning_rate: float = option(3e-5, "peak learning rate of what is tuned", least=0.0)
     precision: str = option(

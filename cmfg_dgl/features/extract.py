@@ -120,7 +120,7 @@ class Extraction:
 
     @property
     def kind(self) -> str:
-        """`images` or `captions`."""
+        """`images`, `captions` or `states`."""
         return str(self.spec.key["kind"])
 
     def width(self) -> int:
@@ -183,9 +183,15 @@ def prepare_image(dataset: Dataset, item: ImageItem, encoder: VisionEncoder) -> 
 
 
 def image_extraction(
-    dataset: Dataset, encoder: VisionEncoder, *, directory: Path, batch_size: int, shard_items: int
+    dataset: Dataset,
+    encoder: VisionEncoder,
+    *,
+    directory: Path,
+    batch_size: int,
+    shard_items: int,
+    kind: str = "images",
 ) -> Extraction:
-    """The extraction of the patch nodes of all images.
+    """The extraction of the patch nodes of all images, or of their states before blocks that are tuned.
 
     Parameters
     ----------
@@ -199,10 +205,12 @@ def image_extraction(
         Images a forward pass.
     shard_items
         Images a shard.
+    kind
+        `images`, or `states`.
     """
     images = dataset.images
     ids = tuple(image.id for image in images)
-    key = _key("images", dataset.name, encoder.describe(), ids, [image.sha256 for image in images])
+    key = _key(kind, dataset.name, encoder.describe(), ids, [image.sha256 for image in images])
     folder = store_folder(directory, key, encoder.name)
     spec = StoreSpec(folder, key, ids, shard_items, dataset.limits)
     return Extraction(spec, ImageShards(dataset, encoder, batch_size))

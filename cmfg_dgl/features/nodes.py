@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -100,15 +100,29 @@ class EncoderInputs(Nodes):
 
     Such an encoder is part of the model, which makes the features with its weights as they are. Captions lie on a
     grid of 1 x T with their special tokens among the T; `values` is (sum of T, 2), float32: the token id, and 1
-    where the token becomes a node, 0 for a special one.
+    where the token becomes a node, 0 for a special one. Of images `values` are the hidden states before the tuned
+    blocks, see `EarlyStates`.
 
     Parameters
     ----------
     modality
         Whose encoder reads them.
+    features
+        Of images, the features of the frozen encoder, of which the tuned one makes some channels anew.
     """
 
     modality: str = "text"
+    features: Nodes | None = None
+
+    @staticmethod
+    def of_images(states: Nodes, features: Nodes) -> EncoderInputs:
+        """Inputs from the states before the tuned blocks and the features of the same images."""
+        return EncoderInputs(states.values, states.offsets, states.grid, modality="image", features=features)
+
+    def select(self, items: Tensor) -> EncoderInputs:
+        """The inputs of the given items, in the given order."""
+        chosen = super().select(items)
+        return chosen if self.features is None else replace(chosen, features=self.features.select(items))
 
 
 def concatenate(parts: list[AnyNodes]) -> AnyNodes:
@@ -118,4 +132,6 @@ def concatenate(parts: list[AnyNodes]) -> AnyNodes:
     values, grid = torch.cat([part.values for part in parts]), torch.cat([part.grid for part in parts])
     vectors = [part.pooled for part in parts if part.pooled is not None]
     pooled = torch.cat(vectors) if vectors else None
-    return replace(parts[0], values=values, offsets=offsets, grid=grid, pooled=pooled)
+    features = [part.features for part in parts if isinstance(part, EncoderInputs) and part.features is not None]
+    also: dict[str, Any] = {"features": concatenate(features)} if features else {}
+    return replace(parts[0], values=values, offsets=offsets, grid=grid, pooled=pooled, **also)

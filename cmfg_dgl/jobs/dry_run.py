@@ -13,7 +13,7 @@ from cmfg_dgl.data.dataset import Dataset, Split
 from cmfg_dgl.data.load import read_dataset
 from cmfg_dgl.data.losses import check_training
 from cmfg_dgl.errors import DataError
-from cmfg_dgl.features.encoders.load import load_encoders
+from cmfg_dgl.features.encoders.load import load_encoders, load_vision_inputs
 from cmfg_dgl.features.encoders.text import TextEncoder
 from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.features.extract import prepare_image
@@ -45,6 +45,7 @@ def dry_run(config: Config) -> DryRun:
     check_training(dataset, config.data.max_bad_fraction)
     split = dataset.split("train")
     vision, text = load_encoders(config)
+    vision = load_vision_inputs(config) or vision
     pair_dataset = _first_batch(config, dataset, split, vision, text)
     pairs = pair_dataset.caption_image
     model = build_model(config, {"patch": vision.width, "token": text.width}, config.run.seed).train()

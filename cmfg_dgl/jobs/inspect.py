@@ -261,7 +261,9 @@ class _Source:
         for store, name in ((experiment.images, item.id), (experiment.captions, text.id)):
             if name in store.quarantined:
                 raise DataError(f"{self._dataset.name}: {store.quarantined[name]}; choose another pair")
+        images = experiment.items("image", torch.tensor([image]))
         captions = experiment.items("text", torch.tensor([caption]))
+        encoders, first = self.models.trained.encoders, torch.tensor([0])
         picture, tokenised = self._dataset.load(item), self.models.matcher.text.prepare(text.text)
         return Pair(
             name=item.id,
@@ -270,8 +272,8 @@ class _Source:
             text=text.text,
             spans=tuple((int(a), int(b)) for a, b in experiment.captions.spans([text.id])),
             words=tuple(tokenised.words[tokenised.kept].tolist()),
-            image=experiment.images.read([item.id]),
-            caption=self.models.trained.encoders.features(captions.read(torch.tensor([0]))),
+            image=encoders.read(images, first),
+            caption=encoders.read(captions, first),
             objects=self._objects(item, matching=text.image == image),
         )
 

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cmfg_dgl.config import PRECOMPUTED, Config
@@ -24,8 +26,9 @@ from cmfg_dgl.features.captions import read_captions
 from cmfg_dgl.features.encoders.load import aligned_model, load_encoders
 from cmfg_dgl.features.encoders.text import TextEncoder
 from cmfg_dgl.features.encoders.tuned import load_tuned
+from cmfg_dgl.features.encoders.vision import VisionEncoder
 from cmfg_dgl.features.extract import to_half
-from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.nodes import EncoderInputs, Nodes
 from cmfg_dgl.features.pair_dataset import HardNegatives, ItemSet, PairDataset
 from cmfg_dgl.features.store.reader import FeatureStore
 from cmfg_dgl.features.stores import Progress, build_stores
@@ -34,7 +37,7 @@ from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.training.checkpoint import load_checkpoint
 from cmfg_dgl.training.trainer import load_weights
 
-__all__ = ["Experiment", "build_model", "read_texts", "restore_model", "select_device"]
+__all__ = ["Experiment", "build_model", "read_pictures", "read_texts", "restore_model", "select_device"]
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +76,8 @@ class Experiment:
     dataset: Dataset
     images: FeatureStore
     captions: FeatureStore
+    states: FeatureStore | None = None
+    """States of the images before the blocks that `training.tune.vision` tunes; None where it tunes none."""
 
     @classmethod
     def prepare(
@@ -116,8 +121,7 @@ class Experiment:
         cls, config: Config, dataset: Dataset, progress: Progress | None = None, *, force: bool = False
     ) -> Experiment:
         """Extract, or find, the features of a data set; parameters as for `prepare`."""
-        images, captions = build_stores(config, dataset, progress, force=force)
-        return cls(config, dataset, images, captions)
+        return cls(config, dataset, *build_stores(config, dataset, progress, force=force))
 
     def quarantined(self, *splits: str) -> dict[str, str]:
         """Images and captions of some splits that have no features, with the reason of each."""
@@ -221,8 +225,8 @@ class Experiment:
     def items(self, modality: str, positions: Tensor) -> ItemSet:
         """Images or captions by their positions in the data set, int64 (items,), read when they are needed.
 
-        They are read from the store; captions of an encoder that is tuned are tokenised instead, and the model
-        makes their features.
+        They are read from the store; of an encoder that is tuned they are its inputs instead, tokens of captions
+        or early states of images, and the model makes their features.
         """
         store = self.images if modality == "image" else self.captions
 
@@ -233,7 +237,13 @@ class Experiment:
             captions = self.dataset.captions
             return self._text.inputs([self._text.prepare(captions[c].text) for c in positions[items].tolist()])
 
+        def early(items: Tensor) -> Nodes:
+            states = cast(FeatureStore, self.states).read(positions[items])
+            return EncoderInputs.of_images(states, stored(items))
+
         shard = store.shard_of(positions)
+        if modality == "image" and self.states is not None:
+            return ItemSet(modality, len(positions), early, shard, pretrained=stored)
         if modality == "text" and self.config.training.tune.text is not None:
             return ItemSet(modality, len(positions), tokenised, shard, pretrained=stored)
         return ItemSet(modality, len(positions), stored, shard)
@@ -265,6 +275,23 @@ def read_texts(config: Config, encoder: TextEncoder, texts: list[str]) -> Nodes:
     if config.training.tune.text is not None:
         return encoder.inputs([encoder.prepare(text) for text in texts])
     return to_half(encoder.encode(texts).nodes, encoder.name)
+
+
+def read_pictures(encoder: VisionEncoder, pictures: list[Image.Image]) -> Nodes:
+    """RGB pictures as the model of a configuration reads images.
+
+    Parameters
+    ----------
+    encoder
+        That of `load_encoders`, or of `load_vision_inputs` where the image encoder is tuned.
+
+    Returns
+    -------
+    Nodes
+        Rounded as the feature store rounds; `EncoderInputs` where the encoder is tuned.
+    """
+    nodes = encoder.encode(pictures)
+    return nodes if isinstance(nodes, EncoderInputs) else to_half(nodes, encoder.name)
 
 
 def _warn_of_captions(config: Config, dataset: Dataset, splits: Sequence[str]) -> None:

@@ -416,7 +416,10 @@ def configs(draw):
     config.features.text_layers = draw(st.lists(st.integers(0, 24), max_size=4, unique=True))
     config.model.width = config.model.heads * draw(st.integers(1, 64))
     config.training.tune.text = draw(st.sampled_from((None, "all", "1", "12")))
+    if config.training.tune.vision is not None:
+        config.features.views, config.features.image_project = [], None
     if config.features.aligned is not None:
+        config.training.tune.vision = None
         config.features = FeaturesConfig(aligned=config.features.aligned, max_tokens=config.features.max_tokens)
         config.training.tune.text = None
     config.model.residual |= config.model.init == "cca"

@@ -145,8 +145,9 @@ class BenchData:
 
 def same_features(one: Config, other: Config) -> bool:
     """Whether models of two configurations of one data set read the same: stored features, or what is tuned."""
-    frozen = one.training.tune.text is None, other.training.tune.text is None
-    return one.features == other.features and frozen[0] == frozen[1]
+    tune, others = one.training.tune, other.training.tune
+    frozen = (tune.text is None, tune.vision) == (others.text is None, others.vision)
+    return frozen and one.features == other.features
 
 
 def prompt_sentences(labels: tuple[str, ...]) -> list[str]:

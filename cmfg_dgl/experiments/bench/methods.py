@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cmfg_dgl.config import Config, to_yaml
+from cmfg_dgl.config.text import tunes
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.experiments.baselines.albef import ALBEF
 from cmfg_dgl.experiments.baselines.beamclip import BeamCLIP
@@ -75,10 +76,10 @@ def method_class(name: str, where: str = "methods") -> type[Method]:
 
 def check_tuned(name: str, config: Config) -> None:
     """Refuse a method with which the encoders of a recipe cannot be trained, where the recipe says so."""
-    if config.training.tune.text is not None and not method_class(name).tunes:
+    if tunes(config) and not method_class(name).tunes:
         raise ConfigError(
             f"methods: {name} does not learn by gradient, and the recipe tunes an encoder with each method; leave "
-            f"{name} out, or training.tune.text"
+            f"{name} out, or training.tune"
         )
 
 
@@ -127,7 +128,7 @@ def make_method(
         See `check_tuned`.
     """
     check_tuned(name, config)
-    tuned = config.training.tune.text is not None
+    tuned = tunes(config)
     kind: Any = MatchedPairCMFG if leaky else method_class(name)
     arguments: dict[str, Any] = dict(setting)
     if kind.hashes:
@@ -154,5 +155,5 @@ def recipe_of(name: str, config: Config) -> str:
     if issubclass(kind, CMFGMethod):
         return to_yaml(cell_settings(config))
     read = to_yaml(config.retrieval) + (to_yaml(config.graph) if issubclass(kind, GAT) else "")
-    tune = config.training.tune
-    return read if tune.text is None else f"{read}{to_yaml(tune)}epochs: {config.training.epochs}\n"
+    tuned = f"{to_yaml(config.training.tune)}epochs: {config.training.epochs}\n" if tunes(config) else ""
+    return read + tuned

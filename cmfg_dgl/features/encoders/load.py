@@ -16,11 +16,19 @@ from cmfg_dgl.features.encoders.pretrained import locate_model, model_name
 from cmfg_dgl.features.encoders.reduce import ReducedVision
 from cmfg_dgl.features.encoders.regions import Regions
 from cmfg_dgl.features.encoders.text import TextEncoder, load_text
+from cmfg_dgl.features.encoders.tuned_vision import EarlyStates, TunedVision, VisionInputs
 from cmfg_dgl.features.encoders.views import ViewedVision
 from cmfg_dgl.features.encoders.vision import HybridStem, PatchTransformer, Pyramid, VisionEncoder
 from cmfg_dgl.features.encoders.vit_source import ViTFolder, ViTSource
 
-__all__ = ["aligned_model", "load_encoders", "load_vision"]
+__all__ = [
+    "aligned_model",
+    "load_early_states",
+    "load_encoders",
+    "load_tuned_vision",
+    "load_vision",
+    "load_vision_inputs",
+]
 
 _STEMS = {stem.name: stem for stem in (HybridStem, Pyramid)}
 _SIZES = {HybridStem.name: 256, Pyramid.name: 256, Dinov2Package.name: 224}
@@ -131,7 +139,7 @@ def load_vision(
         raise ConfigError(f"features.layer: {name} is no transformer with layers to choose from; leave it out")
     parts: list[VisionEncoder] = []
     for part in names:
-        side = _SIZES.get(part) if image_size is None else image_size
+        side = _side(part, image_size)
         if part in _STEMS and side is not None:
             parts.append(_STEMS[part](image_size=side, device=device, compile_batch=compile_batch))
             continue
@@ -148,6 +156,65 @@ def load_vision(
             )
         )
     return parts[0] if len(parts) == 1 else JoinedVision(parts)
+
+
+def load_early_states(config: Config) -> EarlyStates | None:
+    """The states before the blocks that `training.tune.vision` tunes; None where it tunes none.
+
+    Raises
+    ------
+    ConfigError
+        If `features.vision` has no transformer, or several.
+    """
+    features, blocks = config.features, config.training.tune.vision
+    if blocks is None:
+        return None
+    transformers = [name for name in joined_encoders(features.vision) if name not in _STEMS]
+    if len(transformers) != 1:
+        raise ConfigError(
+            f"training.tune.vision: features.vision {features.vision} has {len(transformers)} transformers, and "
+            "one can be tuned; leave it out, or set features.vision to one, such as dinov2 or hybrid+dinov2"
+        )
+    side = _side(transformers[0], features.image_size)
+    return EarlyStates(
+        _vit_source(transformers[0], side, features_directory(config)),
+        blocks=blocks,
+        image_size=side,
+        device=config.run.device,
+        layer=features.layer,
+        precision=features.precision,
+        max_pixels=config.data.max_pixels,
+    )
+
+
+def load_vision_inputs(config: Config) -> VisionInputs | None:
+    """What a tuned image encoder reads of pictures; None where the image encoder is frozen. Errors as above."""
+    states = load_early_states(config)
+    return None if states is None else VisionInputs(load_encoders(config)[0], states)
+
+
+def load_tuned_vision(config: Config, *, bf16: bool) -> TunedVision | None:
+    """The image encoder that a configuration tunes, with its pretrained weights; None where it is frozen.
+
+    Raises
+    ------
+    ConfigError
+        As `load_early_states` and `EarlyStates.load_blocks`.
+    """
+    states = load_early_states(config)
+    if states is None:
+        return None
+    names = joined_encoders(config.features.vision)
+    first = 0
+    for name in names[: next(i for i, name in enumerate(names) if name not in _STEMS)]:
+        first += _STEMS[name].width
+    scale = states.scale if len(names) > 1 else 1.0
+    return TunedVision(states, first=first, scale=scale, pool=config.features.image_pool, bf16=bf16)
+
+
+def _side(name: str, image_size: int | None) -> int | None:
+    """Side of the input of an encoder in pixels; None for what its image processor makes."""
+    return _SIZES.get(name) if image_size is None else image_size
 
 
 def _vit_source(name: str, image_size: int | None, cache: Path | None) -> ViTSource:

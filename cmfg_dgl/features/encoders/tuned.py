@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cmfg_dgl.config import Config
 from cmfg_dgl.errors import ConfigError
+from cmfg_dgl.features.encoders.load import load_tuned_vision
 from cmfg_dgl.features.encoders.text import TextEncoder, hidden_states, load_text
 from cmfg_dgl.features.nodes import EncoderInputs, Nodes, ragged_positions
 from cmfg_dgl.features.pair_dataset import ITEMS_AT_A_TIME, ItemSet, mean_nodes
@@ -114,7 +115,7 @@ class TunedEncoders(nn.ModuleDict):
     Parameters
     ----------
     encoders
-        Modality (`text`) to the encoder.
+        Modality (`image`, `text`) to the encoder.
     learning_rate
         Peak learning rate of their parameters.
     """
@@ -184,17 +185,22 @@ def load_tuned(config: Config) -> TunedEncoders:
     Raises
     ------
     ConfigError
-        If `training.tune.text` asks for more blocks than there are.
+        If `training.tune` asks for more blocks than there are, or for an encoder that cannot be tuned.
     """
-    tune, features = config.training.tune, config.features
-    if tune.text is None:
-        return TunedEncoders()
-    encoder = load_text(features.text, max_tokens=features.max_tokens, device="cpu", layers=features.text_layers)
-    blocks = None if tune.text == "all" else int(tune.text)
+    tune = config.training.tune
     bf16 = tune.precision == "bf16" or (tune.precision == "auto" and _multiplies_bfloat16(config.run.device))
     with torch.random.fork_rng(devices=[]):
-        text = TunedText(encoder, blocks=blocks, bf16=bf16)
-    return TunedEncoders({"text": text}, learning_rate=tune.learning_rate)
+        found = {"image": load_tuned_vision(config, bf16=bf16), "text": _load_tuned_text(config, bf16=bf16)}
+    encoders = {modality: encoder for modality, encoder in found.items() if encoder is not None}
+    return TunedEncoders(encoders, learning_rate=tune.learning_rate)
+
+
+def _load_tuned_text(config: Config, *, bf16: bool) -> TunedText | None:
+    features, text = config.features, config.training.tune.text
+    if text is None:
+        return None
+    encoder = load_text(features.text, max_tokens=features.max_tokens, device="cpu", layers=features.text_layers)
+    return TunedText(encoder, blocks=None if text == "all" else int(text), bf16=bf16)
 
 
 def _multiplies_bfloat16(device: str) -> bool:

@@ -417,6 +417,12 @@ class PatchTransformer(VisionEncoder):
 
     def _patches(self, states: Tensor, batch: Tensor) -> Nodes:
         """The patch nodes in the hidden states (N, special + rows * columns, D) of a batch of pixels."""
+        rows, columns = self._grid(states, batch)
+        maps = states[:, -rows * columns :].unflatten(1, (rows, columns))  # (N, rows, columns, D)
+        return nodes_from_maps(maps.permute(0, 3, 1, 2))
+
+    def _grid(self, states: Tensor, batch: Tensor) -> tuple[int, int]:
+        """Rows and columns of the patches of a batch of pixels; ConfigError if its hidden states have others."""
         patch = self._config.patch_size
         rows, columns = batch.shape[2] // patch, batch.shape[3] // patch
         if states.ndim != 3 or states.shape[1] != self._special_tokens() + rows * columns:
@@ -424,8 +430,7 @@ class PatchTransformer(VisionEncoder):
                 f"{self.key}: {self.name} gives a hidden state of shape {tuple(states.shape)}, "
                 f"not {rows} x {columns} patches after {self._special_tokens()} special tokens"
             )
-        maps = states[:, -rows * columns :].unflatten(1, (rows, columns))  # (N, rows, columns, D)
-        return nodes_from_maps(maps.permute(0, 3, 1, 2))
+        return rows, columns
 
     def _special_tokens(self) -> int:
         """How many class, distillation and register tokens stand before the patches."""

@@ -65,7 +65,7 @@ class FeatureStore:
     folder
         Where the store lies.
     kind
-        `images` or `captions`.
+        `images`, `captions` or `states`.
     key
         Everything that determined the content.
     ids
