@@ -62,7 +62,8 @@ class Settings:
 def normed(weights: Weights, kind: str, x: Tensor, settings: Settings) -> Tensor:
     """Nodes as a layer with these weights reads them."""
     if settings.norm == "unit":
-        return torch.stack([row / row.square().sum().sqrt() for row in x])
+        heads = [part / part.square().sum(1, keepdim=True).sqrt() for part in x.chunk(settings.heads, 1)]
+        return torch.cat(heads, 1)
     return normalise(x, weights[f"norm.{kind}.weight"], weights[f"norm.{kind}.bias"]) if settings.norm else x
 
 
@@ -237,14 +238,17 @@ def pair(
     }
 
 
-def node_score(weights: Weights, state: Tensor, message: Tensor) -> Tensor:
+def node_score(weights: Weights, state: Tensor, message: Tensor, heads: int) -> Tensor:
     """The matching score of one node, a scalar, from its normalised state (D,) and its message (D,).
 
-    Without weights it is their cosine, 0 without a message.
+    Without weights it is the mean of their cosines in the heads, 0 without a message.
     """
     if not weights:
-        lengths = state.square().sum().sqrt() * message.square().sum().sqrt()
-        return (state * message).sum() / lengths if lengths else lengths
+        total = torch.zeros(())
+        for x, m in zip(state.chunk(heads), message.chunk(heads), strict=True):
+            lengths = x.square().sum().sqrt() * m.square().sum().sqrt()
+            total = total + ((x * m).sum() / lengths if lengths else lengths)
+        return total / heads
     a = weights["state.weight"] @ state + weights["state.bias"] + weights["message.weight"] @ message
     a = a + torch.stack([(row * state * message).sum() for row in weights["product.weight"]])
     return (weights["score.weight"][0] * a * (1 + torch.erf(a / 2**0.5)) / 2).sum()
@@ -266,6 +270,6 @@ def node_matching(
     means = []
     for kind, nodes in hidden.items():
         head = below(weights, f"matching_head.{kind}.")
-        scores = [node_score(head, x, m) for x, m in zip(nodes, message[kind], strict=True)]
+        scores = [node_score(head, x, m, settings.heads) for x, m in zip(nodes, message[kind], strict=True)]
         means.append(sum(scores, torch.zeros(())) / len(scores))
     return means[0] + means[1]

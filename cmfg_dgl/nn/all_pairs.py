@@ -19,15 +19,15 @@ SMALLEST = 1e-8
 def mean_cosines(
     query: Tensor, state: Tensor, key: Tensor, value: Tensor, targets: NodeBlock, sources: NodeBlock
 ) -> Tensor:
-    r"""Mean over the nodes of a target of the cosine of a node and its message from each source.
+    r"""Mean over the nodes of a target, and over heads, of the cosine of a node and its message from each source.
 
     .. math::
         x_u \cdot m_u = \sum_v e_{uv} (x_u \cdot y_v), \qquad
         \lVert m_u \rVert^2 = \sum_{v, w} e_{uv} e_{uw} (y_v \cdot y_w)
 
-    with the message :math:`m_u = \sum_v e_{uv} y_v` of a complete relation. Inner products of all nodes with all
-    nodes and of the nodes of a source with each other are enough; no message is written down, which would take
-    A T B vectors.
+    in each head, with the message :math:`m_u = \sum_v e_{uv} y_v` of a complete relation. Inner products of all
+    nodes with all nodes and of the nodes of a source with each other are enough; no message is written down, which
+    would take A T B vectors.
 
     Parameters
     ----------
@@ -52,14 +52,14 @@ def mean_cosines(
         logits = logits.masked_fill(~sources.present, NO_EDGE)
     weights = logits.softmax(3)  # (H, A T, B, S)
     inner = (state @ value.transpose(1, 2)).unflatten(2, (B, S))
-    dots = (weights * inner).sum((0, 3))  # (A T, B)
+    dots = (weights * inner).sum(3)  # (H, A T, B)
     gram = value.unflatten(1, (B, S))
     gram = gram @ gram.transpose(2, 3)  # (H, B, S, S)
     spread = weights.transpose(1, 2)  # (H, B, A T, S)
-    squares = ((spread @ gram) * spread).sum((0, 3)).T  # (A T, B)
-    lengths = state.square().sum((0, 2)).sqrt()[:, None].clamp(min=SMALLEST)
+    squares = ((spread @ gram) * spread).sum(3).transpose(1, 2)  # (H, A T, B)
+    lengths = state.square().sum(2).sqrt()[..., None].clamp(min=SMALLEST)
     # The root of zero has no gradient.
-    cosines = dots / (lengths * squares.clamp(min=SMALLEST**2).sqrt())
+    cosines = (dots / (lengths * squares.clamp(min=SMALLEST**2).sqrt())).mean(0)
     of_nodes = cosines.view(A, T, B)
     if targets.present is not None:
         of_nodes = of_nodes * targets.present[..., None]

@@ -98,7 +98,7 @@ class CMFGBase(nn.Module):
             self.matching_head[node_type] = (
                 NodeMatchingHead(config.width, MATCHING_HEAD_WIDTH)
                 if config.matching_head == "node"
-                else CosineMatchingHead()
+                else CosineMatchingHead(config.heads)
             )
         log_scales = {"first": -math.log(temperature), "joint": -math.log(temperature)}
         if first_scale is not None:

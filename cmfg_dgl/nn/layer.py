@@ -42,10 +42,14 @@ class LayerOutput(NamedTuple):
 
 
 class UnitLength(nn.Module):
-    """Vectors (..., D) of unit length; zero stays zero."""
+    """Vectors (..., D) of which each head's part has unit length; zero stays zero."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return F.normalize(x, dim=-1)
+        return F.normalize(x.unflatten(-1, (self.heads, -1)), dim=-1).flatten(-2)
 
 
 class CMFGLayer(nn.Module):
@@ -55,11 +59,11 @@ class CMFGLayer(nn.Module):
         h_u' = h_u + \rho\Big(\sum_r \sum_{v \in N_r(u)} e_{uv} W^r x_v\Big),
         \qquad x = \mathrm{LayerNorm}(h), \; \rho = \mathrm{ReLU}
 
-    (Mounika and Yadav, section 3; without `residual` the first h_u is gone; with `norm: unit` x is h of unit
-    length, without a norm x = h. With `weights: shared` W_Q, W_K and W are the same for all relations, as in the
-    paper; with `weights: none` they are the identity. With `attention: cosine` the logit of an edge is, per head,
-    :math:`\lambda_r \cos(W_Q^r x_u, W_K^r x_v)` with a learned :math:`\lambda_r`, as in SCAN, Lee et al. 2018, and
-    not the scaled inner product.)
+    (Mounika and Yadav, section 3; without `residual` the first h_u is gone; with `norm: unit` x is h with each
+    head's part of unit length, without a norm x = h. With `weights: shared` W_Q, W_K and W are the same for all relations,
+    as in the paper; with `weights: none` they are the identity. With `attention: cosine` the logit of an edge is,
+    per head, :math:`\lambda_r \cos(W_Q^r x_u, W_K^r x_v)` with a learned :math:`\lambda_r`, as in SCAN, Lee et al.
+    2018, and not the scaled inner product.)
 
     `forward` is the layer on one graph. `project` and `update` work per node and `messages` per graph, so that
     re-ranking may do the work of an item once.
@@ -101,7 +105,7 @@ class CMFGLayer(nn.Module):
             {
                 node_type: nn.LayerNorm(width)
                 if config.norm == "layer"
-                else UnitLength()
+                else UnitLength(config.heads)
                 if config.norm == "unit"
                 else nn.Identity()
                 for node_type in ("patch", "token")

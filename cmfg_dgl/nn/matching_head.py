@@ -44,17 +44,29 @@ class NodeMatchingHead(nn.Module):
 
 
 class CosineMatchingHead(nn.Module):
-    r"""The cosine of a node and its aggregated cross-modal message; nothing is learned here.
+    r"""Mean over the heads of the cosine of a node and its message; nothing is learned here.
 
     .. math::
-        \phi(x_u, m_u) = \frac{x_u \cdot m_u}{\lVert x_u \rVert \lVert m_u \rVert}
+        \phi(x_u, m_u) = \frac{1}{H} \sum_h
+            \frac{x_u^h \cdot m_u^h}{\lVert x_u^h \rVert \lVert m_u^h \rVert}
 
-    with x_u and m_u as for `NodeMatchingHead` (the relevance of SCAN, Lee et al. 2018, for the nodes of both
-    modalities). A node without a message, or with one of zero, scores 0.
+    with x_u and m_u as for `NodeMatchingHead` and h a head's part of their channels: with one head the relevance of
+    SCAN (Lee et al. 2018) for the nodes of both modalities, with several the mean of as many, each in a space of its
+    own. A node without a message, or with one of zero, scores 0.
+
+    Parameters
+    ----------
+    heads
+        H, of the attention.
     """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
 
     def forward(self, state: Tensor, message: Tensor | None) -> Tensor:
         """Scores (..., N, 1) of nodes `state` (N, D) with messages (..., N, D), None where no relation enters."""
         if message is None:
             return state[..., :1] * 0
-        return F.cosine_similarity(state, message, dim=-1, eps=1e-8)[..., None]
+        own, received = (x.unflatten(-1, (self.heads, -1)) for x in (state, message))
+        return F.cosine_similarity(own, received, dim=-1, eps=1e-8).mean(-1, keepdim=True)

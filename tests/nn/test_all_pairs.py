@@ -76,11 +76,11 @@ def test_mean_cosines_are_the_formula():
         for b in range(2):
             cosines = []
             for u in torch.nonzero(of_target == a)[:, 0]:
-                sources, message = torch.nonzero(of_source == b)[:, 0], []
+                sources = torch.nonzero(of_source == b)[:, 0]
                 for h in range(2):
                     weights = torch.stack([torch.exp(query[u, h] @ key[v, h] / 3**0.5) for v in sources])
-                    message.append((weights / weights.sum()) @ value[sources, h])
-                cosines.append(torch.cosine_similarity(state[u].flatten(), torch.cat(message), dim=0))
+                    message = (weights / weights.sum()) @ value[sources, h]
+                    cosines.append(torch.cosine_similarity(state[u, h], message, dim=0))
             torch.testing.assert_close(found[a, b], torch.stack(cosines).mean())
 
 

@@ -38,7 +38,7 @@ def test_a_score_is_the_formula(given):
     messages = torch.zeros(1, 5, 4, dtype=torch.float64) if message is None else message
     expected = torch.stack(
         [
-            torch.stack([node_score(module.state_dict(), x, m) for x, m in zip(state, one, strict=True)])
+            torch.stack([node_score(module.state_dict(), x, m, 1) for x, m in zip(state, one, strict=True)])
             for one in messages
         ]
     )
