@@ -192,11 +192,13 @@ class TunedVision(TunedBlocks):
         if (inputs.grid != inputs.grid[0]).any() or (frozen.grid != frozen.grid[0]).any():
             raise ConfigError(f"{KEY}: {self.name} leaves images on unequal grids; set features.image_size")
         rows, columns = inputs.grid[0].tolist()
-        states = inputs.values.to(dtype).view(len(inputs), rows * columns, -1)
+        states = inputs.values.view(len(inputs), rows * columns, -1)
         cells = int(frozen.grid[0, 0]) * self.pool, int(frozen.grid[0, 1]) * self.pool
-        maps = [self._maps(part.to(device), rows, columns) for part in states.split(IMAGES_AT_A_TIME)]
-        joined = F.avg_pool2d(F.adaptive_avg_pool2d(torch.cat(maps), cells), self.pool) / self.scale
-        own = joined.permute(0, 2, 3, 1).flatten(0, 2)  # (sum of patches, width of the ViT)
+        maps = []  # on the joined grid; those of all patches may be larger than memory
+        for part in states.split(IMAGES_AT_A_TIME):
+            whole = self._maps(part.to(device, dtype), rows, columns)
+            maps.append(F.avg_pool2d(F.adaptive_avg_pool2d(whole, cells), self.pool) / self.scale)
+        own = torch.cat(maps).permute(0, 2, 3, 1).flatten(0, 2)  # (sum of patches, width of the ViT)
         end = self.first + own.shape[1]
         return Nodes(torch.cat([values[:, : self.first], own, values[:, end:]], 1), frozen.offsets, frozen.grid)
 
