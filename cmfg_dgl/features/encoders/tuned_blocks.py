@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cmfg_dgl.features.encoders.lora import Adapters
 
-__whole__ = ["TunedBlocks"]
+__all__ = ["TunedBlocks"]
 
 
 class TunedBlocks(nn.Module):
