@@ -409,7 +409,7 @@ class Matcher:
     @cached_property
     def _vision(self) -> VisionEncoder:
         """The image encoder, or what makes the inputs of a tuned one."""
-        return load_vision_inputs(self.config) or self.vision
+        return load_vision_inputs(self.config, self.vision) or self.vision
 
     def _read(self, image: Picture) -> Image.Image:
         if isinstance(image, Image.Image):

@@ -64,6 +64,14 @@ class Trained:
     result: Result
 
 
+def train_once(folder: Path, cache: Path, *arguments: object) -> Path:
+    """A finished run in `folder`, with the features of `cache`; for fixtures of a module."""
+    with patch.dict(os.environ, CMFG_CACHE=str(cache)):
+        result = cmfg("train", *arguments, "-o", folder)
+    assert result.code == 0, result.err
+    return folder
+
+
 def cmfg(*arguments: object) -> Result:
     """Call `cmfg ARGUMENTS` in this process."""
     out, err = io.StringIO(), io.StringIO()

@@ -326,6 +326,11 @@ class TuneConfig:
         choices=("auto", "bf16", "fp32"),
     )
 
+    @property
+    def active(self) -> bool:
+        """Whether an encoder is trained with the model."""
+        return self.text is not None or self.vision is not None
+
 
 @dataclass
 class TrainingConfig:

@@ -76,11 +76,6 @@ def resolve_paths(config: Config) -> Config:
     )
 
 
-def tunes(config: Config) -> bool:
-    """Whether an encoder is trained with the model (`training.tune`)."""
-    return config.training.tune.text is not None or config.training.tune.vision is not None
-
-
 def joined_encoders(vision: str) -> list[str]:
     """The encoders that `features.vision` joins by +; a path that exists is one, whatever its name holds."""
     return [vision] if _exists(vision) else vision.split("+")

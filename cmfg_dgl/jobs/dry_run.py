@@ -45,7 +45,7 @@ def dry_run(config: Config) -> DryRun:
     check_training(dataset, config.data.max_bad_fraction)
     split = dataset.split("train")
     vision, text = load_encoders(config)
-    vision = load_vision_inputs(config) or vision
+    vision = load_vision_inputs(config, vision) or vision
     pair_dataset = _first_batch(config, dataset, split, vision, text)
     pairs = pair_dataset.caption_image
     model = build_model(config, {"patch": vision.width, "token": text.width}, config.run.seed).train()

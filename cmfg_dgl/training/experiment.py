@@ -291,7 +291,10 @@ def read_pictures(encoder: VisionEncoder, pictures: list[Image.Image]) -> Nodes:
         Rounded as the feature store rounds; `EncoderInputs` where the encoder is tuned.
     """
     nodes = encoder.encode(pictures)
-    return nodes if isinstance(nodes, EncoderInputs) else to_half(nodes, encoder.name)
+    half = to_half(nodes, encoder.name)
+    if isinstance(nodes, EncoderInputs) and nodes.features is not None:
+        return EncoderInputs.of_images(half, to_half(nodes.features, encoder.name))
+    return half
 
 
 def _warn_of_captions(config: Config, dataset: Dataset, splits: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from berts import save_bert
-from commands import SMALL, cmfg, start
+from commands import SMALL, cmfg, start, train_once
 from vits import save_vit
 
 from cmfg_dgl.files import read_json
@@ -50,12 +50,7 @@ def settings(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 @pytest.fixture(scope="module")
 def whole(settings: tuple[str, ...], cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; not to be changed."""
-    folder = tmp_path_factory.mktemp("runs") / "adapted"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CMFG_CACHE", str(cache))
-        result = cmfg("train", *settings, "-o", folder)
-    assert result.code == 0, result.err
-    return folder
+    return train_once(tmp_path_factory.mktemp("runs") / "adapted", cache, *settings)
 
 
 def adapters(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

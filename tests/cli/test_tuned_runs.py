@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from berts import save_bert
-from commands import SMALL, cmfg, start
+from commands import SMALL, cmfg, start, train_once
 from transformers import AutoModel
 
 from cmfg_dgl.features.nodes import Nodes
@@ -56,12 +56,7 @@ def arguments(pictures: Path, bert: Path) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def whole(arguments: tuple[str, ...], cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; not to be changed."""
-    folder = tmp_path_factory.mktemp("runs") / "tuned"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CMFG_CACHE", str(cache))
-        result = cmfg(*arguments, "-o", folder)
-    assert result.code == 0, result.err
-    return folder
+    return train_once(tmp_path_factory.mktemp("runs") / "tuned", cache, *arguments[1:])
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cmfg_dgl.config import Config, to_yaml
-from cmfg_dgl.config.text import tunes
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.experiments.baselines.albef import ALBEF
 from cmfg_dgl.experiments.baselines.beamclip import BeamCLIP
@@ -77,7 +76,7 @@ def method_class(name: str, where: str = "methods") -> type[Method]:
 
 def check_tuned(name: str, config: Config) -> None:
     """Refuse what a recipe tunes where a method cannot be trained with it, or the package for it is missing."""
-    if tunes(config) and not method_class(name).tunes:
+    if config.training.tune.active and not method_class(name).tunes:
         raise ConfigError(
             f"methods: {name} does not learn by gradient, and the recipe tunes an encoder with each method; leave "
             f"{name} out, or training.tune"
@@ -130,7 +129,7 @@ def make_method(
         See `check_tuned`.
     """
     check_tuned(name, config)
-    tuned = tunes(config)
+    tuned = config.training.tune.active
     kind: Any = MatchedPairCMFG if leaky else method_class(name)
     arguments: dict[str, Any] = dict(setting)
     if kind.hashes:
@@ -157,5 +156,7 @@ def recipe_of(name: str, config: Config) -> str:
     if issubclass(kind, CMFGMethod):
         return to_yaml(cell_settings(config))
     read = to_yaml(config.retrieval) + (to_yaml(config.graph) if issubclass(kind, GAT) else "")
-    tuned = f"{to_yaml(config.training.tune)}epochs: {config.training.epochs}\n" if tunes(config) else ""
+    tuned = (
+        f"{to_yaml(config.training.tune)}epochs: {config.training.epochs}\n" if config.training.tune.active else ""
+    )
     return read + tuned

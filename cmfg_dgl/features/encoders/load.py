@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 
 from cmfg_dgl.config import PRECOMPUTED, Config
@@ -187,10 +188,16 @@ def load_early_states(config: Config) -> EarlyStates | None:
     )
 
 
-def load_vision_inputs(config: Config) -> VisionInputs | None:
-    """What a tuned image encoder reads of pictures; None where the image encoder is frozen. Errors as above."""
+def load_vision_inputs(config: Config, frozen: VisionEncoder) -> VisionInputs | None:
+    """What a tuned image encoder reads of pictures; None where the image encoder is frozen. Errors as above.
+
+    Parameters
+    ----------
+    frozen
+        The image encoder that `load_encoders` gives.
+    """
     states = load_early_states(config)
-    return None if states is None else VisionInputs(load_encoders(config)[0], states)
+    return None if states is None else VisionInputs(frozen, states)
 
 
 def load_tuned_vision(config: Config, *, bf16: bool) -> TunedVision | None:
@@ -205,9 +212,7 @@ def load_tuned_vision(config: Config, *, bf16: bool) -> TunedVision | None:
     if states is None:
         return None
     names = joined_encoders(config.features.vision)
-    first = 0
-    for name in names[: next(i for i, name in enumerate(names) if name not in _STEMS)]:
-        first += _STEMS[name].width
+    first = sum(_STEMS[name].width for name in takewhile(_STEMS.__contains__, names))
     scale = states.scale if len(names) > 1 else 1.0
     pool, rank = config.features.image_pool, config.training.tune.lora
     return TunedVision(states, first=first, scale=scale, pool=pool, bf16=bf16, rank=rank)

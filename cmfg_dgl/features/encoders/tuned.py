@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cmfg_dgl.config import Config
 from cmfg_dgl.errors import ConfigError
-from cmfg_dgl.features.encoders.load import load_tuned_vision
-from cmfg_dgl.features.encoders.text import TextEncoder, hidden_states, load_text
+from cmfg_dgl.features.encoders.load import load_encoders, load_tuned_vision
+from cmfg_dgl.features.encoders.text import TextEncoder, hidden_states
 from cmfg_dgl.features.encoders.tuned_blocks import TunedBlocks
 from cmfg_dgl.features.nodes import EncoderInputs, Nodes, ragged_positions
 from cmfg_dgl.features.pair_dataset import ITEMS_AT_A_TIME, ItemSet, mean_nodes
@@ -193,12 +193,11 @@ def load_tuned(config: Config, seed: int = 0) -> TunedEncoders:
 
 
 def _load_tuned_text(config: Config, *, bf16: bool) -> TunedText | None:
-    features, text = config.features, config.training.tune.text
+    text = config.training.tune.text
     if text is None:
         return None
-    encoder = load_text(features.text, max_tokens=features.max_tokens, device="cpu", layers=features.text_layers)
     blocks = None if text == "all" else int(text)
-    return TunedText(encoder, blocks=blocks, bf16=bf16, rank=config.training.tune.lora)
+    return TunedText(load_encoders(config)[1], blocks=blocks, bf16=bf16, rank=config.training.tune.lora)
 
 
 def _multiplies_bfloat16(device: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -64,7 +63,7 @@ class EarlyStates(PatchTransformer):
         """All hidden states of a batch of pixels on a grid, see the class."""
         rows, columns = self._grid(states, batch)
         special = states[:, : states.shape[1] - rows * columns]
-        head = special_rows(special.shape[1], columns)
+        head = _special_rows(special.shape[1], columns)
         empty = states.new_zeros(len(states), head * columns - special.shape[1], states.shape[2])
         grid = torch.cat([special, empty, states[:, special.shape[1] :]], 1).unflatten(1, (head + rows, columns))
         return nodes_from_maps(grid.permute(0, 3, 1, 2))
@@ -93,7 +92,7 @@ class EarlyStates(PatchTransformer):
             output = model(pixel_values=pixels, output_hidden_states=True, **options)
         wanted = output.last_hidden_state if self.last == layers else output.hidden_states[self.last]
         with torch.inference_mode():
-            states = run_blocks(blocks, output.hidden_states[self._inner_layer])
+            states = _run_blocks(blocks, output.hidden_states[self._inner_layer])
             # CLIP's normalisation is for its class token alone: the one that gives the model's own states is taken.
             for norm in (*norms, nn.Identity()):
                 if torch.allclose(norm(states), wanted, rtol=1e-3, atol=1e-4):
@@ -136,15 +135,9 @@ class VisionInputs(VisionEncoder):
         return self._features.view(width, height)
 
     def forward(self, pixels: list[tuple[Any, Any]]) -> EncoderInputs:
-        """Inputs of `TunedVision`, rounded as the feature store rounds."""
-        features, states = (
-            replace(nodes, values=nodes.values.half())
-            for nodes in (
-                self._features.forward([own for own, _ in pixels]),
-                self._states.forward([own for _, own in pixels]),
-            )
-        )
-        return EncoderInputs.of_images(states, features)
+        """Inputs of `TunedVision`, float32 on the host."""
+        features, states = zip(*pixels, strict=True)
+        return EncoderInputs.of_images(self._states.forward(list(states)), self._features.forward(list(features)))
 
 
 class TunedVision(TunedBlocks):
@@ -204,16 +197,16 @@ class TunedVision(TunedBlocks):
 
     def _maps(self, states: Tensor, rows: int, columns: int) -> Tensor:
         """Feature maps (N, D, patch rows, columns) of states (N, rows * columns, D) as `EarlyStates` gives them."""
-        head, (blocks, norm) = special_rows(self.special, columns), self._whole
+        head, (blocks, norm) = _special_rows(self.special, columns), self._whole
         states = torch.cat([states[:, : self.special], states[:, head * columns :]], 1)
         with torch.autocast(states.device.type, torch.bfloat16, enabled=self.bf16 and self.training):
-            states = norm(run_blocks(blocks, states))
+            states = norm(_run_blocks(blocks, states))
         maps = states[:, self.special :].unflatten(1, (rows - head, columns)).permute(0, 3, 1, 2)
         made: Tensor = maps.to(next(self.tuned.parameters()).dtype)
         return made
 
 
-def run_blocks(blocks: nn.ModuleList, states: Tensor) -> Tensor:
+def _run_blocks(blocks: nn.ModuleList, states: Tensor) -> Tensor:
     """Hidden states (N, T, D) after some blocks of a ViT of transformers."""
     for block in blocks:
         output = block(states, attention_mask=None)
@@ -221,6 +214,6 @@ def run_blocks(blocks: nn.ModuleList, states: Tensor) -> Tensor:
     return states
 
 
-def special_rows(special: int, columns: int) -> int:
+def _special_rows(special: int, columns: int) -> int:
     """Rows of a grid that a number of special tokens fills."""
     return -(-special // columns)

@@ -31,7 +31,7 @@ from cmfg_dgl.experiments.baselines.method import TrainingSet
 from cmfg_dgl.experiments.baselines.vse_inf import VSEInf
 from cmfg_dgl.experiments.bench.methods import METHODS, make_method, recipe_of
 from cmfg_dgl.experiments.bench.settings import check_settings
-from cmfg_dgl.features.encoders.load import load_vision_inputs
+from cmfg_dgl.features.encoders.load import load_encoders, load_vision_inputs
 from cmfg_dgl.features.encoders.text import TextEncoder, load_text
 from cmfg_dgl.features.encoders.tuned import load_tuned
 from cmfg_dgl.features.nodes import EncoderInputs, Nodes
@@ -71,7 +71,7 @@ def sentences(count: int, seed: int) -> list[str]:
 def drawn(settings: Config, count: int) -> ItemSet:
     """Pictures of random pixels, as a tuned image encoder reads them."""
     pixels = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
-    reader = load_vision_inputs(settings)
+    reader = load_vision_inputs(settings, load_encoders(settings)[0])
     assert reader is not None
     inputs = reader.encode([Image.fromarray(picture) for picture in pixels])
     assert isinstance(inputs, EncoderInputs)

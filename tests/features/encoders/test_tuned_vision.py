@@ -22,6 +22,7 @@ from cmfg_dgl.features.encoders.load import (
 )
 from cmfg_dgl.features.encoders.tuned_vision import TunedVision
 from cmfg_dgl.features.nodes import EncoderInputs, concatenate
+from cmfg_dgl.training.experiment import read_pictures
 
 IMAGES = pictures((32, 32), (50, 40), (20, 90), (64, 64), (33, 47))
 
@@ -108,11 +109,11 @@ def test_gradients_are_those_of_the_whole_model(tmp_path, layer, blocks):
 def test_the_batch_changes_nothing_and_stores_round(tmp_path):
     save_vit(tmp_path)
     config = config_of(f"features.vision={tmp_path}", "training.tune.vision=2")
-    module, reader = tuned(config), load_vision_inputs(config)
-    together = reader.encode(IMAGES)
+    module, reader = tuned(config), load_vision_inputs(config, load_encoders(config)[0])
+    together = read_pictures(reader, IMAGES)
     assert together.values.dtype == together.features.values.dtype == torch.float16
     made = module(together)
-    parts = [module(reader.encode([image])).values for image in IMAGES]
+    parts = [module(read_pictures(reader, [image])).values for image in IMAGES]
     torch.testing.assert_close(made.values, torch.cat(parts), rtol=1e-5, atol=1e-6)
     backwards = torch.arange(len(IMAGES)).flip(0)
     chosen = module(concatenate([together.select(backwards[:2]), together.select(backwards[2:])]))
@@ -122,7 +123,10 @@ def test_the_batch_changes_nothing_and_stores_round(tmp_path):
 
 
 def test_frozen_configurations_have_none():
-    assert load_early_states(config_of()) is load_vision_inputs(config_of()) is tuned(config_of()) is None
+    config = config_of()
+    assert (
+        load_early_states(config) is load_vision_inputs(config, load_encoders(config)[0]) is tuned(config) is None
+    )
 
 
 @pytest.mark.parametrize(
