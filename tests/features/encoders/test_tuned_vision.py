@@ -81,6 +81,17 @@ def test_only_the_channels_of_the_vit_are_made_anew(tmp_path, joined, pool):
     assert torch.equal(changed, own)
 
 
+def test_channels_are_divided_by_the_scale_of_their_layer(tmp_path):
+    """The packaged ViT has a scale that is not 1."""
+    config = config_of(
+        *(f"features.dir={tmp_path}", "features.vision=hybrid+dinov2", "features.layer=2", "features.image_pool=2"),
+        "training.tune.vision=1",
+    )
+    module, inputs = tuned(config), inputs_of(config, IMAGES[:2])
+    assert module.scale != 1
+    torch.testing.assert_close(module(inputs).values, inputs.features.values, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("layer", "blocks"), [(4, 1), (4, 4), (3, 2)])
 def test_gradients_are_those_of_the_whole_model(tmp_path, layer, blocks):
     model = save_model(tmp_path, "dinov2_registers", layers=4).double()
