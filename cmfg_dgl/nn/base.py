@@ -24,6 +24,7 @@ from cmfg_dgl.nn.cca_projection import CCAProjection
 from cmfg_dgl.nn.layer import CMFGLayer
 from cmfg_dgl.nn.matching_head import CosineMatchingHead, NodeMatchingHead
 from cmfg_dgl.nn.pooling import Pooling
+from cmfg_dgl.nn.reasoning import SimilarityReasoning
 from cmfg_dgl.nn.standardised_projection import StandardisedProjection
 
 __all__ = ["MAX_SCALE", "CMFGBase"]
@@ -100,6 +101,9 @@ class CMFGBase(nn.Module):
                 if config.matching_head == "node"
                 else CosineMatchingHead(config.heads)
             )
+        self.reasoning = (
+            SimilarityReasoning(config, relations, widths) if config.matching_head == "reasoning" else None
+        )
         log_scales = {"first": -math.log(temperature), "joint": -math.log(temperature)}
         if first_scale is not None:
             # At the bound there would be no gradient.
@@ -135,7 +139,8 @@ class CMFGBase(nn.Module):
         DataError
             If all images or all captions have the same features.
         """
-        for projection in (self.input_projection, self.first_projection):
+        reasoning = None if self.reasoning is None else self.reasoning.projection
+        for projection in (self.input_projection, self.first_projection, reasoning):
             if isinstance(projection, StandardisedProjection):
                 projection.fit(pair_dataset)
             elif isinstance(projection, CCAProjection):

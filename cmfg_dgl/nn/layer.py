@@ -60,10 +60,10 @@ class CMFGLayer(nn.Module):
         \qquad x = \mathrm{LayerNorm}(h), \; \rho = \mathrm{ReLU}
 
     (Mounika and Yadav, section 3; without `residual` the first h_u is gone; with `norm: unit` x is h with each
-    head's part of unit length, without a norm x = h. With `weights: shared` W_Q, W_K and W are the same for all relations,
-    as in the paper; with `weights: none` they are the identity. With `attention: cosine` the logit of an edge is,
-    per head, :math:`\lambda_r \cos(W_Q^r x_u, W_K^r x_v)` with a learned :math:`\lambda_r`, as in SCAN, Lee et al.
-    2018, and not the scaled inner product.)
+    head's part of unit length, without a norm x = h. With `weights: shared` W_Q, W_K and W are the same for all
+    relations, as in the paper; with `weights: none` they are the identity. With `attention: cosine` the logit of an
+    edge is, per head, :math:`\lambda_r \cos(W_Q^r x_u, W_K^r x_v)` with a learned :math:`\lambda_r`, as in SCAN,
+    Lee et al. 2018, and not the scaled inner product.)
 
     `forward` is the layer on one graph. `project` and `update` work per node and `messages` per graph, so that
     re-ranking may do the work of an item once.

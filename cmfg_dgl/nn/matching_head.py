@@ -51,8 +51,8 @@ class CosineMatchingHead(nn.Module):
             \frac{x_u^h \cdot m_u^h}{\lVert x_u^h \rVert \lVert m_u^h \rVert}
 
     with x_u and m_u as for `NodeMatchingHead` and h a head's part of their channels: with one head the relevance of
-    SCAN (Lee et al. 2018) for the nodes of both modalities, with several the mean of as many, each in a space of its
-    own. A node without a message, or with one of zero, scores 0.
+    SCAN (Lee et al. 2018) for the nodes of both modalities, with several the mean of as many, each in a space of
+    its own. A node without a message, or with one of zero, scores 0.
 
     Parameters
     ----------
