@@ -252,6 +252,11 @@ class CMFGBase(nn.Module):
         mean: Tensor = scores.mean(1) if scores.ndim == 3 else self.mean(scores, counts)
         return mean[:, 0]
 
+    @property
+    def _compared_by(self) -> list[Relation]:
+        """The cross-modal relations of the last layer; none where no layer has any."""
+        return [r for r in self.relations if r.cross] if self.first_cross < len(self.layers) else []
+
     def _stack(self) -> list[CMFGLayer]:
         return cast(list[CMFGLayer], list(self.layers))
 

@@ -128,7 +128,7 @@ class FactorisedCMFG(CMFGBase):
             projected = self._joint_pass(images, captions)[3]
         node_sets, device = {t: end.nodes for t, end in ends.items()}, ends["patch"].embedding.device
         values = {t: cast(Tensor, end.value) for t, end in ends.items()}
-        cross = [r for r in self.relations if r.cross]
+        cross = self._compared_by
         parts = {t: constant_attention(projected[t], values[t], cross) for t in ends}
         return cast(
             Tensor,

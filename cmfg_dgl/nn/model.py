@@ -143,9 +143,8 @@ class CMFG(FactorisedCMFG):
             part = dgl.edge_type_subgraph(graph, [r.canonical for r in relations])
             return layer.messages(part, parts, {r.name: views[r.name] for r in relations})
 
-        cross = [r for r in self.relations if r.cross]
-        parts = {t: constant_attention(projected[t], values[t], cross) for t in graph.ntypes}
-        received = attend(self._stack()[-1], parts, cross)
+        parts = {t: constant_attention(projected[t], values[t], self._compared_by) for t in graph.ntypes}
+        received = attend(self._stack()[-1], parts, self._compared_by)
         total: Tensor = reasoning(
             values, received, counts, lambda layer, inner: attend(layer, inner, reasoning.relations)
         )
