@@ -15,6 +15,7 @@ TEST = [
     "tomli>=2; python_version < '3.11'",
 ]
 HUB = ["datasets>=4", "pyarrow>=21"]
+LORA = ["peft>=0.18"]
 BENCH = ["torch-geometric>=2.6"]
 LINT = ["mypy>=1.15", "ruff>=0.9", "types-PyYAML"]
 
@@ -69,5 +70,12 @@ setup(
         "torch>=2.6,<3",
         "transformers>=5",
     ],
-    extras_require={"hub": HUB, "test": TEST + HUB, "lint": LINT, "bench": BENCH, "dev": TEST + HUB + LINT + BENCH},
+    extras_require={
+        "hub": HUB,
+        "lora": LORA,
+        "test": TEST + HUB + LORA,
+        "lint": LINT,
+        "bench": BENCH,
+        "dev": TEST + HUB + LORA + LINT + BENCH,
+    },
 )

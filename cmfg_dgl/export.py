@@ -177,7 +177,7 @@ def _write(parts: Parts, folder: Path) -> None:
     if parts.query_bank is not None:
         save_query_bank(folder / BANK, parts.query_bank)
         names.append(BANK)
-    config = placeless(parts.config)
+    config = _merged(placeless(parts.config))
     body = {
         "format": FORMAT,
         "cmfg_dgl": __version__,
@@ -191,6 +191,12 @@ def _write(parts: Parts, folder: Path) -> None:
     (folder / CARD).write_text(matcher_card(body), encoding="utf-8")
     body["card_sha256"] = sha256_file(folder / CARD)
     write_json(folder / RECORD, {**body, "sha256": sha256_bytes(canonical_json(body))})
+
+
+def _merged(config: Config) -> Config:
+    """The configuration of the same model without adapters: they are part of the weights, as in `restore_model`."""
+    tune = replace(config.training.tune, lora=None)
+    return replace(config, training=replace(config.training, tune=tune))
 
 
 def _load_exported(folder: Path, device: str) -> Parts:

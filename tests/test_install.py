@@ -188,7 +188,7 @@ def names(requirements: list[str]) -> set[str]:
 def test_what_is_imported_is_declared() -> None:
     arguments = setup_arguments()
     always = names(arguments["install_requires"])
-    at_request = always | names(arguments["extras_require"]["hub"])
+    at_request = always | names([*arguments["extras_require"]["hub"], *arguments["extras_require"]["lora"]])
     providers = metadata.packages_distributions()
     undeclared, seen = set(), set()
     for folder in ("cmfg_dgl", "cli"):

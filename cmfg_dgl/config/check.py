@@ -16,6 +16,7 @@ from cmfg_dgl.config.keys import (
     GraphConfig,
     default_relations,
 )
+from cmfg_dgl.config.text import tunes
 from cmfg_dgl.errors import ConfigError
 
 __all__ = ["check_bench", "check_config"]
@@ -122,6 +123,11 @@ def _check_tune(config: Config, where: str) -> None:
         raise ConfigError(
             f"{where}: training.tune.text is {text!r}; give all, a number of blocks from 1, or null for a frozen "
             "encoder"
+        )
+    if config.training.tune.lora is not None and not tunes(config):
+        raise ConfigError(
+            f"{where}: training.tune.lora: no encoder is tuned; set training.tune.text or training.tune.vision, or "
+            "leave it out"
         )
     if config.training.tune.vision is None:
         return

@@ -313,6 +313,12 @@ class TuneConfig:
         "nothing",
         least=1,
     )
+    lora: int | None = option(
+        None,
+        "tune low-rank adapters of this rank beside the linear maps of these blocks, not their weights (needs "
+        "`pip install 'cmfg-dgl[lora]'`); default the weights",
+        least=1,
+    )
     learning_rate: float = option(3e-5, "peak learning rate of what is tuned", least=0.0)
     precision: str = option(
         "auto",

@@ -22,6 +22,7 @@ from cmfg_dgl.evaluation.evaluate import (
     weights_to_try,
 )
 from cmfg_dgl.evaluation.examples import retrieved_examples
+from cmfg_dgl.features.encoders.lora import check_lora
 from cmfg_dgl.features.nodes import evenly_spaced
 from cmfg_dgl.files import canonical_json, sha256_bytes
 from cmfg_dgl.jobs.results import Progress, silent
@@ -144,6 +145,7 @@ def train_run(
             finished: dict[str, Any] = run.read("selection.json")
             return run, finished
         select_device(config)
+        check_lora(config)
         experiment = Experiment.prepare(config, progress, trained=True)
         # All that may be wrong with the data is said before anything is written.
         splits = {name: experiment.training_split(name) for name in ("train", "val")}

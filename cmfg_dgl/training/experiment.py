@@ -318,14 +318,14 @@ def build_model(config: Config, widths: dict[str, int], seed: int) -> CMFG:
             temperature=config.training.temperature,
             bf16=config.run.precision == "bf16",
             positional=("token",) if config.features.vision == PRECOMPUTED else ("patch", "token"),
-            encoders=load_tuned(config),
+            encoders=load_tuned(config, seed),
             pooled_width=None if aligned is None else aligned.pooled_width,
             first_scale=None if aligned is None else aligned.logit_scale,
         ).to(device)
 
 
 def restore_model(config: Config, widths: dict[str, int], path: Path) -> CMFG:
-    """The model of a configuration with the weights of a checkpoint, in evaluation mode.
+    """The model of a configuration with the weights of a checkpoint, in evaluation mode, its adapters merged.
 
     Raises
     ------
@@ -334,4 +334,5 @@ def restore_model(config: Config, widths: dict[str, int], path: Path) -> CMFG:
     """
     model = build_model(config, widths, config.run.seed)
     load_weights(model, load_checkpoint(path)[0], path)
+    model.encoders.merge()
     return model.eval()

@@ -101,6 +101,23 @@ def test_an_evaluation_follows_the_weights_of_the_image_encoder(whole: Path, tmp
     assert after["two_stage"] != before["two_stage"]
 
 
+def test_without_a_learning_rate_features_are_those_of_the_store(
+    settings: tuple[str, ...], whole: Path, tmp_path: Path
+) -> None:
+    trained = cmfg("train", *settings, "training.tune.learning_rate=0", "-o", tmp_path / "still")
+    assert trained.code == 0, trained.err
+    run = open_run(str(tmp_path / "still"))
+    encoders = Matcher.of_run(run).graph_model.encoders
+    experiment = Experiment.prepare(run.config)
+    pair_dataset = experiment.pair_dataset(experiment.evaluation_split("test"))
+    for side in (pair_dataset.images, pair_dataset.captions):
+        items = torch.arange(side.count)
+        with torch.no_grad():
+            made = encoders.read(side, items).values
+        # The store rounds states and features to float16.
+        torch.testing.assert_close(made, side.read_initial(items).values.float(), atol=5e-3, rtol=5e-3)
+
+
 def test_pairs_are_inspected_with_the_weights_of_the_run(whole: Path) -> None:
     run = open_run(str(whole))
     source = _Source.open(run, False, lambda *told: None)

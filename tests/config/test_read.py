@@ -199,6 +199,7 @@ def test_errors_of_an_override_name_it(override, words):
         ("features.text_layers=[0,6]", ["features.text_layers", "leave it out"]),
         ("features.precision=bf16", ["features.precision", "leave it out"]),
         ("training.tune.text=all", ["training.tune.text", "leave it out"]),
+        ("training.tune.vision=1", ["training.tune.vision", "leave it out"]),
     ],
 )
 def test_an_aligned_model_is_the_only_encoder(override, words):
@@ -415,13 +416,15 @@ def configs(draw):
     config.features.aligned = config.features.aligned or None
     config.features.text_layers = draw(st.lists(st.integers(0, 24), max_size=4, unique=True))
     config.model.width = config.model.heads * draw(st.integers(1, 64))
-    config.training.tune.text = draw(st.sampled_from((None, "all", "1", "12")))
-    if config.training.tune.vision is not None:
+    tune = config.training.tune
+    tune.text = draw(st.sampled_from((None, "all", "1", "12")))
+    if tune.vision is not None:
         config.features.views, config.features.image_project = [], None
     if config.features.aligned is not None:
-        config.training.tune.vision = None
         config.features = FeaturesConfig(aligned=config.features.aligned, max_tokens=config.features.max_tokens)
-        config.training.tune.text = None
+        tune.text = tune.vision = None
+    if tune.text is None and tune.vision is None:
+        tune.lora = None
     config.model.residual |= config.model.init == "cca"
     config.model.cross_layers = min(config.model.cross_layers, config.model.layers)
     shares = draw(st.tuples(*[st.integers(1, 1000)] * 3))

@@ -53,10 +53,10 @@ class BeamCLIP(ClipHead):
         """Fit the teacher, then put the student in place of its image head and fit that."""
         super().fit(training, validate)
         with torch.no_grad():
-            targets = {
-                side.node_type: self.heads.embed(side.node_type, self.all_whitened(side))
-                for side in (self.pair_dataset.images, self.pair_dataset.captions)
-            }
+            # The encoders are trained with the teacher and frozen then, so that each item is encoded once.
+            sides = self.pair_dataset.images, self.pair_dataset.captions
+            white = {side.node_type: self.all_whitened(side) for side in sides}
+            targets = {node_type: self.heads.embed(node_type, items) for node_type, items in white.items()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             head = cast(nn.Linear, self.heads.linear["patch"])
@@ -70,7 +70,7 @@ class BeamCLIP(ClipHead):
 
             def loss(batch: Tensor) -> Tensor:
                 owners = self.owners(batch)
-                student = self.heads.embed("patch", self.whitened(self.pair_dataset.images, owners))
+                student = self.heads.embed("patch", white["patch"][owners])
                 anchors = targets["token"][batch]
                 return similarity_matching(targets["patch"][owners], student, anchors, self.scale)
 

@@ -33,7 +33,7 @@ class CHAN(PartEncoder):
         :math:`\lambda`.
     """
 
-    TRIALS: ClassVar[tuple[dict[str, Any], ...]] = ({"loss": "hinge"}, {}, {"dropout": 0.5})
+    TRIALS: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"loss": "hinge"}, {"dropout": 0.5})
 
     def __init__(
         self, widths: Mapping[str, int], *, seed: int, inverse_temperature: float = 10.0, **settings: Any

@@ -39,7 +39,7 @@ class SCAN(PartEncoder):
         :math:`\lambda` of words that attend to patches, and of patches that attend to words; the paper's.
     """
 
-    TRIALS: ClassVar[tuple[dict[str, Any], ...]] = ({"loss": "hinge"}, {}, {"dropout": 0.5})
+    TRIALS: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"loss": "hinge"}, {"dropout": 0.5})
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ from cmfg_dgl.experiments.baselines.zero_shot import ZeroShot
 from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
 from cmfg_dgl.experiments.bench.matched_pair import MatchedPairCMFG
 from cmfg_dgl.experiments.cache import cell_settings
+from cmfg_dgl.features.encoders.lora import check_lora
 from cmfg_dgl.features.encoders.tuned import load_tuned
 from cmfg_dgl.graph.relations import make_relations
 
@@ -75,12 +76,13 @@ def method_class(name: str, where: str = "methods") -> type[Method]:
 
 
 def check_tuned(name: str, config: Config) -> None:
-    """Refuse a method with which the encoders of a recipe cannot be trained, where the recipe says so."""
+    """Refuse what a recipe tunes where a method cannot be trained with it, or the package for it is missing."""
     if tunes(config) and not method_class(name).tunes:
         raise ConfigError(
             f"methods: {name} does not learn by gradient, and the recipe tunes an encoder with each method; leave "
             f"{name} out, or training.tune"
         )
+    check_lora(config)
 
 
 def methods_of(methods: Sequence[str], recipe: str, config: Config) -> list[str]:
@@ -141,7 +143,7 @@ def make_method(
         arguments.setdefault("epochs", config.training.epochs)
     method: Method = kind(widths, seed=seed, **arguments)
     if tuned and isinstance(method, DualEncoder):
-        method.encoders = load_tuned(config)
+        method.encoders = load_tuned(config, seed)
     return method
 
 

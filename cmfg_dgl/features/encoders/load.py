@@ -209,7 +209,8 @@ def load_tuned_vision(config: Config, *, bf16: bool) -> TunedVision | None:
     for name in names[: next(i for i, name in enumerate(names) if name not in _STEMS)]:
         first += _STEMS[name].width
     scale = states.scale if len(names) > 1 else 1.0
-    return TunedVision(states, first=first, scale=scale, pool=config.features.image_pool, bf16=bf16)
+    pool, rank = config.features.image_pool, config.training.tune.lora
+    return TunedVision(states, first=first, scale=scale, pool=pool, bf16=bf16, rank=rank)
 
 
 def _side(name: str, image_size: int | None) -> int | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from cmfg_dgl.config import Config
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.features.encoders.load import load_tuned_vision
 from cmfg_dgl.features.encoders.text import TextEncoder, hidden_states, load_text
+from cmfg_dgl.features.encoders.tuned_blocks import TunedBlocks
 from cmfg_dgl.features.nodes import EncoderInputs, Nodes, ragged_positions
 from cmfg_dgl.features.pair_dataset import ITEMS_AT_A_TIME, ItemSet, mean_nodes
 
@@ -25,12 +26,11 @@ LARGE = 1 << 30
 """Bytes of features in memory from which a log line tells how many there are."""
 
 
-class TunedText(nn.Module):
+class TunedText(TunedBlocks):
     """Hidden states of a BERT-family model, special tokens and padding left out, with gradients.
 
-    The module's own parameters are those of the tuned blocks. Embeddings and blocks below keep their pretrained
-    weights, are no parameters, and stand in no checkpoint. Dropout of the encoder is off, so that the output
-    depends on weights and captions alone.
+    The module's own parameters are those of the tuned blocks, or of their adapters. Embeddings and blocks below
+    keep their pretrained weights, see `TunedBlocks`.
 
     Parameters
     ----------
@@ -38,37 +38,22 @@ class TunedText(nn.Module):
         Whose pretrained weights it begins with.
     blocks
         How many of the last blocks are tuned; None for all of the encoder, its embeddings too.
-    bf16
-        Whether products are in bfloat16 in training mode. In evaluation mode they are in float32.
+    bf16, rank
+        See `TunedBlocks`. With a rank embeddings stay frozen, for they are no linear maps.
 
     Raises
     ------
     ConfigError
-        If the encoder has fewer blocks, or blocks that are not found.
+        If the encoder has fewer blocks, or blocks that are not found; as `Adapters`.
     """
 
-    def __init__(self, encoder: TextEncoder, *, blocks: int | None, bf16: bool) -> None:
-        super().__init__()
-        self.bf16, self.layers, self.width = bf16, encoder.layers, encoder.width
-        whole = encoder.load_model().requires_grad_(False)
+    def __init__(self, encoder: TextEncoder, *, blocks: int | None, bf16: bool, rank: int | None = None) -> None:
+        whole = encoder.load_model()
         if getattr(whole, "pooler", None) is not None:
             whole.pooler = None  # it is behind the last hidden state
-        self.tuned = whole if blocks is None else _last_blocks(whole, blocks, encoder.name)
-        self.tuned.requires_grad_(True)
-        # Within a tuple modules are not registered: what is not tuned is no part of the state.
-        self._whole: tuple[Any] = (whole,)
-        self.eval()
-
-    def train(self, mode: bool = True) -> TunedText:
-        """Choose the precision; dropout stays off."""
-        super().train(mode)
-        self._whole[0].eval()
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TunedText:
-        """Move all of the encoder, not the tuned blocks alone."""
-        self._whole[0]._apply(fn, recurse)
-        return self
+        tuned = whole if blocks is None else _last_blocks(whole, blocks, encoder.name)
+        super().__init__(tuned, [whole], rank=rank, bf16=bf16, name=encoder.name)
+        self.layers, self.width = encoder.layers, encoder.width
 
     def forward(self, inputs: EncoderInputs) -> Nodes:
         """Token nodes of captions, float32 on the encoder's device, in order.
@@ -120,9 +105,14 @@ class TunedEncoders(nn.ModuleDict):
         Peak learning rate of their parameters.
     """
 
-    def __init__(self, encoders: Mapping[str, nn.Module] | None = None, *, learning_rate: float = 0.0) -> None:
+    def __init__(self, encoders: Mapping[str, TunedBlocks] | None = None, *, learning_rate: float = 0.0) -> None:
         super().__init__(encoders)
         self.learning_rate = learning_rate
+
+    def merge(self) -> None:
+        """Make adapters part of the weights that they adapt; the parameters are then those of tuned weights."""
+        for encoder in cast(Iterable[TunedBlocks], self.values()):
+            encoder.merge()
 
     def features(self, nodes: Nodes) -> Nodes:
         """Features of what a tuned encoder reads, by its weights as they are; other nodes are features already."""
@@ -177,19 +167,26 @@ class TunedEncoders(nn.ModuleDict):
         return ItemSet(side.modality, side.count, lambda wanted: nodes.select(position[wanted]))
 
 
-def load_tuned(config: Config) -> TunedEncoders:
+def load_tuned(config: Config, seed: int = 0) -> TunedEncoders:
     """The encoders that a configuration tunes, each with its pretrained weights, on the host.
 
     torch's random state is left as it was.
 
+    Parameters
+    ----------
+    seed
+        Of the random values of adapters (`training.tune.lora`); nothing else is random.
+
     Raises
     ------
     ConfigError
-        If `training.tune` asks for more blocks than there are, or for an encoder that cannot be tuned.
+        If `training.tune` asks for more blocks than there are, for an encoder that cannot be tuned, or for
+        adapters where peft is not installed.
     """
     tune = config.training.tune
     bf16 = tune.precision == "bf16" or (tune.precision == "auto" and _multiplies_bfloat16(config.run.device))
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         found = {"image": load_tuned_vision(config, bf16=bf16), "text": _load_tuned_text(config, bf16=bf16)}
     encoders = {modality: encoder for modality, encoder in found.items() if encoder is not None}
     return TunedEncoders(encoders, learning_rate=tune.learning_rate)
@@ -200,7 +197,8 @@ def _load_tuned_text(config: Config, *, bf16: bool) -> TunedText | None:
     if text is None:
         return None
     encoder = load_text(features.text, max_tokens=features.max_tokens, device="cpu", layers=features.text_layers)
-    return TunedText(encoder, blocks=None if text == "all" else int(text), bf16=bf16)
+    blocks = None if text == "all" else int(text)
+    return TunedText(encoder, blocks=blocks, bf16=bf16, rank=config.training.tune.lora)
 
 
 def _multiplies_bfloat16(device: str) -> bool:

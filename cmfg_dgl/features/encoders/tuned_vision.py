@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.features.encoders.maps import nodes_from_maps
+from cmfg_dgl.features.encoders.tuned_blocks import TunedBlocks
 from cmfg_dgl.features.encoders.vision import Box, PatchTransformer, VisionEncoder
 from cmfg_dgl.features.encoders.vit_source import ViTSource
 from cmfg_dgl.features.nodes import EncoderInputs, Nodes
@@ -147,11 +147,11 @@ class VisionInputs(VisionEncoder):
         return EncoderInputs.of_images(states, features)
 
 
-class TunedVision(nn.Module):
+class TunedVision(TunedBlocks):
     """The last blocks of a ViT with gradients, behind which patches are averaged and joined as the frozen ones are.
 
-    The blocks are the module's only parameters; the normalisation behind them keeps its pretrained weights. Dropout
-    of the encoder is off, so that the output depends on weights and images alone.
+    The module's only parameters are those of the blocks, or of their adapters; the normalisation behind them keeps
+    its pretrained weights, see `TunedBlocks`.
 
     Parameters
     ----------
@@ -163,30 +163,16 @@ class TunedVision(nn.Module):
         What the ViT's channels are divided by, see `JoinedVision`.
     pool
         Side of the squares in which the patches of the joined grid are averaged, see `ReducedVision`.
-    bf16
-        Whether products are in bfloat16 in training mode. In evaluation mode they are in float32.
+    bf16, rank
+        See `TunedBlocks`.
     """
 
-    def __init__(self, states: EarlyStates, *, first: int, scale: float, pool: int, bf16: bool) -> None:
-        super().__init__()
-        self.tuned, norm, self.special = states.load_blocks()
-        self.tuned.requires_grad_(True)
-        # Within a tuple a module is not registered: what is not tuned is no part of the state.
-        self._norm: tuple[nn.Module] = (norm,)
-        self.name, self.first, self.scale, self.pool, self.bf16 = states.name, first, scale, pool, bf16
-        self.eval()
-
-    def train(self, mode: bool = True) -> TunedVision:
-        """Choose the precision; dropout stays off."""
-        super().train(mode)
-        self.tuned.eval()
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TunedVision:
-        """Move the normalisation too."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._norm[0]._apply(fn, recurse)
-        return self
+    def __init__(
+        self, states: EarlyStates, *, first: int, scale: float, pool: int, bf16: bool, rank: int | None = None
+    ) -> None:
+        blocks, norm, special = states.load_blocks()
+        super().__init__(blocks, [blocks, norm], rank=rank, bf16=bf16, name=states.name)
+        self.special, self.first, self.scale, self.pool = special, first, scale, pool
 
     def forward(self, inputs: EncoderInputs) -> Nodes:
         """Patch nodes of images, float32 on the encoder's device, on the grids of their frozen features.
@@ -206,20 +192,22 @@ class TunedVision(nn.Module):
         if (inputs.grid != inputs.grid[0]).any() or (frozen.grid != frozen.grid[0]).any():
             raise ConfigError(f"{KEY}: {self.name} leaves images on unequal grids; set features.image_size")
         rows, columns = inputs.grid[0].tolist()
-        states = inputs.values.to(dtype).view(len(inputs), rows * columns, -1)
+        states = inputs.values.view(len(inputs), rows * columns, -1)
         cells = int(frozen.grid[0, 0]) * self.pool, int(frozen.grid[0, 1]) * self.pool
-        maps = [self._maps(part.to(device), rows, columns) for part in states.split(IMAGES_AT_A_TIME)]
-        joined = F.avg_pool2d(F.adaptive_avg_pool2d(torch.cat(maps), cells), self.pool) / self.scale
-        own = joined.permute(0, 2, 3, 1).flatten(0, 2)  # (sum of patches, width of the ViT)
+        maps = []  # on the joined grid; those of all patches may be larger than memory
+        for part in states.split(IMAGES_AT_A_TIME):
+            whole = self._maps(part.to(device, dtype), rows, columns)
+            maps.append(F.avg_pool2d(F.adaptive_avg_pool2d(whole, cells), self.pool) / self.scale)
+        own = torch.cat(maps).permute(0, 2, 3, 1).flatten(0, 2)  # (sum of patches, width of the ViT)
         end = self.first + own.shape[1]
         return Nodes(torch.cat([values[:, : self.first], own, values[:, end:]], 1), frozen.offsets, frozen.grid)
 
     def _maps(self, states: Tensor, rows: int, columns: int) -> Tensor:
         """Feature maps (N, D, patch rows, columns) of states (N, rows * columns, D) as `EarlyStates` gives them."""
-        head = special_rows(self.special, columns)
+        head, (blocks, norm) = special_rows(self.special, columns), self._whole
         states = torch.cat([states[:, : self.special], states[:, head * columns :]], 1)
         with torch.autocast(states.device.type, torch.bfloat16, enabled=self.bf16 and self.training):
-            states = self._norm[0](run_blocks(self.tuned, states))
+            states = norm(run_blocks(blocks, states))
         maps = states[:, self.special :].unflatten(1, (rows - head, columns)).permute(0, 3, 1, 2)
         made: Tensor = maps.to(next(self.tuned.parameters()).dtype)
         return made

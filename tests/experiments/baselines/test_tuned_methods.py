@@ -1,7 +1,8 @@
-"""Pins of methods whose text encoder is trained with them.
+"""Pins of methods whose encoders are trained with them.
 
 - Every method that learns by gradient changes the encoder, from its own copy of the pretrained weights; what it
   then embeds is by the encoder as it is, worked out by hand; validation sees each epoch's encoder.
+- Every one of them changes adapters of both encoders, and embeds and scores pictures by them as they are.
 - A method fitted with a learning rate of 0 for the encoder is the method of frozen features.
 - Methods in closed form are refused in a line, also by a comparison before it begins; a cell depends on what is
   tuned, and all methods have the recipe's epochs.
@@ -10,14 +11,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from berts import save_bert
 from commands import cmfg
+from PIL import Image
 from planted import WIDTHS, planted
 from torch.nn import functional as F
+from vits import save_vit
 
 from cmfg_dgl.config import Config, load_config
 from cmfg_dgl.errors import ConfigError
@@ -26,9 +31,10 @@ from cmfg_dgl.experiments.baselines.method import TrainingSet
 from cmfg_dgl.experiments.baselines.vse_inf import VSEInf
 from cmfg_dgl.experiments.bench.methods import METHODS, make_method, recipe_of
 from cmfg_dgl.experiments.bench.settings import check_settings
+from cmfg_dgl.features.encoders.load import load_vision_inputs
 from cmfg_dgl.features.encoders.text import TextEncoder, load_text
 from cmfg_dgl.features.encoders.tuned import load_tuned
-from cmfg_dgl.features.nodes import Nodes
+from cmfg_dgl.features.nodes import EncoderInputs, Nodes
 from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 
 WORDS = ("red", "green", "blue", "car", "dog", "tree", "big", "small")
@@ -40,6 +46,11 @@ WIDTH = {"patch": WIDTHS["patch"], "token": 16}
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
     folder = save_bert(tmp_path_factory.mktemp("bert"), words=WORDS, blocks=2)
     return load_text(str(folder), max_tokens=8, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_vit(tmp_path_factory.mktemp("vit"))
 
 
 def config(encoder: TextEncoder, *overrides: str, tune: str = "all") -> Config:
@@ -55,6 +66,17 @@ def sentences(count: int, seed: int) -> list[str]:
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(WORDS), (count, 3), generator=generator).tolist()
     return [" ".join(WORDS[i] for i in row[: 1 + n % 3]) for n, row in enumerate(rows)]
+
+
+def drawn(settings: Config, count: int) -> ItemSet:
+    """Pictures of random pixels, as a tuned image encoder reads them."""
+    pixels = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    reader = load_vision_inputs(settings)
+    assert reader is not None
+    inputs = reader.encode([Image.fromarray(picture) for picture in pixels])
+    assert isinstance(inputs, EncoderInputs)
+    assert inputs.features is not None
+    return ItemSet("image", count, inputs.select, pretrained=inputs.features.select)
 
 
 def captions(encoder: TextEncoder, texts: Sequence[str]) -> ItemSet:
@@ -113,6 +135,42 @@ def test_a_method_changes_its_own_copy_and_embeds_by_it(name: str, encoder: Text
         means = torch.stack([part.mean(0) for part in nodes.values.split(nodes.counts.tolist())])
         expected = method.heads.embed("token", method.heads.whiten("token", means)) * method.scale.sqrt()
         torch.testing.assert_close(method.embeddings(held_out)[1], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_a_method_trains_adapters_of_both_encoders(name: str, encoder: TextEncoder, vit: Path) -> None:
+    pytest.importorskip("peft")
+    lora = f"features.vision={vit}", "training.tune.vision=1", "training.tune.lora=2"
+    settings, width = config(encoder, *lora), {"patch": 16, "token": 16}
+    images = drawn(settings, 48)
+    train = training(encoder)
+    prompts = None if train.prompts is None else replace(train.prompts, images=images)
+    train = replace(train, pair_dataset=replace(train.pair_dataset, images=images), prompts=prompts)
+    held_out = replace(pairs(encoder, 12, 2), images=drawn(settings, 12))
+    method, other = (make_method(name, settings, width, 0, {}) for _ in range(2))
+    method.fit(train, lambda: 0.0)
+    method.eval()
+    adapters = {key: value for key, value in method.state_dict().items() if "encoders" in key}
+    assert {part for key in adapters for part in ("image", "text") if f"encoders.{part}" in key} == {
+        "image",
+        "text",
+    }
+    begun = other.state_dict()
+    for key, value in adapters.items():
+        assert begun[key].abs().max() == 0 or key.endswith("A.weight")
+        assert not torch.equal(value, begun[key])
+
+    def found() -> list[torch.Tensor]:
+        scores = [method.pairs(held_out, torch.arange(12), torch.arange(12))] if method.reranks else []
+        return [*method.embeddings(held_out), *scores]
+
+    before = [value.clone() for value in found()]
+    with torch.no_grad():
+        for key, parameter in method.named_parameters():
+            if "encoders.image" in key:
+                parameter.add_(0.5)
+    changed = [not torch.allclose(one, two, atol=1e-4) for one, two in zip(found(), before, strict=True)]
+    assert changed == [True, False, True][: len(changed)]
 
 
 @pytest.mark.parametrize("name", ["albef", "uniter", "gat", "scan", "laps", "cmfg"])
