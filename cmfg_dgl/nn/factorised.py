@@ -58,6 +58,12 @@ class FactorisedCMFG(CMFGBase):
         graph = build_graph({node_type: full}, inner) if inner else None
         views = self._views(graph, inner, initial.device)
         attended = self._attended(node_type, initial)
+
+        def read(index: int) -> bool:
+            """Whether anything reads the intra-modal messages of a layer: not those of a last one that compares."""
+            compares = bool(self.matching_head) and index == len(self.layers) - 1
+            return self.first_projection is None or not compares
+
         # Without a cross-modal layer the pair adds nothing, and the state is the last one.
         state, hidden, projected, intra_message = None, initial, {}, None
         for index, layer in enumerate(self._stack()):
@@ -66,7 +72,7 @@ class FactorisedCMFG(CMFGBase):
                 **attended,
                 **self._project(layer, node_type, hidden, self.relations if is_first_cross else inner),
             }
-            message = layer.messages(graph, {node_type: parts}, views)[node_type] if inner else None
+            message = layer.messages(graph, {node_type: parts}, views)[node_type] if inner and read(index) else None
             if is_first_cross:
                 crossing = {r.name for r in self.relations if r.cross}
                 state, intra_message = hidden, message
