@@ -61,7 +61,7 @@ class FactorisedCMFG(CMFGBase):
 
         def read(index: int) -> bool:
             """Whether anything reads the intra-modal messages of a layer: not those of a last one that compares."""
-            compares = bool(self.matching_head) and index == len(self.layers) - 1
+            compares = bool(self.matching_head) and self.first_cross <= index == len(self.layers) - 1
             return self.first_projection is None or not compares
 
         # Without a cross-modal layer the pair adds nothing, and the state is the last one.
