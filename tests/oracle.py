@@ -33,8 +33,8 @@ def below(weights: Weights, prefix: str) -> dict[str, Tensor]:
 def attended(
     query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], neighbours: Sequence[list[int]], joint: bool
 ) -> Tensor:
-    """Message (C,) of one head of one target: query (C,) and one entry a relation; 0 without a neighbour."""
-    total = torch.zeros_like(query[0])
+    """Message of one head of one target, as wide as a value: query (C,) and one entry a relation; 0 without any."""
+    total = torch.zeros_like(values[0][0])
     scores = [
         [query[r] @ keys[r][v] / query[r].numel() ** 0.5 for v in sources] for r, sources in enumerate(neighbours)
     ]

@@ -108,6 +108,12 @@ def _check_model(config: Config, where: str) -> None:
         raise ConfigError(
             f"{where}: model.init cca is lost in the first layer without model.residual; set model.init to random"
         )
+    training = config.training
+    if model.matching_head == "reasoning" and (training.joint_pairs, training.graphs) != ("all", "factorised"):
+        raise ConfigError(
+            f"{where}: model.matching_head reasoning learns from all pairs of a batch; set training.joint_pairs to "
+            "all and training.graphs to factorised"
+        )
 
 
 def _check_tune(config: Config, where: str) -> None:

@@ -255,8 +255,9 @@ class ModelConfig:
     matching_head: str = option(
         "pooled",
         "score of a pair in its joint graph: the cosine of both pooled vectors, or the mean over nodes of a "
-        "learned score (node) or of the cosine (cosine) of each node with its aggregated cross-modal message",
-        choices=("pooled", "node", "cosine"),
+        "learned score (node) or of the cosine (cosine) of each node with its aggregated cross-modal message; "
+        "reasoning adds to the cosines what intra-modal relations make of the nodes' evidence",
+        choices=("pooled", "node", "cosine", "reasoning"),
     )
     init: str = option(
         "cca",

@@ -24,6 +24,7 @@ from cmfg_dgl.nn.cca_projection import CCAProjection
 from cmfg_dgl.nn.layer import CMFGLayer
 from cmfg_dgl.nn.matching_head import CosineMatchingHead, NodeMatchingHead
 from cmfg_dgl.nn.pooling import Pooling
+from cmfg_dgl.nn.reasoning import SimilarityReasoning
 from cmfg_dgl.nn.standardised_projection import StandardisedProjection
 
 __all__ = ["MAX_SCALE", "CMFGBase"]
@@ -100,6 +101,9 @@ class CMFGBase(nn.Module):
                 if config.matching_head == "node"
                 else CosineMatchingHead(config.heads)
             )
+        self.reasoning = (
+            SimilarityReasoning(config, relations, widths) if config.matching_head == "reasoning" else None
+        )
         log_scales = {"first": -math.log(temperature), "joint": -math.log(temperature)}
         if first_scale is not None:
             # At the bound there would be no gradient.
@@ -135,7 +139,8 @@ class CMFGBase(nn.Module):
         DataError
             If all images or all captions have the same features.
         """
-        for projection in (self.input_projection, self.first_projection):
+        reasoning = None if self.reasoning is None else self.reasoning.projection
+        for projection in (self.input_projection, self.first_projection, reasoning):
             if isinstance(projection, StandardisedProjection):
                 projection.fit(pair_dataset)
             elif isinstance(projection, CCAProjection):
@@ -246,6 +251,11 @@ class CMFGBase(nn.Module):
         scores = self.matching_head[node_type](nodes, None if aggregated is None else aggregated.out.flatten(-2))
         mean: Tensor = scores.mean(1) if scores.ndim == 3 else self.mean(scores, counts)
         return mean[:, 0]
+
+    @property
+    def _compared_by(self) -> list[Relation]:
+        """The cross-modal relations of the last layer; none where no layer has any."""
+        return [r for r in self.relations if r.cross] if self.first_cross < len(self.layers) else []
 
     def _stack(self) -> list[CMFGLayer]:
         return cast(list[CMFGLayer], list(self.layers))

@@ -37,6 +37,8 @@ class Encoded:
     embedding
         (items, D), over an aligned model (items, P), unit length: the item in the shared space, from its
         independent graph.
+    value
+        (N, H, C): what the nodes send for the evidence of others; None without `SimilarityReasoning`.
     """
 
     node_type: str
@@ -47,6 +49,7 @@ class Encoded:
     message: Message | None
     attended: Projected
     embedding: Tensor
+    value: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -81,5 +84,6 @@ class Encoded:
             projected=take_all(self.projected),
             message=message,
             attended=take_all(self.attended),
+            value=None if self.value is None else take(self.value),
             embedding=self.embedding.index_select(0, items.to(self.embedding.device)),
         )

@@ -23,6 +23,7 @@ from cmfg_dgl.nn.encoded import Encoded
 from cmfg_dgl.nn.layer import CMFGLayer
 from cmfg_dgl.nn.matching_head import CosineMatchingHead
 from cmfg_dgl.nn.one_to_many import messages_to_candidates, messages_to_query
+from cmfg_dgl.nn.reasoning import SimilarityReasoning, constant_attention
 
 __all__ = ["FactorisedCMFG"]
 
@@ -57,6 +58,12 @@ class FactorisedCMFG(CMFGBase):
         graph = build_graph({node_type: full}, inner) if inner else None
         views = self._views(graph, inner, initial.device)
         attended = self._attended(node_type, initial)
+
+        def read(index: int) -> bool:
+            """Whether anything reads the intra-modal messages of a layer: not those of a last one that compares."""
+            compares = bool(self.matching_head) and self.first_cross <= index == len(self.layers) - 1
+            return self.first_projection is None or not compares
+
         # Without a cross-modal layer the pair adds nothing, and the state is the last one.
         state, hidden, projected, intra_message = None, initial, {}, None
         for index, layer in enumerate(self._stack()):
@@ -65,7 +72,7 @@ class FactorisedCMFG(CMFGBase):
                 **attended,
                 **self._project(layer, node_type, hidden, self.relations if is_first_cross else inner),
             }
-            message = layer.messages(graph, {node_type: parts}, views)[node_type] if inner else None
+            message = layer.messages(graph, {node_type: parts}, views)[node_type] if inner and read(index) else None
             if is_first_cross:
                 crossing = {r.name for r in self.relations if r.cross}
                 state, intra_message = hidden, message
@@ -83,6 +90,7 @@ class FactorisedCMFG(CMFGBase):
             message=intra_message,
             attended=attended if later else {},
             embedding=self._embedding(node_type, nodes, hidden),
+            value=self.reasoning.value(node_type, nodes.values, nodes.counts) if self.reasoning and joint else None,
         )
 
     def _embedded(self, node_type: str, nodes: Nodes) -> Encoded:
@@ -103,15 +111,40 @@ class FactorisedCMFG(CMFGBase):
         images, captions
             As many of the one as of the other, paired in order; see `Encoded.select`.
         """
+        score = self._compared(images, captions)
+        return score if self.reasoning is None else score.detach() + self.reasoned(images, captions)
+
+    def _compared(self, images: Encoded, captions: Encoded) -> Tensor:
+        """Score (pairs,) without what `SimilarityReasoning` adds."""
         if not self.matching_head:
             image, caption = self.pair_vectors(images, captions)
             return (image * caption).sum(1)
-        hidden, _, cross_modal = self._joint_pass(images, captions)
+        hidden, _, cross_modal, _ = self._joint_pass(images, captions)
         image, caption = (
             self._matching_score(t, hidden[t], cross_modal.get(t), end.nodes.counts)
             for t, end in (("patch", images), ("token", captions))
         )
         return image + caption
+
+    def reasoned(self, images: Encoded, captions: Encoded) -> Tensor:
+        """What `SimilarityReasoning` adds to `match` (pairs,), with the attention of the last layer."""
+        reasoning, ends = cast(SimilarityReasoning, self.reasoning), {"patch": images, "token": captions}
+        projected = {t: end.projected for t, end in ends.items()}
+        if len(self.layers) > self.first_cross + 1:
+            projected = self._joint_pass(images, captions)[3]
+        node_sets, device = {t: end.nodes for t, end in ends.items()}, ends["patch"].embedding.device
+        values = {t: cast(Tensor, end.value) for t, end in ends.items()}
+        cross = self._compared_by
+        parts = {t: constant_attention(projected[t], values[t], cross) for t in ends}
+        return cast(
+            Tensor,
+            reasoning(
+                values,
+                self._messages(self._stack()[-1], node_sets, cross, parts, device),
+                {t: end.nodes.counts for t, end in ends.items()},
+                lambda layer, inner: self._messages(layer, node_sets, reasoning.relations, inner, device),
+            ),
+        )
 
     def pair_vectors(self, images: Encoded, captions: Encoded) -> tuple[Tensor, Tensor]:
         """Unit vectors (pairs, D) of image and caption in the joint graph of each pair.
@@ -119,7 +152,7 @@ class FactorisedCMFG(CMFGBase):
         Each has seen the other, so it may be compared with its partner and with nothing else: ranked against other
         pairs' vectors it gives the answer away (docs/evaluation.md).
         """
-        hidden, intra_modal, cross_modal = self._joint_pass(images, captions)
+        hidden, intra_modal, cross_modal, _ = self._joint_pass(images, captions)
         image, caption = (
             self._vector(
                 end, hidden.get(end.node_type), _merged(intra_modal, cross_modal, end.node_type), end.nodes.counts
@@ -130,13 +163,14 @@ class FactorisedCMFG(CMFGBase):
 
     def _joint_pass(
         self, images: Encoded, captions: Encoded
-    ) -> tuple[dict[str, Tensor], dict[str, Message], dict[str, Message]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Message], dict[str, Message], dict[str, Projected]]:
         """Nodes (N, D) that enter the last layer, and the messages that they get there, by node type.
 
         Returns
         -------
-        hidden, intra_modal, cross_modal
-            Nodes, messages of the intra-modal relations, messages of the cross-modal ones.
+        hidden, intra_modal, cross_modal, projected
+            Nodes, messages of the intra-modal relations, messages of the cross-modal ones, and the queries, keys
+            and values of these.
         """
         ends = {"patch": images, "token": captions}
         node_sets = {node_type: end.nodes for node_type, end in ends.items()}
@@ -162,14 +196,14 @@ class FactorisedCMFG(CMFGBase):
                 }
                 intra_modal = self._messages(layer, node_sets, inner, projected, images.embedding.device)
             cross_modal = self._messages(layer, node_sets, cross, projected, images.embedding.device)
-        return hidden, intra_modal, cross_modal
+        return hidden, intra_modal, cross_modal, projected
 
     def _messages(
         self,
         layer: CMFGLayer,
         node_sets: dict[str, NodeSet],
         relations: Sequence[Relation],
-        projected: dict[str, Projected],
+        projected: Mapping[str, Projected],
         device: torch.device,
     ) -> dict[str, Message]:
         """Aggregated messages of some relations, by the type of the nodes that they enter."""
@@ -180,7 +214,12 @@ class FactorisedCMFG(CMFGBase):
 
     @property
     def supports_one_to_many(self) -> bool:
-        """Whether `match_one_to_many` works: one cross-modal layer, and complete relations in it."""
+        """Whether `match_one_to_many` works: one cross-modal layer, complete relations in it, and no reasoning."""
+        return self.reasoning is None and self._meets_once
+
+    @property
+    def _meets_once(self) -> bool:
+        """Whether there is one cross-modal layer with complete relations."""
         cross = [r for r in self.relations if r.cross]
         return len(self.layers) == self.first_cross + 1 and all(isinstance(r.topology, Complete) for r in cross)
 
@@ -232,7 +271,7 @@ class FactorisedCMFG(CMFGBase):
         return (one * many).sum(1)
 
     def match_all(self, images: Encoded, captions: Encoded) -> Tensor:
-        """Scores (N, M) of each image with each caption: `match` of all N M pairs.
+        """Scores (N, M) of each image with each caption: `match` of all N M pairs, without reasoning.
 
         With `matching_head: cosine` and one complete cross-modal relation into each node type the scores are a few
         products of all nodes with all nodes, see `mean_cosines`; otherwise images are scored one by one.
@@ -265,13 +304,13 @@ class FactorisedCMFG(CMFGBase):
     def _supports_mean_cosines(self) -> bool:
         cosine = any(isinstance(head, CosineMatchingHead) for head in self.matching_head.values())
         targets = sorted(r.target for r in self.relations if r.cross)
-        return cosine and self.supports_one_to_many and targets == ["patch", "token"]
+        return cosine and self._meets_once and targets == ["patch", "token"]
 
     def _match_image(self, images: Encoded, image: int, captions: Encoded) -> Tensor:
         """Scores (M,) of one image with each caption."""
         if self.supports_one_to_many:
             return self.match_one_to_many(images.select(torch.tensor([image])), captions)
-        return self.match(images.select(torch.full((len(captions),), image)), captions)
+        return self._compared(images.select(torch.full((len(captions),), image)), captions)
 
     def _vector(self, end: Encoded, nodes: Tensor | None, aggregated: Message | None, counts: Tensor) -> Tensor:
         """Unit vectors (pairs, D) of what pooling makes of the last layer's nodes.
@@ -309,7 +348,7 @@ class FactorisedCMFG(CMFGBase):
 
     def _readable(self, nodes: NodeSet) -> NodeSet:
         """What the topologies of the pair graphs read of the nodes, and no more: it is copied for every pair."""
-        later = self.first_cross + 1 < len(self.layers)
+        later = self.first_cross + 1 < len(self.layers) or self.reasoning is not None
         reads = {r.topology.reads for r in self.relations if r.cross or later}
         return NodeSet(
             nodes.offsets,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import cast
+
 import dgl
 import torch
 from torch import Tensor
@@ -9,10 +12,13 @@ from torch.nn import functional as F
 
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.graph.pair_graph import pair_graphs
+from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import NodeSet
-from cmfg_dgl.nn.attention import weights_by_edge
+from cmfg_dgl.graph.views import RelationView
+from cmfg_dgl.nn.attention import Message, Projected, weights_by_edge
 from cmfg_dgl.nn.factorised import FactorisedCMFG
-from cmfg_dgl.nn.layer import LayerOutput
+from cmfg_dgl.nn.layer import CMFGLayer, LayerOutput
+from cmfg_dgl.nn.reasoning import SimilarityReasoning, constant_attention
 
 __all__ = ["CMFG"]
 
@@ -117,4 +123,29 @@ class CMFG(FactorisedCMFG):
             return (image * text).sum(1)
         entering, messages = (before, output.messages) if judges else (hidden, {})
         image, text = (self._matching_score(t, entering[t], messages.get(t), counts[t]) for t in ("patch", "token"))
-        return image + text
+        if self.reasoning is None:
+            return image + text
+        return (image + text).detach() + self._reasoned_in(graph, output.projected, views)
+
+    def _reasoned_in(
+        self, graph: dgl.DGLGraph, projected: Mapping[str, Projected], views: Mapping[str, RelationView]
+    ) -> Tensor:
+        """What `SimilarityReasoning` adds to the scores (B,) of a batched graph of pairs."""
+        reasoning, parameter = cast(SimilarityReasoning, self.reasoning), next(self.parameters())
+        counts = {t: graph.batch_num_nodes(t) for t in graph.ntypes}
+        values = {t: reasoning.value(t, graph.nodes[t].data["feat"].to(parameter), counts[t]) for t in graph.ntypes}
+
+        def attend(
+            layer: CMFGLayer, parts: Mapping[str, Projected], relations: Sequence[Relation]
+        ) -> dict[str, Message]:
+            if not relations:
+                return {}
+            part = dgl.edge_type_subgraph(graph, [r.canonical for r in relations])
+            return layer.messages(part, parts, {r.name: views[r.name] for r in relations})
+
+        parts = {t: constant_attention(projected[t], values[t], self._compared_by) for t in graph.ntypes}
+        received = attend(self._stack()[-1], parts, self._compared_by)
+        total: Tensor = reasoning(
+            values, received, counts, lambda layer, inner: attend(layer, inner, reasoning.relations)
+        )
+        return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +43,9 @@ def training_losses(
     config
         `joint_weight`, `label_smoothing` (of the first stage), `joint_pairs`: whether the joint loss is InfoNCE
         over all pairs of the batch or a choice among `hard_negatives` wrong captions for each image and as many
-        wrong images for each caption; and `graphs`: whether joint scores come from `match` or from `forward`.
+        wrong images for each caption; and `graphs`: whether joint scores come from `match` or from `forward`. With
+        `matching_head: reasoning` the cosines learn from all pairs, and what reasoning adds to them from those that
+        are hard by the cosines.
     """
     owners = pair_dataset.caption_image[batch]
     whole_graphs = config.graphs == "joint"
@@ -57,24 +60,55 @@ def training_losses(
     first = info_nce(logits, same, config.label_smoothing)
     if not config.joint_weight:
         return Losses(first, first, None)
+
+    scale = model.scale("joint")
     if config.joint_pairs == "all":
         scores = _all_graphs(model, patches, tokens) if whole_graphs else model.match_all(images, captions)
-        joint = info_nce(scores * model.scale("joint"), same)
+        joint = info_nce(scores * scale, same)
+        if model.reasoning is not None:
+            cosines = scores.detach()
+
+            def reasoned(image: Tensor, caption: Tensor) -> Tensor:
+                return cosines[image, caption] + model.reasoned(images.select(image), captions.select(caption))
+
+            joint = joint + _hard_loss(reasoned, scale, cosines, same, config.hard_negatives)
         return Losses(first + config.joint_weight * joint, first, joint)
-    wrong_captions, caption_valid = hard_negatives(logits, same, config.hard_negatives)
-    wrong_images, image_valid = hard_negatives(logits.T, same.T, config.hard_negatives)
+
+    def matched(image: Tensor, caption: Tensor) -> Tensor:
+        if whole_graphs:
+            scores: Tensor = model(model.pair_graphs(patches.select(image), tokens.select(caption)))
+            return scores
+        return model.match(images.select(image), captions.select(caption))
+
+    joint = _hard_loss(matched, scale, logits, same, config.hard_negatives)
+    return Losses(first + config.joint_weight * joint, first, joint)
+
+
+def _hard_loss(
+    joint_scores: Callable[[Tensor, Tensor], Tensor], scale: Tensor, logits: Tensor, same: Tensor, count: int
+) -> Tensor:
+    """`matching_loss` of each image among hard captions and of each caption among hard images, mean of both.
+
+    Parameters
+    ----------
+    joint_scores
+        Gives the scores (pairs,) of images and captions of the batch, int64 (pairs,) each.
+    scale
+        Their inverse temperature.
+    logits, same
+        (B, B): the scores that tell what is hard, and which pairs belong together.
+    count
+        How many are hard.
+    """
+    wrong_captions, caption_valid = hard_negatives(logits, same, count)
+    wrong_images, image_valid = hard_negatives(logits.T, same.T, count)
     B, K = wrong_captions.shape
     matching = torch.arange(B)
     image = torch.cat([matching, matching.repeat_interleave(K), wrong_images.flatten().cpu()])
     caption = torch.cat([matching, wrong_captions.flatten().cpu(), matching.repeat_interleave(K)])
-    if whole_graphs:
-        scores = model(model.pair_graphs(patches.select(image), tokens.select(caption)))
-    else:
-        scores = model.match(images.select(image), captions.select(caption))
-    right, of_image, of_caption = (scores * model.scale("joint")).split([B, B * K, B * K])
-    joint = matching_loss(right, of_image.view(B, K), caption_valid)
-    joint = (joint + matching_loss(right, of_caption.view(B, K), image_valid)) / 2
-    return Losses(first + config.joint_weight * joint, first, joint)
+    right, of_image, of_caption = (joint_scores(image, caption) * scale).split([B, B * K, B * K])
+    loss = matching_loss(right, of_image.view(B, K), caption_valid)
+    return (loss + matching_loss(right, of_caption.view(B, K), image_valid)) / 2
 
 
 def _all_graphs(model: CMFG, patches: Nodes, tokens: Nodes) -> Tensor:

@@ -79,7 +79,7 @@ def assert_equal_outcomes(found, expected):
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 @pytest.mark.parametrize("softmax", ["relation", "joint"])
-@pytest.mark.parametrize("matching_head", ["pooled", "node", "cosine"])
+@pytest.mark.parametrize("matching_head", ["pooled", "node", "cosine", "reasoning"])
 @settings(deadline=None, max_examples=6)
 @given(options=OPTIONS, depth=DEPTHS)
 def test_fast_paths_equal_the_definition(schema, softmax, matching_head, options, depth):

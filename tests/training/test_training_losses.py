@@ -3,6 +3,7 @@
 - With `graphs: joint`, `CMFG.forward` on whole pair graphs, losses and float64 gradients of all parameters are
   those of `graphs: factorised`, `CMFG.match` on encoded items, where nothing is dropped.
 - With `joint_pairs: all` the joint loss is InfoNCE over all pairs of the batch, by loops over the formula.
+- With `matching_head: reasoning` it is that of the cosines, plus a choice among the pairs that are hard by these.
 - Each way is taken: the other one is not called.
 """
 
@@ -63,6 +64,29 @@ def test_all_pairs_of_a_batch_are_each_others_negatives():
         for row in (table[i], table[:, i]):
             expected += torch.log(sum(torch.exp(row[j]) for j in [i, *wrong])) - row[i]
     torch.testing.assert_close(losses(model, "factorised", "all").joint, expected / 8, atol=1e-10, rtol=1e-10)
+
+
+def test_reasoning_learns_from_the_pairs_that_are_hard_by_the_cosines():
+    options = {"layers": 1, "attention": "cosine", "norm": "unit", "weights": "none"}
+    model = random_model(matching_head="reasoning", **options)
+    cosine = random_model(matching_head="cosine", **options)
+    cosine.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("reasoning.")})
+    model.reasoning.dropout.p = 0
+    images, texts = (
+        nodes.select(torch.tensor(order)) for nodes, order in zip(items(), ([3, 1, 0, 2],) * 2, strict=True)
+    )
+    every = [(i, c) for i in range(4) for c in range(4)]
+    with torch.no_grad():
+        of_cosines, full = (scores(m, images, texts, every).view(4, 4) * m.scale("joint") for m in (cosine, model))
+    numbers = [0, 1, 0, 2]
+    expected = 0.0
+    for i in range(4):
+        wrong = [j for j in range(4) if numbers[j] != numbers[i]]
+        for easy, hard in ((of_cosines[i], full[i]), (of_cosines[:, i], full[:, i])):
+            chosen = sorted(wrong, key=lambda j, row=easy: float(row[j]), reverse=True)[:2]
+            expected += torch.stack([hard[j] for j in [i, *chosen]]).logsumexp(0) - hard[i]
+    both = losses(model, "factorised", "all").joint - losses(cosine, "factorised", "all").joint
+    torch.testing.assert_close(both, expected / 8, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("graphs", "unused"), [("factorised", "forward"), ("joint", "match")])
