@@ -109,6 +109,11 @@ def _check_model(config: Config, where: str) -> None:
             f"{where}: model.init cca is lost in the first layer without model.residual; set model.init to random"
         )
     training = config.training
+    if training.distillation and (training.joint_pairs != "all" or not training.joint_weight):
+        raise ConfigError(
+            f"{where}: training.distillation takes joint scores of all pairs of a batch; set training.joint_pairs to "
+            "all and training.joint_weight above 0"
+        )
     if model.matching_head == "reasoning" and (training.joint_pairs, training.graphs) != ("all", "factorised"):
         raise ConfigError(
             f"{where}: model.matching_head reasoning learns from all pairs of a batch; set training.joint_pairs to "

@@ -358,6 +358,12 @@ class TrainingConfig:
         choices=("hard", "all"),
     )
     hard_negatives: int = option(2, "joint loss: hardest wrong partners of each image and of each caption", least=1)
+    distillation: float = option(
+        0.0,
+        "weight with which the first stage learns the joint scores' softmax over the batch, from outside their "
+        "gradient; with joint_pairs all",
+        least=0.0,
+    )
     hard_negative_batches: int = option(
         1,
         "so many pairs with captions near each other share a batch, as hard negatives; 1: chance",

@@ -17,7 +17,7 @@ SMALLEST = 1e-8
 
 
 def mean_cosines(
-    query: Tensor, state: Tensor, key: Tensor, value: Tensor, targets: NodeBlock, sources: NodeBlock
+    logits: Tensor, inner: Tensor, state: Tensor, value: Tensor, targets: NodeBlock, sources: NodeBlock
 ) -> Tensor:
     r"""Mean over the nodes of a target, and over heads, of the cosine of a node and its message from each source.
 
@@ -31,10 +31,12 @@ def mean_cosines(
 
     Parameters
     ----------
-    query, state
-        (targets, H, C): queries of the target nodes, and the nodes x that are compared.
-    key, value
-        (sources, H, C): keys and values y of the source nodes.
+    logits
+        (H, A T, B S): those of the attention e.
+    inner
+        (H, A T, B S): inner products of the nodes x and the values y.
+    state, value
+        (H, A T, C), (H, B S, C): the nodes x that are compared, and the values y of the sources.
     targets, sources
         Which rows are the nodes of which item.
 
@@ -44,15 +46,11 @@ def mean_cosines(
         (A, B).
     """
     A, B, T, S = len(targets.counts), len(sources.counts), targets.width, sources.width
-    query, state = (targets.fill(x).transpose(0, 1) for x in (query, state))  # (H, A T, C)
-    key, value = (sources.fill(x).transpose(0, 1) for x in (key, value))  # (H, B S, C)
-    logits = (query * query.shape[2] ** -0.5) @ key.transpose(1, 2)  # (H, A T, B S)
     logits = logits.unflatten(2, (B, S))
     if sources.present is not None:
         logits = logits.masked_fill(~sources.present, NO_EDGE)
     weights = logits.softmax(3)  # (H, A T, B, S)
-    inner = (state @ value.transpose(1, 2)).unflatten(2, (B, S))
-    dots = (weights * inner).sum(3)  # (H, A T, B)
+    dots = (weights * inner.unflatten(2, (B, S))).sum(3)  # (H, A T, B)
     gram = value.unflatten(1, (B, S))
     gram = gram @ gram.transpose(2, 3)  # (H, B, S, S)
     spread = weights.transpose(1, 2)  # (H, B, A T, S)

@@ -105,6 +105,9 @@ class CMFGBase(nn.Module):
             SimilarityReasoning(config, relations, widths) if config.matching_head == "reasoning" else None
         )
         log_scales = {"first": -math.log(temperature), "joint": -math.log(temperature)}
+        if self.reasoning is not None:
+            # What is added to the cosines needs a temperature of its own.
+            log_scales["cosines"] = log_scales["joint"]
         if first_scale is not None:
             # At the bound there would be no gradient.
             log_scales["first"] = math.log(min(first_scale, INITIAL_SHARE * MAX_SCALE))
@@ -177,7 +180,7 @@ class CMFGBase(nn.Module):
         return self.to_device(self.encoders.read(side, items))
 
     def scale(self, stage: str) -> Tensor:
-        """Inverse temperature of a stage's score (`first` or `joint`), a scalar of at most 100."""
+        """Inverse temperature of a stage's score (`first`, `joint`, or `cosines` before reasoning), a scalar of at most 100."""
         scale: Tensor = self.log_scales[stage].exp().clamp(max=MAX_SCALE)
         return scale
 

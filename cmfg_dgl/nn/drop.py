@@ -29,7 +29,11 @@ def drop_relation(model: CMFG, name: str) -> CMFG:
     smaller = copy.deepcopy(model)
     smaller.relations = tuple(r for r in smaller.relations if r.name != name)
     smaller.owners = [[r for r in owned if r.name != name] for owned in smaller.owners]
-    for layer in cast(Iterable[CMFGLayer], smaller.layers):
+    layers = list(cast(Iterable[CMFGLayer], smaller.layers))
+    if smaller.reasoning is not None:
+        smaller.reasoning.relations = [r for r in smaller.reasoning.relations if r.name != name]
+        layers.append(smaller.reasoning.layer)
+    for layer in layers:
         layer.relations = tuple(r for r in layer.relations if r.name != name)
         # HeteroGraphConv holds its modules twice.
         for modules in (layer.conv.mods, layer.conv.mod_dict):

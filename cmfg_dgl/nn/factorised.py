@@ -128,23 +128,26 @@ class FactorisedCMFG(CMFGBase):
 
     def reasoned(self, images: Encoded, captions: Encoded) -> Tensor:
         """What `SimilarityReasoning` adds to `match` (pairs,), with the attention of the last layer."""
-        reasoning, ends = cast(SimilarityReasoning, self.reasoning), {"patch": images, "token": captions}
+        ends, cross = {"patch": images, "token": captions}, self._compared_by
         projected = {t: end.projected for t, end in ends.items()}
         if len(self.layers) > self.first_cross + 1:
             projected = self._joint_pass(images, captions)[3]
-        node_sets, device = {t: end.nodes for t, end in ends.items()}, ends["patch"].embedding.device
-        values = {t: cast(Tensor, end.value) for t, end in ends.items()}
-        cross = self._compared_by
-        parts = {t: constant_attention(projected[t], values[t], cross) for t in ends}
-        return cast(
-            Tensor,
-            reasoning(
-                values,
-                self._messages(self._stack()[-1], node_sets, cross, parts, device),
-                {t: end.nodes.counts for t, end in ends.items()},
-                lambda layer, inner: self._messages(layer, node_sets, reasoning.relations, inner, device),
-            ),
+        parts = {t: constant_attention(projected[t], cast(Tensor, end.value), cross) for t, end in ends.items()}
+        node_sets = {t: end.nodes for t, end in ends.items()}
+        received = self._messages(self._stack()[-1], node_sets, cross, parts, images.embedding.device)
+        return self._reasoned_from(ends, received)
+
+    def _reasoned_from(self, ends: Mapping[str, Encoded], received: Mapping[str, Message]) -> Tensor:
+        """What `SimilarityReasoning` adds (pairs,) to pairs whose nodes received these messages of values."""
+        reasoning, node_sets = cast(SimilarityReasoning, self.reasoning), {t: end.nodes for t, end in ends.items()}
+        device = ends["patch"].embedding.device
+        added: Tensor = reasoning(
+            {t: cast(Tensor, end.value) for t, end in ends.items()},
+            received,
+            {t: nodes.counts for t, nodes in node_sets.items()},
+            lambda layer, parts: self._messages(layer, node_sets, reasoning.relations, parts, device),
         )
+        return added
 
     def pair_vectors(self, images: Encoded, captions: Encoded) -> tuple[Tensor, Tensor]:
         """Unit vectors (pairs, D) of image and caption in the joint graph of each pair.
@@ -214,12 +217,7 @@ class FactorisedCMFG(CMFGBase):
 
     @property
     def supports_one_to_many(self) -> bool:
-        """Whether `match_one_to_many` works: one cross-modal layer, complete relations in it, and no reasoning."""
-        return self.reasoning is None and self._meets_once
-
-    @property
-    def _meets_once(self) -> bool:
-        """Whether there is one cross-modal layer with complete relations."""
+        """Whether `match_one_to_many` works: one cross-modal layer, and complete relations in it."""
         cross = [r for r in self.relations if r.cross]
         return len(self.layers) == self.first_cross + 1 and all(isinstance(r.topology, Complete) for r in cross)
 
@@ -229,17 +227,39 @@ class FactorisedCMFG(CMFGBase):
         What the pairs share is not copied, so that the work is little more than the attention itself. It needs
         `supports_one_to_many`.
         """
-        K, block = len(candidates), NodeBlock(candidates.nodes.counts, candidates.embedding.device)
-        aggregated: dict[str, list[Message]] = {query.node_type: [], candidates.node_type: []}
+        score = self._compared_one_to_many(query, candidates)
+        if self.reasoning is None:
+            return score
+        received: dict[str, Message] = {}
+        for node_type, messages in self._received(query, candidates, evidence=True).items():
+            if merged := merge_messages(messages):
+                # The query's come as (K, U, H, C): as rows, those of K copies of it.
+                received[node_type] = Message(merged.out.flatten(0, -3), None)
+        copies = query.select(torch.zeros(len(candidates), dtype=torch.int64))
+        return score.detach() + self._reasoned_from(
+            {query.node_type: copies, candidates.node_type: candidates}, received
+        )
+
+    def _received(self, query: Encoded, candidates: Encoded, *, evidence: bool) -> dict[str, list[Message]]:
+        """Messages over the cross-modal relations into each node type, of values or of those for the evidence."""
+        block = NodeBlock(candidates.nodes.counts, candidates.embedding.device)
+        received: dict[str, list[Message]] = {query.node_type: [], candidates.node_type: []}
         for r in (r for r in self.relations if r.cross):
             source, target = (query, candidates) if r.target == candidates.node_type else (candidates, query)
-            q = target.projected[r.name, "query"]
-            k, v = (source.projected[r.name, role] for role in ("key", "value"))
-            aggregated[r.target].append(
+            parts = {**target.projected, **source.projected}
+            if evidence:
+                parts = constant_attention(parts, cast(Tensor, source.value), [r])
+            q, k, v = (parts[r.name, role] for role in ROLES)
+            received[r.target].append(
                 messages_to_candidates(q, k, v, joint=self.joint)
                 if target is candidates
                 else messages_to_query(q, k, v, block, joint=self.joint)
             )
+        return received
+
+    def _compared_one_to_many(self, query: Encoded, candidates: Encoded) -> Tensor:
+        """`match_one_to_many` without what `SimilarityReasoning` adds."""
+        K, aggregated = len(candidates), self._received(query, candidates, evidence=False)
         if self.matching_head:
             one, many = (
                 self._matching_score(
@@ -286,30 +306,37 @@ class FactorisedCMFG(CMFGBase):
     def _mean_cosines(self, images: Encoded, captions: Encoded) -> Tensor:
         """Scores (N, M) of each image with each caption as one dense block."""
         ends, layer = {"patch": images, "token": captions}, self._stack()[-1]
+        blocks = {t: NodeBlock(end.nodes.counts, end.embedding.device) for t, end in ends.items()}
+
+        def filled(node_type: str, nodes: Tensor) -> Tensor:
+            """(H, items * width, C) of nodes (N, H, C) or (N, H C)."""
+            return blocks[node_type].fill(nodes.view(len(nodes), layer.heads, -1)).transpose(0, 1)
+
+        states = {t: filled(t, layer.norm[t](cast(Tensor, end.state))) for t, end in ends.items()}
+        shared = states["patch"] @ states["token"].transpose(1, 2) if layer.sends_what_it_compares else None
         scores: dict[str, Tensor] = {}
         for r in (r for r in self.relations if r.cross):
-            source, target = ends[r.source], ends[r.target]
-            state = layer.norm[r.target](cast(Tensor, target.state))
-            scores[r.target] = mean_cosines(
-                target.projected[r.name, "query"],
-                state.view(len(state), layer.heads, -1),
-                source.projected[r.name, "key"],
-                source.projected[r.name, "value"],
-                targets=NodeBlock(target.nodes.counts, state.device),
-                sources=NodeBlock(source.nodes.counts, state.device),
-            )
+            if shared is not None:
+                value, inner = states[r.source], shared if r.target == "patch" else shared.mT.contiguous()
+                logits = inner * layer.log_scales[r.name].exp()
+            else:
+                query = filled(r.target, ends[r.target].projected[r.name, "query"])
+                key, value = (filled(r.source, ends[r.source].projected[r.name, role]) for role in ("key", "value"))
+                logits, inner = (query * query.shape[2] ** -0.5) @ key.mT, states[r.target] @ value.mT
+            targets, sources = blocks[r.target], blocks[r.source]
+            scores[r.target] = mean_cosines(logits, inner, states[r.target], value, targets, sources)
         return scores["patch"] + scores["token"].T
 
     @property
     def _supports_mean_cosines(self) -> bool:
         cosine = any(isinstance(head, CosineMatchingHead) for head in self.matching_head.values())
         targets = sorted(r.target for r in self.relations if r.cross)
-        return cosine and self._meets_once and targets == ["patch", "token"]
+        return cosine and self.supports_one_to_many and targets == ["patch", "token"]
 
     def _match_image(self, images: Encoded, image: int, captions: Encoded) -> Tensor:
         """Scores (M,) of one image with each caption."""
         if self.supports_one_to_many:
-            return self.match_one_to_many(images.select(torch.tensor([image])), captions)
+            return self._compared_one_to_many(images.select(torch.tensor([image])), captions)
         return self._compared(images.select(torch.full((len(captions),), image)), captions)
 
     def _vector(self, end: Encoded, nodes: Tensor | None, aggregated: Message | None, counts: Tensor) -> Tensor:

@@ -199,10 +199,11 @@ class _EdgeAttention(torch.autograd.Function):
         d_scores = _dots(edges, d_out, value, 1.0) + shift.repeat_interleave(edges.target_starts.diff())
         d_scores *= weights * ctx.scale
         back = edges.source_starts, edges.targets
+        of_query, of_key, of_value, _ = ctx.needs_input_grad
         return (
-            _sums(edges.target_starts, edges.sources, d_scores, key),
-            _sums(*back, d_scores[edges.order], query),
-            _sums(*back, weights[edges.order], d_out),
+            _sums(edges.target_starts, edges.sources, d_scores, key) if of_query else None,
+            _sums(*back, d_scores[edges.order], query) if of_key else None,
+            _sums(*back, weights[edges.order], d_out) if of_value else None,
             None,
         )
 

@@ -115,6 +115,12 @@ class CMFGLayer(nn.Module):
         names = sorted(scored) if self.cosine else ()
         self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.tensor(LOG_SCALE)) for name in names})
 
+    @property
+    def sends_what_it_compares(self) -> bool:
+        """Whether values are the normalised nodes themselves, and a logit is lambda_r times their inner product."""
+        unit = all(isinstance(norm, UnitLength) for norm in self.norm.values())
+        return self.weightless and self.cosine and unit and self.dropout.p == 0
+
     def forward(
         self,
         graph: dgl.DGLGraph,

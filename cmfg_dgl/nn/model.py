@@ -81,8 +81,8 @@ class CMFG(FactorisedCMFG):
     def forward(self, graph: dgl.DGLGraph, *, attention: bool = False) -> Tensor:
         """Score (B,) of each pair, before the temperature.
 
-        It is the cosine of both pooled vectors, or with `matching_head: node` the sum of the mean matching scores
-        of patches and of tokens.
+        It is the cosine of both pooled vectors, or with a matching head the sum of the mean matching scores of
+        patches and of tokens, to which `matching_head: reasoning` adds.
 
         Parameters
         ----------
@@ -92,8 +92,8 @@ class CMFG(FactorisedCMFG):
         attention
             Write the weights with which values were summed to `edata["attention"]` of each relation, detached:
             (E, layers that use the relation, H), first layer first. An intra-modal relation is used from layer 0
-            on, a cross-modal one from `first_cross` on; in the last layer `matching_head: node` reads cross-modal
-            relations alone. Under `softmax: joint` the weights of all relations that enter a node sum to 1.
+            on, a cross-modal one from `first_cross` on; in the last layer a matching head reads cross-modal
+            relations alone, and after it `matching_head: reasoning` the intra-modal ones. Under `softmax: joint` the weights of all relations that enter a node sum to 1.
         """
         parameter = next(self.parameters())
         counts = {node_type: graph.batch_num_nodes(node_type) for node_type in graph.ntypes}
@@ -113,24 +113,36 @@ class CMFG(FactorisedCMFG):
             if attention:
                 for name, of_layer in weights_by_edge(used, output.projected, views, joint=self.joint).items():
                     weights[name].append(of_layer)
+        if not self.matching_head:
+            image, text = (F.normalize(self.pool[t](hidden[t], counts[t]), dim=1) for t in ("patch", "token"))
+            score = (image * text).sum(1)
+        else:
+            entering, messages = (before, output.messages) if judges else (hidden, {})
+            image, text = (
+                self._matching_score(t, entering[t], messages.get(t), counts[t]) for t in ("patch", "token")
+            )
+            score = image + text
+        if self.reasoning is not None:
+            added, of_layer = self._reasoned_in(graph, output.projected, views, attention=attention)
+            score = score.detach() + added
+            for name, values in of_layer.items():
+                weights[name].append(values)
         if attention:
             for r in self.relations:
                 unused = torch.zeros(graph.num_edges(r.canonical), 0, self._stack()[0].heads)
                 found = torch.stack(weights[r.name], 1) if weights[r.name] else unused
                 graph.edges[r.canonical].data["attention"] = found
-        if not self.matching_head:
-            image, text = (F.normalize(self.pool[t](hidden[t], counts[t]), dim=1) for t in ("patch", "token"))
-            return (image * text).sum(1)
-        entering, messages = (before, output.messages) if judges else (hidden, {})
-        image, text = (self._matching_score(t, entering[t], messages.get(t), counts[t]) for t in ("patch", "token"))
-        if self.reasoning is None:
-            return image + text
-        return (image + text).detach() + self._reasoned_in(graph, output.projected, views)
+        return score
 
     def _reasoned_in(
-        self, graph: dgl.DGLGraph, projected: Mapping[str, Projected], views: Mapping[str, RelationView]
-    ) -> Tensor:
-        """What `SimilarityReasoning` adds to the scores (B,) of a batched graph of pairs."""
+        self,
+        graph: dgl.DGLGraph,
+        projected: Mapping[str, Projected],
+        views: Mapping[str, RelationView],
+        *,
+        attention: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `SimilarityReasoning` adds to the scores (B,) of a batched graph of pairs, and its attention."""
         reasoning, parameter = cast(SimilarityReasoning, self.reasoning), next(self.parameters())
         counts = {t: graph.batch_num_nodes(t) for t in graph.ntypes}
         values = {t: reasoning.value(t, graph.nodes[t].data["feat"].to(parameter), counts[t]) for t in graph.ntypes}
@@ -145,7 +157,12 @@ class CMFG(FactorisedCMFG):
 
         parts = {t: constant_attention(projected[t], values[t], self._compared_by) for t in graph.ntypes}
         received = attend(self._stack()[-1], parts, self._compared_by)
-        total: Tensor = reasoning(
-            values, received, counts, lambda layer, inner: attend(layer, inner, reasoning.relations)
-        )
-        return total
+        weights: dict[str, Tensor] = {}
+
+        def within(layer: CMFGLayer, parts: Mapping[str, Projected]) -> dict[str, Message]:
+            if attention:
+                weights.update(weights_by_edge(reasoning.relations, parts, views, joint=self.joint))
+            return attend(layer, parts, reasoning.relations)
+
+        added: Tensor = reasoning(values, received, counts, within)
+        return added, weights

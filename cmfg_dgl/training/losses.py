@@ -13,14 +13,14 @@ from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.nn.model import CMFG
 from cmfg_dgl.training.negatives import hard_negatives, same_pairs
-from cmfg_dgl.training.objectives import info_nce, matching_loss
+from cmfg_dgl.training.objectives import distillation, info_nce, matching_loss
 
 __all__ = ["Losses", "training_losses"]
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of one batch; `joint` is None where the joint stage is not trained."""
+    """The losses of one batch; `joint` is None where the joint stage is not trained, `first` has no distillation."""
 
     total: Tensor
     first: Tensor
@@ -30,7 +30,7 @@ class Losses:
 def training_losses(
     model: CMFG, pair_dataset: PairDataset, texts: Tensor, batch: Tensor, config: TrainingConfig
 ) -> Losses:
-    """InfoNCE on the independent embeddings plus `joint_weight` times the joint matching loss.
+    """InfoNCE on the independent embeddings plus `joint_weight` times the joint matching loss, and distillation.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def training_losses(
         over all pairs of the batch or a choice among `hard_negatives` wrong captions for each image and as many
         wrong images for each caption; and `graphs`: whether joint scores come from `match` or from `forward`. With
         `matching_head: reasoning` the cosines learn from all pairs, and what reasoning adds to them from those that
-        are hard by the cosines.
+        are hard by the cosines. `distillation` weighs what the embeddings learn from the scores of all pairs.
     """
     owners = pair_dataset.caption_image[batch]
     whole_graphs = config.graphs == "joint"
@@ -64,7 +64,8 @@ def training_losses(
     scale = model.scale("joint")
     if config.joint_pairs == "all":
         scores = _all_graphs(model, patches, tokens) if whole_graphs else model.match_all(images, captions)
-        joint = info_nce(scores * scale, same)
+        joint_logits = scores * (scale if model.reasoning is None else model.scale("cosines"))
+        joint = info_nce(joint_logits, same)
         if model.reasoning is not None:
             cosines = scores.detach()
 
@@ -72,7 +73,10 @@ def training_losses(
                 return cosines[image, caption] + model.reasoned(images.select(image), captions.select(caption))
 
             joint = joint + _hard_loss(reasoned, scale, cosines, same, config.hard_negatives)
-        return Losses(first + config.joint_weight * joint, first, joint)
+        total = first + config.joint_weight * joint
+        if config.distillation:
+            total = total + config.distillation * distillation(logits, joint_logits, same)
+        return Losses(total, first, joint)
 
     def matched(image: Tensor, caption: Tensor) -> Tensor:
         if whole_graphs:

@@ -1,4 +1,4 @@
-"""The two losses: InfoNCE on independent embeddings, and a choice among hard negatives on joint scores."""
+"""The losses: InfoNCE over a batch, its softmax learned from another score, and a choice among hard negatives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["info_nce", "matching_loss"]
+__all__ = ["distillation", "info_nce", "matching_loss"]
 
 
 def info_nce(logits: Tensor, same: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -36,6 +36,31 @@ def info_nce(logits: Tensor, same: Tensor, label_smoothing: float = 0.0) -> Tens
         spread = -(log_p.masked_fill(masked, 0).sum(1) / (~masked).sum(1)).mean()
         losses.append((1 - label_smoothing) * hit + label_smoothing * spread)
     return (losses[0] + losses[1]) / 2
+
+
+def distillation(logits: Tensor, teacher: Tensor, same: Tensor) -> Tensor:
+    r"""Cross-entropy of a softmax over the batch from that of a teacher, which gets no gradient.
+
+    .. math::
+        L = -\frac{1}{2B} \sum_{i,j} \mathrm{softmax}_j(t_{ij}) \log \mathrm{softmax}_j(s_{ij})
+        + \text{the same over columns}
+
+    (Hinton et al. 2015, "Distilling the knowledge in a neural network"; for two stages of retrieval Miech et al.
+    2021, "Thinking fast and slow".)
+
+    Parameters
+    ----------
+    logits, teacher
+        (B, B): scores s and t of image i and caption j, each over its temperature.
+    same
+        As for `info_nce`: such a pair off the diagonal is left out of both.
+    """
+    wrong = same & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    loss = logits.new_zeros(())
+    for scores, target, masked in ((logits, teacher.detach(), wrong), (logits.T, teacher.detach().T, wrong.T)):
+        log_p = scores.masked_fill(masked, -torch.inf).log_softmax(1).masked_fill(masked, 0)
+        loss = loss - (target.masked_fill(masked, -torch.inf).softmax(1) * log_p).sum(1).mean()
+    return loss / 2
 
 
 def matching_loss(positive: Tensor, negatives: Tensor, valid: Tensor) -> Tensor:

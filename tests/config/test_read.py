@@ -176,6 +176,7 @@ def test_errors_of_a_file_name_file_key_and_remedy(name, written):
         ("model.width=[", ["not valid YAML"]),
         ("model.kernel=blok", ["model.kernel", "did you mean block?"]),
         ("model=3", ["model", "keys of its own"]),
+        ("training.distillation=1", ["training.distillation", "set training.joint_pairs to all"]),
         ("model.matching_head=reasoning", ["model.matching_head", "set training.joint_pairs to all"]),
         ("data.seed=-1", ["data.seed", "least is 0"]),
         ("run.output_dir=", ["run.output_dir", "empty"]),
@@ -429,6 +430,9 @@ def configs(draw):
     config.model.residual |= config.model.init == "cca"
     if config.model.matching_head == "reasoning":
         config.training.joint_pairs, config.training.graphs = "all", "factorised"
+    if config.training.distillation:
+        config.training.joint_pairs = "all"
+        config.training.joint_weight = max(config.training.joint_weight, 0.5)
     config.model.cross_layers = min(config.model.cross_layers, config.model.layers)
     shares = draw(st.tuples(*[st.integers(1, 1000)] * 3))
     config.data.fractions = {n: s / sum(shares) for n, s in zip(("train", "val", "test"), shares, strict=True)}

@@ -70,7 +70,10 @@ def test_mean_cosines_are_the_formula():
     query, state = (torch.randn(6, 2, 3, dtype=torch.float64) for _ in range(2))
     key, value = (torch.randn(5, 2, 3, dtype=torch.float64) for _ in range(2))
     blocks = [NodeBlock(count, query.device) for count in counts]
-    found = mean_cosines(query, state, key, value, *blocks)
+    query_block, state_block = (blocks[0].fill(x).transpose(0, 1) for x in (query, state))
+    key_block, value_block = (blocks[1].fill(x).transpose(0, 1) for x in (key, value))
+    logits, inner = query_block @ key_block.mT / 3**0.5, state_block @ value_block.mT
+    found = mean_cosines(logits, inner, state_block, value_block, *blocks)
     of_target, of_source = (torch.repeat_interleave(torch.arange(len(count)), count) for count in counts)
     for a in range(3):
         for b in range(2):
@@ -85,9 +88,10 @@ def test_mean_cosines_are_the_formula():
 
 
 def test_a_message_of_zero_scores_zero():
-    state = torch.randn(2, 1, 3, requires_grad=True)
-    zero = torch.zeros(2, 1, 3, requires_grad=True)
+    state = torch.randn(1, 2, 3, requires_grad=True)
+    zero = torch.zeros(1, 2, 3, requires_grad=True)
     block = NodeBlock(torch.tensor([2]), state.device)
-    found = mean_cosines(state, state, zero, zero, block, block)
+    inner = state @ zero.mT
+    found = mean_cosines(inner, inner, state, zero, block, block)
     assert found.tolist() == [[0.0]]
     assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(found.sum(), [state, zero]))

@@ -1,7 +1,8 @@
 """Pins of a model without one relation.
 
 - It equals, bit for bit, a model that was built without the relation and given the same weights: pair scores, both
-  embeddings, one against many; every schema, both stackings, both edge-weight modes, both softmax scopes.
+  embeddings, one against many; every schema, both stackings, both edge-weight modes, both softmax scopes,
+  reasoning.
 - The model that it came from is as it was, and shares no weight with it.
 - A relation that is not there is named.
 """
@@ -22,7 +23,7 @@ CHOICES = [
     for stacking, weights, softmax in product(
         ("factorised", "interleaved"), ("per_layer", "once"), ("relation", "joint")
     )
-]
+] + [{"matching_head": "reasoning", "norm": "unit"}]
 
 
 def make(relations, **options):

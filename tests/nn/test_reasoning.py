@@ -3,6 +3,7 @@
 - A score is that of the cosines plus the formula, by loops over the nodes and heads of one pair graph.
 - The cosines and the attention do not learn from it; without training it adds nothing.
 - Without its intra-modal relations the score is another one; the nodes of a pair may come in any order.
+- The attention that `forward` writes of an intra-modal relation is that of reasoning: by the formula, edge by edge.
 - All pairs of a batch are compared by the cosines alone.
 - Channels of the values are standardised by the training split.
 """
@@ -25,7 +26,7 @@ PART_BY_PART = {
     "init": "standard",
     "positions": False,
 }
-LEFT, RIGHT = torch.tensor(PAIRS).unbind(1)
+SETTINGS = Settings(heads=2, joint=False, norm="unit", cosine=True)
 
 
 def evidence(weights, graph, index, relations, settings, values):
@@ -54,14 +55,19 @@ def evidence(weights, graph, index, relations, settings, values):
     return found
 
 
-def reasoned(weights, relations, settings, stack, image, caption):
-    """What reasoning adds to the score of one pair."""
-    graph = JointGraph(weights, relations, settings, stack, image, caption)
-    own = below(weights, "reasoning.")
-    values = {}
+def values_of(weights, image, caption):
+    """z of the nodes of a pair."""
+    own, values = below(weights, "reasoning."), {}
     for kind, nodes in (("patch", image), ("token", caption)):
         x = (nodes.values - own[f"projection.mean_{kind}"]) / own[f"projection.deviation_{kind}"]
         values[kind] = x @ own[f"projection.linear.{kind}.weight"].T + own[f"projection.linear.{kind}.bias"]
+    return values
+
+
+def reasoned(weights, relations, settings, stack, image, caption):
+    """What reasoning adds to the score of one pair."""
+    graph = JointGraph(weights, relations, settings, stack, image, caption)
+    own, values = below(weights, "reasoning."), values_of(weights, image, caption)
     made = evidence(weights, graph, stack.layers - 1, relations, settings, values)
     inner = [r for r in relations if not r.cross]
     plain = Settings(heads=settings.heads, joint=settings.joint, residual=True, norm=False)
@@ -108,9 +114,7 @@ def test_cosines_do_not_learn_from_it_and_it_begins_at_zero():
 
     fresh = make_model(SCHEMAS["complete"], WIDTHS, matching_head="reasoning", **PART_BY_PART).double().eval()
     plain = make_model(SCHEMAS["complete"], WIDTHS, matching_head="cosine", **PART_BY_PART).double().eval()
-    plain.load_state_dict(
-        {name: value for name, value in fresh.state_dict().items() if not name.startswith("reasoning.")}
-    )
+    plain.load_state_dict({k: v for k, v in fresh.state_dict().items() if k in plain.state_dict()})
     assert torch.equal(scores(fresh, *items()), scores(plain, *items()))
 
 
@@ -129,13 +133,31 @@ def test_neighbours_count_and_their_order_does_not():
     torch.testing.assert_close(scores(model, backwards(images), backwards(captions)), expected)
 
 
+def test_the_attention_of_reasoning_is_written():
+    model = random_model("sparse", matching_head="reasoning", **PART_BY_PART | {"init": "random"})
+    image, caption = single(items()[0], 1), single(items()[1], 2)
+    graph = model.pair_graphs(image, caption)
+    model(graph, attention=True)
+    weights, relations = model.state_dict(), SCHEMAS["sparse"]
+    pair = JointGraph(weights, relations, SETTINGS, Stack(1, 1, False, False, "mean"), image, caption)
+    made = evidence(weights, pair, 0, relations, SETTINGS, values_of(weights, image, caption))
+    for relation in (r for r in relations if not r.cross):
+        nodes = made[relation.source]
+        own = below(weights, f"reasoning.layer.conv.mods.{relation.name}.")
+        query, key = (nodes @ own[f"{role}.weight"].T for role in ("query", "key"))
+        found = graph.edges[relation.canonical].data["attention"]
+        source, target = (ends.tolist() for ends in graph.edges(etype=relation.canonical))
+        for edge, (v, u) in enumerate(zip(source, target, strict=True)):
+            for h, (q, k) in enumerate(zip(query.chunk(2, 1), key.chunk(2, 1), strict=True)):
+                raised = {w: torch.exp(q[u] @ k[w] / q.shape[1] ** 0.5) for w, t in zip(source, target) if t == u}
+                torch.testing.assert_close(found[edge, 0, h], raised[v] / sum(raised.values()))
+
+
 def test_all_pairs_are_compared_by_the_cosines_alone():
     for schema in ("complete", "sparse"):
         model = random_model(schema, matching_head="reasoning", **PART_BY_PART)
         plain = random_model(schema, matching_head="cosine", **PART_BY_PART)
-        plain.load_state_dict(
-            {name: value for name, value in model.state_dict().items() if not name.startswith("reasoning.")}
-        )
+        plain.load_state_dict({k: v for k, v in model.state_dict().items() if k in plain.state_dict()})
         encoded = [
             (m.encode("image", images), m.encode("text", captions))
             for m, (images, captions) in ((model, items()), (plain, items()))

@@ -5,6 +5,7 @@
   neither loss nor gradient. So is a negative that is not valid.
 - Label smoothing is cross-entropy with a target spread evenly over the pairs that count; where all count it is
   torch's own.
+- Distillation is the cross-entropy of softmaxes over the pairs that count, by loops; the teacher gets no gradient.
 - Gradients are right (gradcheck), and finite also where everything but the right pair is masked.
 """
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from cmfg_dgl.training.negatives import same_pairs
-from cmfg_dgl.training.objectives import info_nce, matching_loss
+from cmfg_dgl.training.objectives import distillation, info_nce, matching_loss
 
 EXAMPLES = settings(deadline=None, max_examples=40)
 
@@ -50,6 +51,28 @@ def test_info_nce_equals_its_formula(pairs, smoothing, seed):
     same, logits = same_pairs(image, text), 3 * randn(len(pairs), len(pairs), seed=seed)
     expected = looped_info_nce(logits, same, smoothing)
     assert info_nce(logits, same, smoothing).item() == pytest.approx(expected, abs=1e-10)
+
+
+@EXAMPLES
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=6),
+    st.integers(0, 1000),
+)
+def test_distillation_equals_its_formula(pairs, seed):
+    image, text = torch.tensor(pairs).unbind(1)
+    B, same = len(pairs), same_pairs(image, text)
+    logits, teacher = ((3 * randn(B, B, seed=seed + i)).requires_grad_() for i in range(2))
+    expected = 0.0
+    for scores, targets, masked in ((logits, teacher, same), (logits.T, teacher.T, same.T)):
+        for i in range(B):
+            counted = [j for j in range(B) if j == i or not masked[i, j]]
+            p, q = (torch.stack([row[i, j] for j in counted]).softmax(0) for row in (scores, targets))
+            expected -= (q * p.log()).sum().item()
+    found = distillation(logits, teacher, same)
+    assert found.item() == pytest.approx(expected / (2 * B), abs=1e-10)
+    found.backward()
+    assert teacher.grad is None
+    assert torch.autograd.gradcheck(lambda x: distillation(x, teacher, same), logits)
 
 
 @EXAMPLES

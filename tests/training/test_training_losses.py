@@ -4,6 +4,7 @@
   those of `graphs: factorised`, `CMFG.match` on encoded items, where nothing is dropped.
 - With `joint_pairs: all` the joint loss is InfoNCE over all pairs of the batch, by loops over the formula.
 - With `matching_head: reasoning` it is that of the cosines, plus a choice among the pairs that are hard by these.
+- With `distillation` the total has so many times that of the joint scores of all pairs into the embeddings.
 - Each way is taken: the other one is not called.
 """
 
@@ -15,13 +16,14 @@ from models import items, random_model, scores
 from cmfg_dgl.config import TrainingConfig
 from cmfg_dgl.features.pair_dataset import ItemSet, PairDataset
 from cmfg_dgl.training.losses import training_losses
+from cmfg_dgl.training.objectives import distillation
 
 
-def losses(model, graphs, joint_pairs="hard"):
+def losses(model, graphs, joint_pairs="hard", **settings):
     images, texts = items()
     pairs = PairDataset(ItemSet("image", 4, images.select), ItemSet("text", 4, texts.select), torch.arange(4))
     config = TrainingConfig(
-        graphs=graphs, joint_weight=0.7, hard_negatives=2, label_smoothing=0.1, joint_pairs=joint_pairs
+        graphs=graphs, joint_weight=0.7, hard_negatives=2, label_smoothing=0.1, joint_pairs=joint_pairs, **settings
     )
     return training_losses(model.train(), pairs, torch.tensor([0, 1, 2, 0]), torch.tensor([3, 1, 0, 2]), config)
 
@@ -70,13 +72,14 @@ def test_reasoning_learns_from_the_pairs_that_are_hard_by_the_cosines():
     options = {"layers": 1, "attention": "cosine", "norm": "unit", "weights": "none"}
     model = random_model(matching_head="reasoning", **options)
     cosine = random_model(matching_head="cosine", **options)
-    cosine.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("reasoning.")})
+    cosine.load_state_dict({k: v for k, v in model.state_dict().items() if k in cosine.state_dict()})
     model.reasoning.dropout.p = 0
     images, texts = (
         nodes.select(torch.tensor(order)) for nodes, order in zip(items(), ([3, 1, 0, 2],) * 2, strict=True)
     )
     every = [(i, c) for i in range(4) for c in range(4)]
     with torch.no_grad():
+        model.log_scales["joint"].add_(0.5)
         of_cosines, full = (scores(m, images, texts, every).view(4, 4) * m.scale("joint") for m in (cosine, model))
     numbers = [0, 1, 0, 2]
     expected = 0.0
@@ -87,6 +90,26 @@ def test_reasoning_learns_from_the_pairs_that_are_hard_by_the_cosines():
             expected += torch.stack([hard[j] for j in [i, *chosen]]).logsumexp(0) - hard[i]
     both = losses(model, "factorised", "all").joint - losses(cosine, "factorised", "all").joint
     torch.testing.assert_close(both, expected / 8, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("head", ["cosine", "reasoning"])
+def test_the_first_stage_learns_from_joint_scores(head):
+    model = random_model(matching_head=head, layers=1, attention="cosine", norm="unit", weights="none")
+    if model.reasoning is not None:
+        model.reasoning.dropout.p = 0
+        with torch.no_grad():
+            model.log_scales["cosines"].add_(0.5)
+    plain, more = (losses(model, "factorised", "all", distillation=weight) for weight in (0.0, 0.3))
+    images, texts = (
+        model.encode(modality, nodes.select(torch.tensor([3, 1, 0, 2])))
+        for modality, nodes in zip(("image", "text"), items(), strict=True)
+    )
+    numbers = torch.tensor([0, 1, 0, 2])
+    teacher = model.match_all(images, texts) * model.scale("joint" if head == "cosine" else "cosines")
+    logits = images.embedding @ texts.embedding.T * model.scale("first")
+    expected = 0.3 * distillation(logits, teacher, numbers[:, None] == numbers)
+    torch.testing.assert_close(more.total - plain.total, expected)
+    torch.testing.assert_close((more.first, more.joint), (plain.first, plain.joint))
 
 
 @pytest.mark.parametrize(("graphs", "unused"), [("factorised", "forward"), ("joint", "match")])
