@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -48,12 +48,21 @@ def check_bench(config: BenchConfig, where: str) -> None:
     """Refuse a comparison with nothing to compare; errors as for `check_config`."""
     _check_values(config, where)
     _check_folder("output_dir", config.output_dir, where)
-    for name in ("recipes", "methods", "seeds"):
-        values = getattr(config, name)
+    seeds = {"seeds": config.seeds, **{f"seeds_of.{name}": given for name, given in config.seeds_of.items()}}
+    lists: dict[str, Sequence[object]] = {"recipes": config.recipes, "methods": config.methods, **seeds}
+    for name, values in lists.items():
         if not values or len(set(values)) < len(values):
             raise ConfigError(f"{where}: {name} is {values}; give at least one, and none twice")
-    if min(config.seeds) < 0:
-        raise ConfigError(f"{where}: seeds is {config.seeds}; the least is 0")
+    for name, given in seeds.items():
+        if min(given) < 0:
+            raise ConfigError(f"{where}: {name} is {given}; the least is 0")
+    ours = config.seeds_of.get("cmfg", config.seeds)
+    for name in config.methods:
+        given = config.seeds_of.get(name, config.seeds)
+        if not set(given) & set(ours):
+            raise ConfigError(
+                f"{where}: {name} has the seeds {given}, and cmfg {ours}; give both a seed of the other"
+            )
 
 
 def _check_folder(key: str, value: str, where: str) -> None:
@@ -111,8 +120,8 @@ def _check_model(config: Config, where: str) -> None:
     training = config.training
     if training.distillation and (training.joint_pairs != "all" or not training.joint_weight):
         raise ConfigError(
-            f"{where}: training.distillation takes joint scores of all pairs of a batch; set training.joint_pairs to "
-            "all and training.joint_weight above 0"
+            f"{where}: training.distillation takes joint scores of all pairs of a batch; set "
+            "training.joint_pairs to all and training.joint_weight above 0"
         )
     if model.matching_head == "reasoning" and (training.joint_pairs, training.graphs) != ("all", "factorised"):
         raise ConfigError(

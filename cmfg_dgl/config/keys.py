@@ -443,6 +443,9 @@ class BenchConfig:
     overrides: list[str] = option([], "key.path=value overrides of every recipe")
     methods: list[str] = option(["cmfg", "cca"], "methods, in the order in which they are run")
     seeds: list[int] = option([0], "each method is fitted once a seed; the settings are searched with the first")
+    seeds_of: dict[str, list[int]] = option(
+        {}, "method to seeds of its own in place of `seeds`; a test takes those that it shares with cmfg"
+    )
     trials: int = option(1, "settings that each method may try, the best on validation is taken", least=1, most=3)
     settings: dict[str, list[dict[str, Any]]] = option(
         {}, "method to the settings that it tries in place of its own: what its class takes, of cmfg section.key"

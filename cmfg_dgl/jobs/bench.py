@@ -16,7 +16,7 @@ from cmfg_dgl.experiments.bench.columns import columns_of
 from cmfg_dgl.experiments.bench.data import BenchData
 from cmfg_dgl.experiments.bench.methods import check_tuned, method_class, methods_of, recipe_of
 from cmfg_dgl.experiments.bench.results import OURS, Compared, collect
-from cmfg_dgl.experiments.bench.settings import check_settings, settings_of
+from cmfg_dgl.experiments.bench.settings import check_settings, seeds_of, settings_of
 from cmfg_dgl.experiments.cache import CellFile, digest_of
 from cmfg_dgl.files import to_json
 from cmfg_dgl.ownership import (
@@ -117,7 +117,7 @@ def _run(
 ) -> None:
     """Compare on the data of each recipe, in its folder; and in that of the leaky protocol, where it has one."""
     runs = [method for name in recipes for method in (*methods[name], *[OURS] * bool(leaks))]
-    tick = _Tick(progress, sum(len(settings_of(name, config)) + len(config.seeds) - 1 for name in runs))
+    tick = _Tick(progress, sum(len(settings_of(name, config)) + len(seeds_of(name, config)) - 1 for name in runs))
     for name, recipe in recipes.items():
         data = BenchData.prepare(recipe, progress, evaluated=("test",))
         results = _compare(config, methods[name], data, folders[name], force, tick)
@@ -207,7 +207,7 @@ class _Runner:
 
     def run(self) -> Iterator[Record]:
         """Search with the first seed, then fit the best setting with the others; give each record."""
-        first, *others = self.config.seeds
+        first, *others = seeds_of(self.method, self.config)
         for number, setting in enumerate(settings_of(self.method, self.config)):
             record = self._cell(f"trial-{number}", first, setting)
             self.trials.append(record)
@@ -228,7 +228,7 @@ class _Runner:
             seed,
             setting,
             minutes=self.config.minutes,
-            audited=seed == self.config.seeds[-1],
+            audited=seed == seeds_of(self.method, self.config)[-1],
             leaky=self.leaky,
             force=self.force,
         )

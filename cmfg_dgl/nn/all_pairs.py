@@ -10,7 +10,10 @@ from torch import Tensor
 from cmfg_dgl.graph.views import NodeBlock
 from cmfg_dgl.nn.kernels import NO_EDGE
 
-__all__ = ["mean_cosines"]
+__all__ = ["CAPTIONS_OF_ONE_SIZE", "mean_cosines"]
+
+CAPTIONS_OF_ONE_SIZE = 32
+"""Captions that are scored with all images as one block, ordered by size: they need little padding."""
 
 SMALLEST = 1e-8
 """Smallest length of a message that is divided by."""

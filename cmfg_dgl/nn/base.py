@@ -180,7 +180,13 @@ class CMFGBase(nn.Module):
         return self.to_device(self.encoders.read(side, items))
 
     def scale(self, stage: str) -> Tensor:
-        """Inverse temperature of a stage's score (`first`, `joint`, or `cosines` before reasoning), a scalar of at most 100."""
+        """Inverse temperature of a score, a scalar of at most 100.
+
+        Parameters
+        ----------
+        stage
+            `first` or `joint`; with `matching_head: reasoning` also `cosines`, what it adds to.
+        """
         scale: Tensor = self.log_scales[stage].exp().clamp(max=MAX_SCALE)
         return scale
 

@@ -16,7 +16,7 @@ from cmfg_dgl.graph.build import build_graph
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.graph.topology import Complete, NodeSet
 from cmfg_dgl.graph.views import NodeBlock, RelationView, relation_view
-from cmfg_dgl.nn.all_pairs import mean_cosines
+from cmfg_dgl.nn.all_pairs import CAPTIONS_OF_ONE_SIZE, mean_cosines
 from cmfg_dgl.nn.attention import ROLES, Message, Projected, merge_messages
 from cmfg_dgl.nn.base import CMFGBase
 from cmfg_dgl.nn.encoded import Encoded
@@ -26,9 +26,6 @@ from cmfg_dgl.nn.one_to_many import messages_to_candidates, messages_to_query
 from cmfg_dgl.nn.reasoning import SimilarityReasoning, constant_attention
 
 __all__ = ["FactorisedCMFG"]
-
-CAPTIONS_OF_ONE_SIZE = 32
-"""Captions that are scored with all images as one block, ordered by size."""
 
 
 class FactorisedCMFG(CMFGBase):

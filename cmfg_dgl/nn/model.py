@@ -93,7 +93,8 @@ class CMFG(FactorisedCMFG):
             Write the weights with which values were summed to `edata["attention"]` of each relation, detached:
             (E, layers that use the relation, H), first layer first. An intra-modal relation is used from layer 0
             on, a cross-modal one from `first_cross` on; in the last layer a matching head reads cross-modal
-            relations alone, and after it `matching_head: reasoning` the intra-modal ones. Under `softmax: joint` the weights of all relations that enter a node sum to 1.
+            relations alone, and after it `matching_head: reasoning` the intra-modal ones. With `softmax: joint` the
+            weights of all relations that enter a node in a layer sum to 1.
         """
         parameter = next(self.parameters())
         counts = {node_type: graph.batch_num_nodes(node_type) for node_type in graph.ntypes}
@@ -123,9 +124,9 @@ class CMFG(FactorisedCMFG):
             )
             score = image + text
         if self.reasoning is not None:
-            added, of_layer = self._reasoned_in(graph, output.projected, views, attention=attention)
+            added, attended_within = self._reasoned_in(graph, output.projected, views, attention=attention)
             score = score.detach() + added
-            for name, values in of_layer.items():
+            for name, values in attended_within.items():
                 weights[name].append(values)
         if attention:
             for r in self.relations:

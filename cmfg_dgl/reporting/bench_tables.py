@@ -51,8 +51,8 @@ def _told_tests(results: Row) -> str:
         "Tests against cmfg in the same stage, both plain or both with the same correction, on the difference in "
         "rsum: paired bootstrap over the queries, with images drawn anew with their captions "
         f"(p is never below {bootstrap_floor():.4f}), and exact sign flips "
-        f"over the seeds (with {seeds} never below {sign_flip_floor(seeds):.4g}). Holm's method adjusts a column "
-        "of p over the rows of one stage and one correction; these floors are those before it."
+        f"over the seeds that both have (with {seeds} never below {sign_flip_floor(seeds):.4g}). Holm's method "
+        "adjusts a column of p over the rows of one stage and one correction; these floors are those before it."
     )
 
 

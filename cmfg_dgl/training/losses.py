@@ -20,7 +20,7 @@ __all__ = ["Losses", "training_losses"]
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of one batch; `joint` is None where the joint stage is not trained, `first` has no distillation."""
+    """The losses of one batch: all of it, InfoNCE of the first stage, and the joint stage's if it is trained."""
 
     total: Tensor
     first: Tensor

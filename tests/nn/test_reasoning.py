@@ -56,7 +56,7 @@ def evidence(weights, graph, index, relations, settings, values):
 
 
 def values_of(weights, image, caption):
-    """z of the nodes of a pair."""
+    """Values z of the nodes of a pair."""
     own, values = below(weights, "reasoning."), {}
     for kind, nodes in (("patch", image), ("token", caption)):
         x = (nodes.values - own[f"projection.mean_{kind}"]) / own[f"projection.deviation_{kind}"]
@@ -149,7 +149,11 @@ def test_the_attention_of_reasoning_is_written():
         source, target = (ends.tolist() for ends in graph.edges(etype=relation.canonical))
         for edge, (v, u) in enumerate(zip(source, target, strict=True)):
             for h, (q, k) in enumerate(zip(query.chunk(2, 1), key.chunk(2, 1), strict=True)):
-                raised = {w: torch.exp(q[u] @ k[w] / q.shape[1] ** 0.5) for w, t in zip(source, target) if t == u}
+                raised = {
+                    w: torch.exp(q[u] @ k[w] / q.shape[1] ** 0.5)
+                    for w, t in zip(source, target, strict=True)
+                    if t == u
+                }
                 torch.testing.assert_close(found[edge, 0, h], raised[v] / sum(raised.values()))
 
 

@@ -15,6 +15,7 @@ from cmfg_dgl.experiments.baselines.method import TrainingSet
 from cmfg_dgl.experiments.baselines.re_ranker import Padded, ReRanker
 from cmfg_dgl.features.nodes import Nodes
 from cmfg_dgl.features.pair_dataset import NODE_TYPES, mean_nodes
+from cmfg_dgl.nn.all_pairs import CAPTIONS_OF_ONE_SIZE
 from cmfg_dgl.nn.base import MAX_SCALE
 from cmfg_dgl.nn.standardised_projection import StandardisedProjection
 from cmfg_dgl.training.objectives import info_nce
@@ -113,11 +114,21 @@ class PartEncoder(ReRanker):
             for kind, nodes in zip(NODE_TYPES.values(), read, strict=True)
         )
         patches, words = (self.entered(kind, nodes) for kind, nodes in zip(NODE_TYPES.values(), read, strict=True))
-        scores = self.relevance(
-            Padded(patches.values[:, None], patches.empty[:, None]), Padded(words.values[None], words.empty[None])
-        )
-        second = batch_contrast(self.loss, scores, same, self.part_scale, self.margin)
+        second = batch_contrast(self.loss, self.all_pairs(patches, words), same, self.part_scale, self.margin)
         return info_nce(images @ captions.T * self.scale, same) + second
+
+    def all_pairs(self, patches: Padded, words: Padded) -> Tensor:
+        """`relevance` (A, B) of each of A images with each of B captions."""
+        images = Padded(patches.values[:, None], patches.empty[:, None])
+        counts = (~words.empty).sum(1)
+        # Captions of about one size together need little padding.
+        order = torch.argsort(counts, stable=True)
+        scores = []
+        for part in order.split(CAPTIONS_OF_ONE_SIZE):
+            values, empty = words.select(part)
+            width = int(counts[part].max())
+            scores.append(self.relevance(images, Padded(values[None, :, :width], empty[None, :, :width])))
+        return torch.cat(scores, 1).index_select(1, torch.argsort(order))
 
     @property
     def part_scale(self) -> Tensor:

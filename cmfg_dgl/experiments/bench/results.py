@@ -17,6 +17,7 @@ __all__ = ["OURS", "Compared", "collect"]
 
 Record = dict[str, Any]
 OURS = "cmfg"
+WAYS = ("i2t", "t2i")
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,12 @@ def _column_rows(
             continue
         others = [name for name, row in by_stage[stage].items() if name != OURS and not row["at_chance"]]
         stages = {
-            name: [record["corrections"][column]["stages"] for record in cells[name]] for name in (*others, OURS)
+            name: {record["seed"]: record["corrections"][column]["stages"] for record in cells[name]}
+            for name in (*others, OURS)
         }
-        theirs = {name: [s[stage] for s in stages[name]] for name in others}
-        for name, test in _tests(theirs, [s[ours] for s in stages[OURS]], compared).items():
+        theirs = {name: {seed: s[stage] for seed, s in stages[name].items()} for name in others}
+        of_ours = {seed: s[ours] for seed, s in stages[OURS].items()}
+        for name, test in _tests(theirs, of_ours, compared).items():
             by_stage[stage][name][key] = test
     rows = [row for rows in by_stage.values() for row in rows.values()]
     for row in rows:
@@ -215,20 +218,25 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _tests(others: Mapping[str, Sequence[Record]], ours: Sequence[Record], compared: Compared) -> dict[str, Record]:
-    """Tests of the rsum of each other method against CMFG's, p corrected over these methods.
+def _tests(
+    others: Mapping[str, Mapping[int, Record]], ours: Mapping[int, Record], compared: Compared
+) -> dict[str, Record]:
+    """Tests of the rsum of each other method against CMFG's with the seeds of both, p corrected over these methods.
 
     Parameters
     ----------
     others, ours
-        What `evaluate_stage` gave for each seed.
+        Seed to what `evaluate_stage` gave for it; each other method has a seed of CMFG's.
     """
     clusters = [np.arange(compared.images, dtype=np.int64), np.asarray(compared.caption_image, np.int64)]
     tests: dict[str, Record] = {}
     for name, theirs in others.items():
-        differences = [_per_query(theirs, way) - _per_query(ours, way) for way in ("i2t", "t2i")]
+        both = [(theirs[seed], ours[seed]) for seed in theirs if seed in ours]
+        differences = [
+            _per_query([a for a, _ in both], way) - _per_query([b for _, b in both], way) for way in WAYS
+        ]
         found = paired_bootstrap(differences, clusters, compared.images)
-        by_seed = [a["rsum"] - b["rsum"] for a, b in zip(theirs, ours, strict=True)]
+        by_seed = [a["rsum"] - b["rsum"] for a, b in both]
         tests[name] = {
             "difference": found.value,
             "lo": found.lo,

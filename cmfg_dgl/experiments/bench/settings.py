@@ -15,7 +15,7 @@ from cmfg_dgl.experiments.baselines.method import Method
 from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
 from cmfg_dgl.experiments.bench.methods import make_method, method_class
 
-__all__ = ["check_settings", "settings_of"]
+__all__ = ["check_settings", "seeds_of", "settings_of"]
 
 READ_BY_CMFG = ("graph", "model", "training")
 SHARED = "training.tune"
@@ -24,6 +24,11 @@ SHARED = "training.tune"
 def settings_of(name: str, config: BenchConfig) -> Sequence[Mapping[str, Any]]:
     """What a method tries in a comparison, in order; as many as `trials` allows."""
     return config.settings.get(name, method_class(name).TRIALS)[: config.trials]
+
+
+def seeds_of(name: str, config: BenchConfig) -> Sequence[int]:
+    """The seeds with which a method is fitted in a comparison, in order."""
+    return config.seeds_of.get(name, config.seeds)
 
 
 def check_settings(config: BenchConfig, recipes: Mapping[str, Config]) -> None:
@@ -37,9 +42,11 @@ def check_settings(config: BenchConfig, recipes: Mapping[str, Config]) -> None:
     Raises
     ------
     ConfigError
-        If a method of `settings` is unknown, has none, or one of them has an unknown key or a value of another kind
-        than its default or out of bounds.
+        If a method of `seeds_of` or `settings` is unknown, one of `settings` has none, or a setting has an unknown
+        key or a value of another kind than its default or out of bounds.
     """
+    for name in config.seeds_of:
+        method_class(name, "seeds_of")
     for name, settings in config.settings.items():
         where = f"settings.{name}"
         kind = method_class(name, "settings")

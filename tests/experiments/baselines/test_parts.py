@@ -44,7 +44,7 @@ def fitted(kind: type[PartEncoder], epochs: int, **settings: object) -> PartEnco
 @pytest.mark.parametrize("loss", ["hinge", "info_nce"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_that_of_both_stages(kind: type[PartEncoder], loss: str) -> None:
-    method, batch = fitted(kind, 0, loss=loss, margin=0.4), torch.arange(24)
+    method, batch = fitted(kind, 0, loss=loss, margin=0.4), torch.arange(40)
     pair_dataset, owners = method.pair_dataset, method.pair_dataset.caption_image[batch]
     with torch.no_grad():
         method.log_scale.fill_(1.0)
@@ -52,7 +52,7 @@ def test_the_loss_is_that_of_both_stages(kind: type[PartEncoder], loss: str) -> 
         images, captions = method.embeddings(pair_dataset)
         first = images[owners] @ captions[batch].T
         image, caption = torch.cartesian_prod(owners, batch).unbind(1)
-        scores = method.pairs(pair_dataset, image, caption).view(24, 24) / method.part_scale
+        scores = method.pairs(pair_dataset, image, caption).view(40, 40) / method.part_scale
         same = method.same(batch)
         expected = info_nce(first, same) + batch_contrast(loss, scores, same, method.part_scale, 0.4)
         torch.testing.assert_close(method.batch_loss(batch), expected)

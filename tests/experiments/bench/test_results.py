@@ -3,6 +3,7 @@
 - There is a row for each method, stage and correction that the cells have; means are those of that column alone.
 - A row is tested against CMFG's row with the same correction, in its stage and, if it is a first stage, against
   both stages; CMFG's rows are not tested.
+- Methods with other seeds are tested with those of both, and their means are of their own.
 - Holm's families are the tests of one stage and one correction.
 - A row one of whose seeds is at chance says so, and is in no test and no family; nor is anything tested against
   CMFG's.
@@ -11,6 +12,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -89,13 +92,15 @@ METHODS = tuple(dict.fromkeys(name for name, _, _ in LEVELS))
 
 
 def collected(
-    methods: tuple[str, ...] = METHODS, untrained: tuple[str, str, str] | None = None
+    methods: tuple[str, ...] = METHODS,
+    untrained: tuple[str, str, str] | None = None,
+    seeds: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Cells of methods by name, and the rows of their results by method, correction and stage.
 
-    One seed of the row `untrained` is at chance.
+    One seed of the row `untrained` is at chance; a method may have seeds of its own.
     """
-    cells = {method: [cell(method, seed) for seed in SEEDS] for method in methods}
+    cells = {method: [cell(method, seed) for seed in seeds.get(method, SEEDS)] for method in methods}
     if untrained is not None:
         method, correction, of = untrained
         cells[method][1]["corrections"][correction]["stages"][of]["at_chance"] = True
@@ -146,8 +151,20 @@ def test_a_row_is_tested_against_cmfg_with_the_same_correction(of: str, ours: st
             assert row["tests"] is row["tests_of_two"] is row["p_vs_cmfg"] is None
 
 
-@pytest.mark.parametrize("p", ["p_queries", "p_seeds"])
+def test_methods_are_tested_with_the_seeds_of_both() -> None:
+    """As if neither had the other seeds, while means are those of all."""
+    own = {"albef": (2, 0), "cca": (1, 5)}
+    _, rows = collected(("cmfg", *own), seeds=own)
+    for name, shared in (("albef", (2, 0)), ("cca", (1,))):
+        _, alone = collected(("cmfg", name), seeds={"cmfg": shared, name: shared})
+        for key in (key for key in rows if key[0] == name):
+            for value in ("difference", "lo", "hi", "p_queries", "p_seeds"):
+                assert rows[key]["tests"][value] == pytest.approx(alone[key]["tests"][value])
+            assert rows[key]["seeds"] == list(own[name])
+
+
 @pytest.mark.parametrize("key", ["tests", "tests_of_two"])
+@pytest.mark.parametrize("p", ["p_queries", "p_seeds"])
 def test_holm_is_within_a_stage_and_a_correction(key: str, p: str) -> None:
     _, rows = collected()
     families: dict[tuple[str, str], list[dict[str, Any]]] = {}

@@ -19,7 +19,7 @@ from cmfg_dgl.config import BenchConfig, change_config, load_bench, load_config,
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.experiments.baselines.method import Method
 from cmfg_dgl.experiments.bench.methods import METHODS, make_method
-from cmfg_dgl.experiments.bench.settings import check_settings, settings_of
+from cmfg_dgl.experiments.bench.settings import check_settings, seeds_of, settings_of
 
 WIDTHS = {"patch": 12, "token": 8}
 RECIPES = {"openmoji": load_config("openmoji")}
@@ -49,6 +49,13 @@ def test_a_method_tries_its_own_settings_unless_others_are_given(name: str, tria
     assert list(settings_of(name, plain)) == list(METHODS[name].TRIALS)[:trials]
     assert list(settings_of(name, other)) == given[:trials]
     assert all(settings_of(m, other) == settings_of(m, plain) for m in METHODS if m != name)
+
+
+def test_a_method_may_have_seeds_of_its_own() -> None:
+    config = BenchConfig(seeds=[0], seeds_of={"scan": [0, 1, 2]})
+    assert [list(seeds_of(name, config)) for name in ("scan", "cmfg")] == [[0, 1, 2], [0]]
+    with pytest.raises(ConfigError, match="seeds_of: 'scam'"):
+        check_settings(BenchConfig(seeds_of={"scam": [0]}), {})
 
 
 @pytest.mark.parametrize("name", METHODS)
