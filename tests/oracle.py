@@ -57,6 +57,7 @@ class Settings:
     norm: bool | str = True
     """False, True for layer normalisation, or "unit"."""
     cosine: bool = False
+    uniform: bool = False
 
 
 def normed(weights: Weights, kind: str, x: Tensor, settings: Settings) -> Tensor:
@@ -74,6 +75,8 @@ def project(weights: Weights, kind: str, x: Tensor, relation: str, role: str, se
     if one in weights or shared in weights:
         x = x @ weights[one if one in weights else shared].T
     heads = x.view(len(x), settings.heads, -1).transpose(0, 1)
+    if settings.uniform and role == "query":
+        return torch.zeros_like(heads)
     if settings.cosine and role != "value":
         heads = heads / heads.square().sum(2, keepdim=True).sqrt()
         if role == "query":

@@ -235,9 +235,9 @@ class ModelConfig:
     )
     attention: str = option(
         "dot",
-        "logit of an edge: the scaled inner product of query and key (the paper's), or their cosine times an "
-        "inverse temperature that the relation learns",
-        choices=("dot", "cosine"),
+        "logit of an edge: the scaled inner product of query and key (the paper's), their cosine times an inverse "
+        "temperature that the relation learns, or 0, so that all neighbours weigh the same (uniform)",
+        choices=("dot", "cosine", "uniform"),
     )
     weights: str = option(
         "relation",

@@ -63,7 +63,7 @@ class CMFGLayer(nn.Module):
     head's part of unit length, without a norm x = h. With `weights: shared` W_Q, W_K and W are the same for all
     relations, as in the paper; with `weights: none` they are the identity. With `attention: cosine` the logit of an
     edge is, per head, :math:`\lambda_r \cos(W_Q^r x_u, W_K^r x_v)` with a learned :math:`\lambda_r`, as in SCAN,
-    Lee et al. 2018, and not the scaled inner product.)
+    Lee et al. 2018, and not the scaled inner product; with `attention: uniform` it is 0.)
 
     `forward` is the layer on one graph. `project` and `update` work per node and `messages` per graph, so that
     re-ranking may do the work of an item once.
@@ -89,6 +89,7 @@ class CMFGLayer(nn.Module):
         self.relations, self.heads, self.residual, self.bf16 = tuple(relations), config.heads, config.residual, bf16
         width, scored = config.width, set(scored)
         self.weightless, self.cosine = config.weights == "none", config.attention == "cosine"
+        self.uniform = config.attention == "uniform"
         shared, own = config.weights == "shared", config.weights == "relation"
         self.conv = HeteroGraphConv(
             {
@@ -193,6 +194,8 @@ class CMFGLayer(nn.Module):
             return {}
         x = self.dropout(self.norm[node_type](nodes))
         parts = self._products(x, wanted)
+        if self.uniform:
+            return {key: part * 0 if key[1] == "query" else part for key, part in parts.items()}
         if not self.cosine:
             return parts
         units = {id(part): F.normalize(part, dim=2) for (_, role), part in parts.items() if role != "value"}

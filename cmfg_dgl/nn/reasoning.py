@@ -57,7 +57,7 @@ class SimilarityReasoning(nn.Module):
             config,
             width=EVIDENCE_WIDTH,
             weights="relation",
-            attention="dot",
+            attention="uniform" if config.attention == "uniform" else "dot",
             norm="none",
             residual=True,
             dropout=0.0,

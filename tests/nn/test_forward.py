@@ -28,7 +28,7 @@ OPTIONS = st.fixed_dictionaries(
     {
         "stacking": st.sampled_from(["factorised", "interleaved"]),
         "edge_weights": st.sampled_from(["per_layer", "once"]),
-        "attention": st.sampled_from(["dot", "cosine"]),
+        "attention": st.sampled_from(["dot", "cosine", "uniform"]),
         "weights": st.sampled_from(["relation", "shared", "none"]),
         "residual": st.booleans(),
         "norm": st.sampled_from(["layer", "unit", "none"]),
@@ -156,6 +156,7 @@ CASES = [
     ("complete", {"softmax": "joint", "layers": 3, "cross_layers": 2}),
     ("sparse", {"softmax": "joint", "layers": 3, "cross_layers": 2, "kernel": "dgl"}),
     ("sparse", {"edge_weights": "once", "weights": "shared"}),
+    ("directed", {"attention": "uniform", "softmax": "joint"}),
     ("directed", {"residual": False, "norm": "none", "kernel": "block"}),
     ("directed", {"softmax": "joint", "matching_head": "node", "layers": 3, "cross_layers": 2}),
     ("images only hear", {"softmax": "joint"}),
@@ -177,7 +178,11 @@ def test_attention_is_written_to_its_edges(schema, options, order):
     assert torch.equal(model(graph, attention=True), plain)
     once = options.get("edge_weights") == "once"
     loop = Settings(
-        2, options.get("softmax") == "joint", options.get("residual", True), options.get("norm") != "none"
+        2,
+        options.get("softmax") == "joint",
+        options.get("residual", True),
+        options.get("norm") != "none",
+        uniform=options.get("attention") == "uniform",
     )
     depth = options.get("layers", 2), options.get("cross_layers", 1)
     stack = Stack(*depth, options.get("stacking") == "interleaved", once, "mean")

@@ -70,7 +70,7 @@ def reasoned(weights, relations, settings, stack, image, caption):
     own, values = below(weights, "reasoning."), values_of(weights, image, caption)
     made = evidence(weights, graph, stack.layers - 1, relations, settings, values)
     inner = [r for r in relations if not r.cross]
-    plain = Settings(heads=settings.heads, joint=settings.joint, residual=True, norm=False)
+    plain = Settings(settings.heads, settings.joint, residual=True, norm=False, uniform=settings.uniform)
     made = layer(below(own, "layer."), inner, graph.edges, made, plain)
     total = 0.0
     for kind, nodes in made.items():
@@ -85,10 +85,11 @@ def reasoned(weights, relations, settings, stack, image, caption):
     ("options", "settings"),
     [
         (PART_BY_PART | {"init": "random"}, {"norm": "unit", "cosine": True}),
+        (PART_BY_PART | {"init": "random", "attention": "uniform"}, {"norm": "unit", "uniform": True}),
         ({"layers": 2, "softmax": "joint", "norm": "none"}, {"joint": True, "norm": False}),
         ({"layers": 3, "cross_layers": 2, "norm": "none"}, {"norm": False}),
     ],
-    ids=["part by part", "joint softmax", "two cross-modal layers"],
+    ids=["part by part", "uniform", "joint softmax", "two cross-modal layers"],
 )
 def test_a_score_is_the_formula(schema, options, settings):
     model = random_model(schema, matching_head="reasoning", **options)
