@@ -18,7 +18,7 @@ from cmfg_dgl.features.pair_dataset import NODE_TYPES, mean_nodes
 from cmfg_dgl.nn.all_pairs import CAPTIONS_OF_ONE_SIZE
 from cmfg_dgl.nn.base import MAX_SCALE
 from cmfg_dgl.nn.standardised_projection import StandardisedProjection
-from cmfg_dgl.training.objectives import info_nce
+from cmfg_dgl.training.objectives import distillation, info_nce
 
 __all__ = ["PartEncoder", "cosines", "largest", "mean_over"]
 
@@ -46,6 +46,9 @@ class PartEncoder(ReRanker):
         Starting temperature of both scores; the inverses are learnt and at most 100.
     loss, margin
         Of the part-by-part scores, as for `batch_contrast`.
+    distillation
+        Weight with which the first stage learns the softmax of the part-by-part scores, as CMFG's may; the papers
+        have no first stage.
 
     More than eight parameters: each is a setting that a comparison may give by name.
     """
@@ -64,6 +67,7 @@ class PartEncoder(ReRanker):
         temperature: float = 0.1,
         loss: str = "info_nce",
         margin: float = 0.2,
+        distillation: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(
@@ -78,7 +82,7 @@ class PartEncoder(ReRanker):
             temperature=temperature,
             **settings,
         )
-        self.loss, self.margin = check_loss(loss), margin
+        self.loss, self.margin, self.distillation = check_loss(loss), margin, distillation
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             self.entry = StandardisedProjection(widths, size=size, dropout=dropout)
@@ -114,8 +118,11 @@ class PartEncoder(ReRanker):
             for kind, nodes in zip(NODE_TYPES.values(), read, strict=True)
         )
         patches, words = (self.entered(kind, nodes) for kind, nodes in zip(NODE_TYPES.values(), read, strict=True))
-        second = batch_contrast(self.loss, self.all_pairs(patches, words), same, self.part_scale, self.margin)
-        return info_nce(images @ captions.T * self.scale, same) + second
+        first, scores = images @ captions.T * self.scale, self.all_pairs(patches, words)
+        loss = info_nce(first, same) + batch_contrast(self.loss, scores, same, self.part_scale, self.margin)
+        if self.distillation:
+            loss = loss + self.distillation * distillation(first, scores * self.part_scale, same)
+        return loss
 
     def all_pairs(self, patches: Padded, words: Padded) -> Tensor:
         """`relevance` (A, B) of each of A images with each of B captions."""

@@ -1,6 +1,7 @@
 """Pins of methods that compare parts, whatever their formula.
 
-- The loss of a batch is that of the first stage plus that of the part-by-part scores of all its pairs.
+- The loss of a batch is that of the first stage plus that of the part-by-part scores of all its pairs, and with
+  `distillation` what the first stage learns from these.
 - Joint scores of pairs do not depend on the other pairs, and are those of the batch times the learnt scale.
 - Gradients reach all parameters with either loss; the scores learn a planted match, and so does the first stage.
 - The same channels are dropped from all nodes of an item.
@@ -24,7 +25,7 @@ from cmfg_dgl.experiments.baselines.method import TrainingSet
 from cmfg_dgl.experiments.baselines.parts import PartEncoder
 from cmfg_dgl.experiments.baselines.scan import SCAN
 from cmfg_dgl.features.nodes import Nodes
-from cmfg_dgl.training.objectives import info_nce
+from cmfg_dgl.training.objectives import distillation, info_nce
 
 KINDS = (SCAN, MaxSim, LAPS, CHAN)
 
@@ -41,10 +42,10 @@ def fitted(kind: type[PartEncoder], epochs: int, **settings: object) -> PartEnco
     return method
 
 
-@pytest.mark.parametrize("loss", ["hinge", "info_nce"])
+@pytest.mark.parametrize(("loss", "weight"), [("hinge", 0.0), ("info_nce", 0.0), ("info_nce", 0.3)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_is_that_of_both_stages(kind: type[PartEncoder], loss: str) -> None:
-    method, batch = fitted(kind, 0, loss=loss, margin=0.4), torch.arange(40)
+def test_the_loss_is_that_of_both_stages(kind: type[PartEncoder], loss: str, weight: float) -> None:
+    method, batch = fitted(kind, 0, loss=loss, margin=0.4, distillation=weight), torch.arange(40)
     pair_dataset, owners = method.pair_dataset, method.pair_dataset.caption_image[batch]
     with torch.no_grad():
         method.log_scale.fill_(1.0)
@@ -55,6 +56,7 @@ def test_the_loss_is_that_of_both_stages(kind: type[PartEncoder], loss: str) -> 
         scores = method.pairs(pair_dataset, image, caption).view(40, 40) / method.part_scale
         same = method.same(batch)
         expected = info_nce(first, same) + batch_contrast(loss, scores, same, method.part_scale, 0.4)
+        expected = expected + weight * distillation(first, scores * method.part_scale, same)
         torch.testing.assert_close(method.batch_loss(batch), expected)
 
 
