@@ -28,9 +28,10 @@ UNSEARCHED = {
 @click.option(
     "--mode",
     "modes",
-    type=click.Choice(["drop", "retrain"]),
+    type=click.Choice(["drop", "retrain", "shuffle"]),
     multiple=True,
-    help="Take relations from the trained baseline, or train without them; may be given twice.  [default: retrain]",
+    help="Take relations from the trained baseline, train without them, or give its cross-modal edges another "
+    "image; may be given more than once.  [default: retrain]",
 )
 @click.option(
     "--relations",

@@ -57,7 +57,8 @@ class Plan:
 
     def changes_nothing(self, variant: Variant) -> bool:
         """Whether a variant is the baseline itself, as when a sweep holds the value that the recipe has."""
-        return not variant.dropped and variant.config == self.baseline.config
+        same = not variant.dropped and variant.config == self.baseline.config
+        return same and variant.mode != "shuffle"
 
 
 def ablate(plan: Plan, folder: Path, *, force: bool, progress: Progress) -> Record:
@@ -174,12 +175,12 @@ class _Runner:
         if base:
             refuse_foreign(self.folder, [file.name, name])
         claim(self.folder, [name] * base, kind=ABLATION)
-        if variant.mode == "drop":
-            model = cut_down(data, config, weights, variant.dropped)
-        else:
+        if variant.mode == "retrain":
             model = trained(data, config, seed)
+        else:
+            model = cut_down(data, config, weights, variant.dropped)
         record = {"change": variant.change, "mode": variant.mode, "seed": seed, "made_from": digest}
-        record |= evaluated(model, data, config, self.plan.split)
+        record |= evaluated(model, data, config, self.plan.split, shuffled=variant.mode == "shuffle")
         if base:
             # Before the cell, which says that both are there.
             save_checkpoint(weights, model.state_dict(), {"seed": seed, "made_from": digest})

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from commands import SMALL, Result, cmfg, contents, flip_byte, start
 
 from cmfg_dgl.config import load_config
@@ -43,7 +44,18 @@ DEAF = (
     "training.epochs=4",
     "retrieval.alpha=0.5",
 )
-CHANGES = ("--mode", "drop", "--mode", "retrain", "--relations", "spatial,grounds", "--seeds", "0,1")
+CHANGES = (
+    "--mode",
+    "drop",
+    "--mode",
+    "retrain",
+    "--mode",
+    "shuffle",
+    "--relations",
+    "spatial,grounds",
+    "--seeds",
+    "0,1",
+)
 
 
 def arguments(pictures: Path, folder: Path, *more: str) -> list[str]:
@@ -120,6 +132,26 @@ def test_results_keep_their_contract(made: tuple[Path, Result], pictures: Path) 
         *(f"ablation.{kind}" for kind in ("json", "md", "html", "svg", "png")),
     }
     assert load_config(str(folder / "config.yaml")).model.residual is False
+
+
+def test_shuffled_edges_come_from_the_next_image(made: tuple[Path, Result], pictures: Path) -> None:
+    data = data_of(pictures)
+    weights, _ = load_checkpoint(made[0] / "weights" / "seed-0.safetensors")
+    model = build_model(data.config, data.widths, seed=7)
+    model.load_state_dict(weights)
+    plain, part = GraphScorer(model), data.test.pair_dataset
+    images = part.images.count
+
+    class Shuffled(GraphScorer):
+        def pairs(self, pair_dataset, image, caption):
+            every = plain.pairs(part, *torch.cartesian_prod(torch.arange(images), caption).unbind(1))
+            return every.view(images, -1)[(image + 1) % images, torch.arange(len(caption))]
+
+    (cell,) = (made[0] / "cells" / "shuffle").glob("*/seed-0.json")
+    found, expected = read_json(cell)["stages"], score(Shuffled(model), part, k=8)
+    assert found["two_stage"]["rsum"] == pytest.approx(two_stage(expected, 0.5)[0]["rsum"])
+    assert found["two_stage"]["rsum"] != pytest.approx(two_stage(score(plain, part, k=8), 0.5)[0]["rsum"])
+    assert found["first_stage"]["rsum"] == pytest.approx(first_stage(expected)[0]["rsum"])
 
 
 def load_split_protocol(pictures: Path) -> str:

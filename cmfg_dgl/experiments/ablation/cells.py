@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from cmfg_dgl.config import Config
 from cmfg_dgl.evaluation.evaluate import Scores, choose_alpha, first_stage_rsum, score, weights_to_try
 from cmfg_dgl.evaluation.ranking import Ranking, metrics, per_query, rsum
 from cmfg_dgl.experiments.bench.cmfg import CMFGMethod
 from cmfg_dgl.experiments.bench.data import BenchData, Part
+from cmfg_dgl.features.pair_dataset import PairDataset
 from cmfg_dgl.memory import give_freed_memory_back
 from cmfg_dgl.nn.drop import drop_relation
 from cmfg_dgl.nn.model import CMFG
@@ -51,8 +54,21 @@ def choose_on_validation(model: CMFG, data: BenchData, config: Config) -> tuple[
     return _choose(_scores(_scorer(model, data, config), data.val, config), config)
 
 
-def evaluated(model: CMFG, data: BenchData, config: Config, split: str) -> Record:
+class ShuffledScorer(GraphScorer):
+    """A control: the joint graph of a caption has the patches of the next image, not of the one ranked."""
+
+    def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
+        """As `GraphScorer.pairs`."""
+        return super().pairs(pair_dataset, (image + 1) % pair_dataset.images.count, caption)
+
+
+def evaluated(model: CMFG, data: BenchData, config: Config, split: str, *, shuffled: bool = False) -> Record:
     """What a cell holds of a model: alpha and rsum of validation, and both stages on a split, `val` or `test`.
+
+    Parameters
+    ----------
+    shuffled
+        Take joint scores with another image, see `ShuffledScorer`.
 
     Returns
     -------
@@ -60,7 +76,7 @@ def evaluated(model: CMFG, data: BenchData, config: Config, split: str) -> Recor
         {"alpha", "val_rsum", "stages": {"first_stage", "two_stage"}}; a stage has `rsum` and `R@1` (mean of both
         directions) in %, and `per_query`: what each query, by direction, adds to either, in points.
     """
-    scorer = _scorer(model, data, config)
+    scorer = _scorer(model, data, config, ShuffledScorer if shuffled else GraphScorer)
     held_out = _scores(scorer, data.val, config)
     alpha, value = _choose(held_out, config)
     scores = held_out if split == "val" else _scores(scorer, data.test, config)
@@ -71,9 +87,9 @@ def evaluated(model: CMFG, data: BenchData, config: Config, split: str) -> Recor
     }
 
 
-def _scorer(model: CMFG, data: BenchData, config: Config) -> Scorer:
+def _scorer(model: CMFG, data: BenchData, config: Config, kind: type[GraphScorer] = GraphScorer) -> Scorer:
     """The model with its hubness correction, whose query bank is the model's own, relations dropped or not."""
-    scorer = GraphScorer(model, pair_batch=config.retrieval.pair_batch)
+    scorer = kind(model, pair_batch=config.retrieval.pair_batch)
     return corrected(scorer, fit_correction(scorer, data.training.pair_dataset, config.retrieval))
 
 

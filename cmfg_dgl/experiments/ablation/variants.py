@@ -14,6 +14,7 @@ from cmfg_dgl.graph.relations import make_relations
 __all__ = ["Recipe", "Variant", "baseline", "parse_sweep", "relation_variants", "sweep_variants"]
 
 OUT, KEPT = "out", "kept"
+SHUFFLED = "edges of another image"
 FIXED = ("data.", "run.")
 
 
@@ -38,7 +39,8 @@ class Variant:
     change
         Its name in tables: `without grounds`, `only grounds`, `model.softmax=joint`.
     mode
-        `retrain`: trained from the start. `drop`: the trained baseline without `dropped`.
+        `retrain`: trained from the start. `drop`: the trained baseline without `dropped`. `shuffle`: the trained
+        baseline, whose cross-modal edges come from another image.
     config
         What its model is trained with; in mode `drop` the baseline's.
     overrides
@@ -60,7 +62,7 @@ def baseline(recipe: Recipe) -> Variant:
 
 
 def relation_variants(recipe: Recipe, given: str, modes: Sequence[str]) -> list[Variant]:
-    """Variants that lack relations, for each mode.
+    """Variants that lack relations, for each mode; that of `shuffle` lacks none.
 
     Parameters
     ----------
@@ -86,7 +88,11 @@ def relation_variants(recipe: Recipe, given: str, modes: Sequence[str]) -> list[
         entries = [tuple(dict.fromkeys(entry.strip().split("+"))) for entry in given.split(",")]
         _check_names([name for entry in entries for name in entry], names)
         changes = {_without(gone): gone for gone in entries}
-    variants: dict[str, list[Variant]] = {"retrain": [], "drop": []}
+    variants: dict[str, list[Variant]] = {
+        "retrain": [],
+        "drop": [],
+        "shuffle": [Variant(SHUFFLED, "shuffle", base)],
+    }
     for change, gone in changes.items():
         overrides = tuple(f"graph.relations.{name}.topology=none" for name in gone)
         without = recipe.config(*overrides)  # refuses to leave nothing, in both modes
