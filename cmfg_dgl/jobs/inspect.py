@@ -317,6 +317,8 @@ def _models(run: Run, faithfulness: bool) -> _Models:
     widths = {"patch": matcher.vision.width, "token": matcher.text.width}
     other = build_model(run.config, widths, run.config.run.seed + 1)
     untrained.layers.load_state_dict(other.layers.state_dict())
+    if untrained.reasoning is not None and other.reasoning is not None:
+        untrained.reasoning.layer.load_state_dict(other.reasoning.layer.state_dict())
     return _Models(matcher, untrained)
 
 

@@ -105,7 +105,7 @@ class RelationAttention(nn.Module):
         query, key, value = target[self.name, "query"], source[self.name, "key"], source[self.name, "value"]
         if graph.num_edges() == 0:
             # Zero times the inputs keeps the graph of gradients whole.
-            out = query * 0 + (value.sum() + key.sum()) * 0
+            out = value.new_zeros(len(query), *value.shape[1:]) + (query.sum() + key.sum() + value.sum()) * 0
             return Message(out, out.new_full(out.shape[:2], NO_EDGE) if self.joint else None)
         if self.kernel == "dgl":
             return Message(*message_passing_attention(query, key, value, graph, self.joint))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import dgl
@@ -23,7 +24,7 @@ from cmfg_dgl.nn.encoded import Encoded
 from cmfg_dgl.nn.layer import CMFGLayer
 from cmfg_dgl.nn.matching_head import CosineMatchingHead
 from cmfg_dgl.nn.one_to_many import messages_to_candidates, messages_to_query
-from cmfg_dgl.nn.reasoning import SimilarityReasoning, constant_attention
+from cmfg_dgl.nn.reasoning import SimilarityReasoning, apart, constant_attention, with_evidence
 
 __all__ = ["FactorisedCMFG"]
 
@@ -108,33 +109,38 @@ class FactorisedCMFG(CMFGBase):
         images, captions
             As many of the one as of the other, paired in order; see `Encoded.select`.
         """
-        score = self._compared(images, captions)
-        return score if self.reasoning is None else score.detach() + self.reasoned(images, captions)
-
-    def _compared(self, images: Encoded, captions: Encoded) -> Tensor:
-        """Score (pairs,) without what `SimilarityReasoning` adds."""
         if not self.matching_head:
             image, caption = self.pair_vectors(images, captions)
             return (image * caption).sum(1)
-        hidden, _, cross_modal, _ = self._joint_pass(images, captions)
+        ends = {"patch": images, "token": captions}
+        hidden, _, received, _ = self._joint_pass(images, captions, evidence=self.reasoning is not None)
+        if self.reasoning is None:
+            return self._compared(ends, hidden, received)
+        received, evidence = apart(received, self.reasoning)
+        return self._compared(ends, hidden, received) + self._reasoned(ends, evidence)
+
+    def _compared(
+        self, ends: Mapping[str, Encoded], nodes: Mapping[str, Tensor], received: Mapping[str, Message]
+    ) -> Tensor:
+        """Score (pairs,) of nodes of the last layer with what they received, without `SimilarityReasoning`."""
         image, caption = (
-            self._matching_score(t, hidden[t], cross_modal.get(t), end.nodes.counts)
-            for t, end in (("patch", images), ("token", captions))
+            self._matching_score(t, nodes[t], received.get(t), ends[t].nodes.counts) for t in ("patch", "token")
         )
         return image + caption
 
     def reasoned(self, images: Encoded, captions: Encoded) -> Tensor:
-        """What `SimilarityReasoning` adds to `match` (pairs,), with the attention of the last layer."""
+        """What `SimilarityReasoning` adds to `match` (pairs,), with the last layer's attention as a constant."""
         ends, cross = {"patch": images, "token": captions}, self._compared_by
         projected = {t: end.projected for t, end in ends.items()}
         if len(self.layers) > self.first_cross + 1:
-            projected = self._joint_pass(images, captions)[3]
+            with torch.no_grad():
+                projected = self._joint_pass(images, captions)[3]
         parts = {t: constant_attention(projected[t], cast(Tensor, end.value), cross) for t, end in ends.items()}
         node_sets = {t: end.nodes for t, end in ends.items()}
         received = self._messages(self._stack()[-1], node_sets, cross, parts, images.embedding.device)
-        return self._reasoned_from(ends, received)
+        return self._reasoned(ends, received)
 
-    def _reasoned_from(self, ends: Mapping[str, Encoded], received: Mapping[str, Message]) -> Tensor:
+    def _reasoned(self, ends: Mapping[str, Encoded], received: Mapping[str, Message]) -> Tensor:
         """What `SimilarityReasoning` adds (pairs,) to pairs whose nodes received these messages of values."""
         reasoning, node_sets = cast(SimilarityReasoning, self.reasoning), {t: end.nodes for t, end in ends.items()}
         device = ends["patch"].embedding.device
@@ -162,9 +168,14 @@ class FactorisedCMFG(CMFGBase):
         return image, caption
 
     def _joint_pass(
-        self, images: Encoded, captions: Encoded
+        self, images: Encoded, captions: Encoded, *, evidence: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Message], dict[str, Message], dict[str, Projected]]:
         """Nodes (N, D) that enter the last layer, and the messages that they get there, by node type.
+
+        Parameters
+        ----------
+        evidence
+            Cross-modal messages of the last layer carry those of the evidence too, see `with_evidence`.
 
         Returns
         -------
@@ -195,6 +206,10 @@ class FactorisedCMFG(CMFGBase):
                     for node_type, end in ends.items()
                 }
                 intra_modal = self._messages(layer, node_sets, inner, projected, images.embedding.device)
+            if evidence and index == len(self.layers) - 1:
+                projected = {
+                    t: with_evidence(projected[t], cast(Tensor, end.value), cross) for t, end in ends.items()
+                }
             cross_modal = self._messages(layer, node_sets, cross, projected, images.embedding.device)
         return hidden, intra_modal, cross_modal, projected
 
@@ -224,50 +239,47 @@ class FactorisedCMFG(CMFGBase):
         What the pairs share is not copied, so that the work is little more than the attention itself. It needs
         `supports_one_to_many`.
         """
-        score = self._compared_one_to_many(query, candidates)
+        if not self.matching_head:
+            return self._pooled_one_to_many(query, candidates)
         if self.reasoning is None:
-            return score
-        received: dict[str, Message] = {}
-        for node_type, messages in self._received(query, candidates, evidence=True).items():
-            if merged := merge_messages(messages):
-                # The query's come as (K, U, H, C): as rows, those of K copies of it.
-                received[node_type] = Message(merged.out.flatten(0, -3), None)
-        copies = query.select(torch.zeros(len(candidates), dtype=torch.int64))
-        return score.detach() + self._reasoned_from(
-            {query.node_type: copies, candidates.node_type: candidates}, received
-        )
+            return self._compared_one_to_many(query, candidates)
+        ends = {end.node_type: end for end in (query, candidates)}
+        received, evidence = apart(self._received(query, candidates, evidence=True), self.reasoning)
+        score = self._compared(ends, {t: cast(Tensor, end.state) for t, end in ends.items()}, received)
+        # Of the query as often as there are candidates, its nodes and what they send.
+        sent = replace(query, state=None, mean=None, projected={}, message=None, attended={})
+        copies = sent.select(torch.zeros(len(candidates), dtype=torch.int64))
+        # The query's messages come as (K, U, H, C): as rows, those of its copies.
+        rows = {t: Message(message.out.flatten(0, -3), None) for t, message in evidence.items()}
+        return score + self._reasoned({query.node_type: copies, candidates.node_type: candidates}, rows)
 
-    def _received(self, query: Encoded, candidates: Encoded, *, evidence: bool) -> dict[str, list[Message]]:
-        """Messages over the cross-modal relations into each node type, of values or of those for the evidence."""
+    def _received(self, query: Encoded, candidates: Encoded, *, evidence: bool = False) -> dict[str, Message]:
+        """Messages over the cross-modal relations into each node type; with those of the evidence if asked for."""
         block = NodeBlock(candidates.nodes.counts, candidates.embedding.device)
         received: dict[str, list[Message]] = {query.node_type: [], candidates.node_type: []}
         for r in (r for r in self.relations if r.cross):
             source, target = (query, candidates) if r.target == candidates.node_type else (candidates, query)
             parts = {**target.projected, **source.projected}
             if evidence:
-                parts = constant_attention(parts, cast(Tensor, source.value), [r])
+                parts = with_evidence(parts, cast(Tensor, source.value), [r])
             q, k, v = (parts[r.name, role] for role in ROLES)
             received[r.target].append(
                 messages_to_candidates(q, k, v, joint=self.joint)
                 if target is candidates
                 else messages_to_query(q, k, v, block, joint=self.joint)
             )
-        return received
+        merged = {node_type: merge_messages(messages) for node_type, messages in received.items()}
+        return {node_type: message for node_type, message in merged.items() if message is not None}
 
     def _compared_one_to_many(self, query: Encoded, candidates: Encoded) -> Tensor:
-        """`match_one_to_many` without what `SimilarityReasoning` adds."""
-        K, aggregated = len(candidates), self._received(query, candidates, evidence=False)
-        if self.matching_head:
-            one, many = (
-                self._matching_score(
-                    end.node_type,
-                    cast(Tensor, end.state),
-                    merge_messages(aggregated[end.node_type]),
-                    end.nodes.counts,
-                )
-                for end in (query, candidates)
-            )
-            return one + many
+        """`match_one_to_many` with a matching head, without what `SimilarityReasoning` adds."""
+        ends = {end.node_type: end for end in (query, candidates)}
+        nodes = {t: cast(Tensor, end.state) for t, end in ends.items()}
+        return self._compared(ends, nodes, self._received(query, candidates))
+
+    def _pooled_one_to_many(self, query: Encoded, candidates: Encoded) -> Tensor:
+        """`match_one_to_many` by the cosines of pooled vectors."""
+        K, aggregated = len(candidates), self._received(query, candidates)
         intra_modal = {
             query.node_type: query.message and query.message.repeat(K),
             candidates.node_type: candidates.message,
@@ -277,7 +289,7 @@ class FactorisedCMFG(CMFGBase):
             self._vector(
                 end,
                 nodes,
-                merge_messages([m for m in (intra_modal[end.node_type], *aggregated[end.node_type]) if m]),
+                merge_messages([m for m in (intra_modal[end.node_type], aggregated.get(end.node_type)) if m]),
                 counts,
             )
             for end, nodes, counts in (
@@ -310,7 +322,11 @@ class FactorisedCMFG(CMFGBase):
             return blocks[node_type].fill(nodes.view(len(nodes), layer.heads, -1)).transpose(0, 1)
 
         states = {t: filled(t, layer.norm[t](cast(Tensor, end.state))) for t, end in ends.items()}
-        shared = states["patch"] @ states["token"].transpose(1, 2) if layer.sends_what_it_compares else None
+        shared = (
+            states["patch"] @ states["token"].transpose(1, 2)
+            if layer.sends_what_it_compares and not self.once
+            else None
+        )
         scores: dict[str, Tensor] = {}
         for r in (r for r in self.relations if r.cross):
             if shared is not None:
@@ -333,8 +349,14 @@ class FactorisedCMFG(CMFGBase):
     def _match_image(self, images: Encoded, image: int, captions: Encoded) -> Tensor:
         """Scores (M,) of one image with each caption."""
         if self.supports_one_to_many:
-            return self._compared_one_to_many(images.select(torch.tensor([image])), captions)
-        return self._compared(images.select(torch.full((len(captions),), image)), captions)
+            one = images.select(torch.tensor([image]))
+            pool = not self.matching_head
+            return self._pooled_one_to_many(one, captions) if pool else self._compared_one_to_many(one, captions)
+        same = images.select(torch.full((len(captions),), image))
+        if not self.matching_head:
+            return self.match(same, captions)
+        hidden, _, received, _ = self._joint_pass(same, captions)
+        return self._compared({"patch": same, "token": captions}, hidden, received)
 
     def _vector(self, end: Encoded, nodes: Tensor | None, aggregated: Message | None, counts: Tensor) -> Tensor:
         """Unit vectors (pairs, D) of what pooling makes of the last layer's nodes.

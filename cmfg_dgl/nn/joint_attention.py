@@ -27,7 +27,7 @@ class RelationWeights:
     Parameters
     ----------
     relation, layer
-        Name of the relation; number of the layer, from 0.
+        Name of the relation; number of the layer, from 0. The layer of `SimilarityReasoning` comes after the last.
     kinds
         Node types of the sources and of the targets.
     source, target
@@ -143,7 +143,11 @@ def _joint_pass(model: CMFG, images: Nodes, captions: Nodes) -> tuple[Tensor, li
         inner = [part for part in recorded if part.layer <= model.first_cross]
         recorded.clear()
         score = model.match(*encoded)
-    return score, sorted([*inner, *recorded], key=lambda part: part.layer)
+    # In the layer whose messages a matching head reads, the intra-modal relations lead to nothing.
+    compared = len(model.layers) - 1 if model.matching_head and model.first_cross < len(model.layers) else None
+    crossing = {r.name for r in model.relations if r.cross}
+    led = [part for part in (*inner, *recorded) if part.layer != compared or part.relation in crossing]
+    return score, sorted(led, key=lambda part: part.layer)
 
 
 def _shares(relations: list[_Aggregated], weights: list[EdgeWeights]) -> list[Tensor]:
@@ -168,9 +172,12 @@ def _recording(model: CMFG) -> Iterator[list[_Aggregated]]:
 
         return hook
 
+    layers = list(cast(Iterable[CMFGLayer], model.layers))
+    if model.reasoning is not None:
+        layers.append(model.reasoning.layer)
     handles = [
         attention.register_forward_hook(record(index, name), with_kwargs=True)
-        for index, layer in enumerate(cast(Iterable[CMFGLayer], model.layers))
+        for index, layer in enumerate(layers)
         for name, attention in layer.conv.mods.items()
     ]
     try:

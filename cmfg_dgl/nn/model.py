@@ -18,7 +18,7 @@ from cmfg_dgl.graph.views import RelationView
 from cmfg_dgl.nn.attention import Message, Projected, weights_by_edge
 from cmfg_dgl.nn.factorised import FactorisedCMFG
 from cmfg_dgl.nn.layer import CMFGLayer, LayerOutput
-from cmfg_dgl.nn.reasoning import SimilarityReasoning, constant_attention
+from cmfg_dgl.nn.reasoning import SimilarityReasoning
 
 __all__ = ["CMFG"]
 
@@ -125,7 +125,7 @@ class CMFG(FactorisedCMFG):
             score = image + text
         if self.reasoning is not None:
             added, attended_within = self._reasoned_in(graph, output.projected, views, attention=attention)
-            score = score.detach() + added
+            score = score + added
             for name, values in attended_within.items():
                 weights[name].append(values)
         if attention:
@@ -156,8 +156,12 @@ class CMFG(FactorisedCMFG):
             part = dgl.edge_type_subgraph(graph, [r.canonical for r in relations])
             return layer.messages(part, parts, {r.name: views[r.name] for r in relations})
 
-        parts = {t: constant_attention(projected[t], values[t], self._compared_by) for t in graph.ntypes}
-        received = attend(self._stack()[-1], parts, self._compared_by)
+        cross = self._compared_by
+        parts = {
+            t: {**projected[t], **{(r.name, "value"): values[t] for r in cross if r.source == t}}
+            for t in graph.ntypes
+        }
+        received = attend(self._stack()[-1], parts, cross)
         weights: dict[str, Tensor] = {}
 
         def within(layer: CMFGLayer, parts: Mapping[str, Projected]) -> dict[str, Message]:

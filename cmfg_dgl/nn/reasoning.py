@@ -15,7 +15,7 @@ from cmfg_dgl.nn.layer import CMFGLayer
 from cmfg_dgl.nn.pooling import Pooling
 from cmfg_dgl.nn.standardised_projection import StandardisedProjection
 
-__all__ = ["SimilarityReasoning", "constant_attention"]
+__all__ = ["SimilarityReasoning", "apart", "constant_attention", "with_evidence"]
 
 EVIDENCE_WIDTH = 64
 """E, the width of an evidence vector."""
@@ -36,7 +36,8 @@ class SimilarityReasoning(nn.Module):
     found counts beside what its neighbours found. (Similarity vectors and graph reasoning over them as in SGRAF,
     Diao et al. 2021, "Similarity reasoning and filtration for image-text matching"; the vector as the low-rank
     product of Kim et al. 2017, "Hadamard product for low-rank bilinear pooling".) w begins at zero, so that the
-    score begins as that of the cosines; these, and the attention, do not learn from it.
+    score begins as that of the cosines. In training these, and the attention, do not learn from it, see
+    `training_losses`; an encoder that is tuned learns from both.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ class SimilarityReasoning(nn.Module):
             Gives the messages of the intra-modal relations of the pairs' graphs from the layer and projected nodes.
         """
         evidence = {
-            node_type: self.dropout(self.norm[node_type](_received(z, received.get(node_type))))
+            node_type: self.dropout(self.norm[node_type](_products(z, received.get(node_type))))
             for node_type, z in value.items()
         }
         messages: Mapping[str, Message] = {}
@@ -111,7 +112,7 @@ class SimilarityReasoning(nn.Module):
         return total[:, 0]
 
 
-def _received(value: Tensor, message: Message | None) -> Tensor:
+def _products(value: Tensor, message: Message | None) -> Tensor:
     """Products (N, E) of nodes with what they received."""
     return (value * (torch.zeros_like(value) if message is None else message.out)).flatten(1)
 
@@ -121,3 +122,22 @@ def constant_attention(projected: Projected, value: Tensor, relations: Sequence[
     names = {r.name for r in relations}
     kept = {key: part.detach() for key, part in projected.items() if key[0] in names and key[1] != "value"}
     return {**kept, **{(name, "value"): value for name, role in kept if role == "key"}}
+
+
+def with_evidence(projected: Projected, value: Tensor, relations: Sequence[Relation]) -> Projected:
+    """The values of some relations with those for the evidence (N, H, E / H) beside them, in each head."""
+    wider = {
+        (r.name, "value"): torch.cat([projected[r.name, "value"], value], 2)
+        for r in relations
+        if (r.name, "value") in projected
+    }
+    return {**projected, **wider}
+
+
+def apart(
+    messages: Mapping[str, Message], reasoning: SimilarityReasoning
+) -> tuple[dict[str, Message], dict[str, Message]]:
+    """Messages of `with_evidence` as those of the relations' own values and those of the evidence."""
+    width = EVIDENCE_WIDTH // reasoning.layer.heads
+    own = {t: Message(message.out[..., :-width], message.lse) for t, message in messages.items()}
+    return own, {t: Message(message.out[..., -width:], None) for t, message in messages.items()}

@@ -29,6 +29,7 @@ def match_all(model, images, captions):
     [
         *product(["pooled", "node", "cosine"], ["relation", "joint"], [{}, {"attention": "cosine", "heads": 1}]),
         ("cosine", "relation", PART_BY_PART),
+        ("cosine", "relation", PART_BY_PART | {"layers": 2, "edge_weights": "once"}),
         ("cosine", "relation", PART_BY_PART | {"heads": 4, "first_stage": "projection", "init": "standard"}),
     ],
 )

@@ -111,8 +111,9 @@ def shuffled(graph):
 
 @pytest.mark.parametrize("kernel", ["edge", "block", "dgl"])
 @pytest.mark.parametrize("schema", ["complete", "sparse", "directed"])
-def test_every_edge_counts_and_their_order_does_not(schema, kernel):
-    model = random_model(schema, kernel=kernel, softmax="joint")
+@pytest.mark.parametrize("head", ["pooled", "reasoning"])
+def test_every_edge_counts_and_their_order_does_not(schema, head, kernel):
+    model = random_model(schema, kernel=kernel, softmax="joint", matching_head=head)
     graph = graph_of(model, *items())
     scores = model(graph)
     torch.testing.assert_close(model(shuffled(graph)), scores, atol=1e-12, rtol=1e-10)

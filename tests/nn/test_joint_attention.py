@@ -5,6 +5,7 @@
 - In all layers of a joint graph they equal a dense recomputation on single pair graphs: both stackings, both
   softmax scopes, both edge-weight modes, every schema; and so do the shares of the relations.
 - With the values they lead to the score that `match` gives, which listening does not change by a bit.
+- With reasoning they are those that `forward` writes to the edges, each relation once in a layer.
 - The gradient of the score by a weight is that of finite differences, in both scopes of the softmax.
 - Nothing keeps listening afterwards, not even after an error.
 """
@@ -38,6 +39,14 @@ from cmfg_dgl.nn.joint_attention import joint_attention, weight_gradients
 from cmfg_dgl.nn.kernels import NO_EDGE, block_attention, edge_attention, edge_weights
 
 HEADS, C = 2, 3
+REASONING = {
+    "matching_head": "reasoning",
+    "layers": 1,
+    "norm": "unit",
+    "weights": "none",
+    "attention": "cosine",
+    "init": "random",
+}
 RELATIONS = [
     Relation("patch", "r", "patch", Complete()),
     Relation("patch", "r", "token", Complete()),
@@ -222,6 +231,30 @@ def test_kernels_give_the_same_bits_where_their_queries_are_the_same():
         torch.testing.assert_close(a.weights, b.weights, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("softmax", ["relation", "joint"])
+@pytest.mark.parametrize(
+    "options", [REASONING, {"matching_head": "reasoning", "layers": 3, "cross_layers": 2, "norm": "none"}]
+)
+def test_reasoning_attends_as_forward_writes(options, softmax):
+    model = random_model("sparse", softmax=softmax, **options)
+    images, captions = (nodes.select(torch.tensor([0])) for nodes in items())
+    graph = model.pair_graphs(images, captions)
+    score = model(graph, attention=True)
+    found = joint_attention(model, images, captions)
+    torch.testing.assert_close(found.score, score, atol=1e-10, rtol=1e-10)
+    parts = {(part.relation, part.layer): part for part in found.relations}
+    assert len(parts) == len(found.relations)
+    for r in SCHEMAS["sparse"]:
+        written, layers = graph.edges[r.canonical].data["attention"], [n for name, n in parts if name == r.name]
+        assert written.shape[1] == len(layers) > 0
+        edges = list(zip(*(ends.tolist() for ends in graph.edges(etype=r.canonical)), strict=True))
+        for position, number in enumerate(sorted(layers)):
+            part = parts[r.name, number]
+            weights = dict(zip(zip(part.source.tolist(), part.target.tolist()), part.used(model.joint)))  # noqa: B905
+            expected = torch.stack([weights[edge] for edge in edges])
+            torch.testing.assert_close(written[:, position], expected, atol=1e-10, rtol=1e-10)
+
+
 @pytest.mark.parametrize("kernel", ["edge", "block"])
 @pytest.mark.parametrize(
     ("schema", "options"),
@@ -229,6 +262,8 @@ def test_kernels_give_the_same_bits_where_their_queries_are_the_same():
         ("complete", {}),
         ("sparse", {"layers": 3, "cross_layers": 2, "softmax": "joint"}),
         ("complete", {"softmax": "joint"}),
+        ("complete", REASONING),
+        ("sparse", {"matching_head": "reasoning", "layers": 3, "cross_layers": 2, "norm": "none"}),
     ],
 )
 def test_gradients_by_weights_equal_finite_differences(schema, options, kernel):
@@ -246,7 +281,8 @@ def test_gradients_by_weights_equal_finite_differences(schema, options, kernel):
             out[part.target[edge], head] += by * value[part.source[edge], head]
             return Message(out, message.lse)
 
-        handle = model.layers[part.layer].conv.mods[part.relation].register_forward_hook(hook)
+        layers = [*model.layers, *([] if model.reasoning is None else [model.reasoning.layer])]
+        handle = layers[part.layer].conv.mods[part.relation].register_forward_hook(hook)
         with torch.no_grad():
             score = model.match(model.encode("image", images), model.encode("text", captions))
         handle.remove()

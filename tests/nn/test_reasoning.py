@@ -1,7 +1,7 @@
 """Pins of similarity reasoning.
 
 - A score is that of the cosines plus the formula, by loops over the nodes and heads of one pair graph.
-- The cosines and the attention do not learn from it; without training it adds nothing.
+- Without training it adds nothing.
 - Without its intra-modal relations the score is another one; the nodes of a pair may come in any order.
 - The attention that `forward` writes of an intra-modal relation is that of reasoning: by the formula, edge by edge.
 - All pairs of a batch are compared by the cosines alone.
@@ -104,19 +104,11 @@ def test_a_score_is_the_formula(schema, options, settings):
         torch.testing.assert_close(score, expected, atol=1e-9, rtol=1e-9)
 
 
-def test_cosines_do_not_learn_from_it_and_it_begins_at_zero():
-    model = random_model(matching_head="reasoning", **PART_BY_PART)
-    found = torch.autograd.grad(
-        scores(model, *items()).sum(), list(model.parameters()), allow_unused=True, materialize_grads=True
-    )
-    for (name, _), gradient in zip(model.named_parameters(), found, strict=True):
-        of_reasoning = name.startswith("reasoning.")
-        assert bool((gradient != 0).any()) == of_reasoning, name
-
+def test_it_begins_at_zero():
     fresh = make_model(SCHEMAS["complete"], WIDTHS, matching_head="reasoning", **PART_BY_PART).double().eval()
     plain = make_model(SCHEMAS["complete"], WIDTHS, matching_head="cosine", **PART_BY_PART).double().eval()
     plain.load_state_dict({k: v for k, v in fresh.state_dict().items() if k in plain.state_dict()})
-    assert torch.equal(scores(fresh, *items()), scores(plain, *items()))
+    torch.testing.assert_close(scores(fresh, *items()), scores(plain, *items()), atol=1e-14, rtol=1e-14)
 
 
 def test_neighbours_count_and_their_order_does_not():

@@ -4,6 +4,7 @@
   those of `graphs: factorised`, `CMFG.match` on encoded items, where nothing is dropped.
 - With `joint_pairs: all` the joint loss is InfoNCE over all pairs of the batch, by loops over the formula.
 - With `matching_head: reasoning` it is that of the cosines, plus a choice among the pairs that are hard by these.
+- Neither the cosines nor their attention learn from reasoning.
 - With `distillation` the total has so many times that of the joint scores of all pairs into the embeddings.
 - Each way is taken: the other one is not called.
 """
@@ -90,6 +91,27 @@ def test_reasoning_learns_from_the_pairs_that_are_hard_by_the_cosines():
             expected += torch.stack([hard[j] for j in [i, *chosen]]).logsumexp(0) - hard[i]
     both = losses(model, "factorised", "all").joint - losses(cosine, "factorised", "all").joint
     torch.testing.assert_close(both, expected / 8, atol=1e-10, rtol=1e-10)
+
+
+def test_cosines_and_attention_do_not_learn_from_reasoning():
+    """Their gradients are those of the model without it, whatever its weights; its own are not zero."""
+    options = {"layers": 1, "attention": "cosine", "norm": "unit", "weights": "none"}
+    model = random_model(matching_head="reasoning", **options)
+    cosine = random_model(matching_head="cosine", **options)
+    cosine.load_state_dict({k: v for k, v in model.state_dict().items() if k in cosine.state_dict()})
+    with torch.no_grad():
+        cosine.log_scales["joint"].copy_(model.log_scales["cosines"])
+    found = {}
+    for name, each in (("reasoning", model), ("cosine", cosine)):
+        joint, parameters = losses(each, "factorised", "all").joint, dict(each.named_parameters())
+        gradients = torch.autograd.grad(joint, list(parameters.values()), materialize_grads=True, allow_unused=True)
+        found[name] = dict(zip(parameters, gradients, strict=True))
+    for name, gradient in found["reasoning"].items():
+        if name.startswith("reasoning.") or name == "log_scales.joint":
+            assert bool((gradient != 0).any()), name
+        else:
+            other = "log_scales.joint" if name == "log_scales.cosines" else name
+            torch.testing.assert_close(gradient, found["cosine"][other])
 
 
 @pytest.mark.parametrize("head", ["cosine", "reasoning"])

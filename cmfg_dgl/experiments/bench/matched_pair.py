@@ -30,8 +30,8 @@ class MatchedPairCMFG(CMFGMethod):
 
     x(i, j) and y(i, j) are the pooled patches and tokens of the joint graph of image i and caption j. Trained by
     `info_nce` on these vectors, the model learns to write a mark of the pair on both, and a query finds its answer
-    by the mark. It begins with random weights, for no closed form helps to write a mark; features, layers, batches
-    and optimiser are those of the honest method.
+    by the mark. It begins with random weights, for no closed form helps to write a mark, and has no matching head,
+    which compares no vectors; features, layers, batches and optimiser are those of the honest method.
     """
 
     reranks: ClassVar[bool] = False
@@ -39,7 +39,7 @@ class MatchedPairCMFG(CMFGMethod):
     def __init__(
         self, widths: Mapping[str, int], *, seed: int, config: Config, setting: Mapping[str, Any] | None = None
     ) -> None:
-        config = replace(config, model=replace(config.model, init="random"))
+        config = replace(config, model=replace(config.model, init="random", matching_head="pooled"))
         super().__init__(widths, seed=seed, config=config, setting=setting)
 
     def fit(self, training: TrainingSet, validate: Validate) -> None:
