@@ -30,8 +30,8 @@ UNSEARCHED = {
     "modes",
     type=click.Choice(["drop", "retrain", "shuffle"]),
     multiple=True,
-    help="Take relations from the trained baseline, train without them, or give its cross-modal edges another "
-    "image; may be given more than once.  [default: retrain]",
+    help="Take relations from the trained baseline, train without them, or, a control, give its joint graphs "
+    "another image; may be given more than once.  [default: retrain]",
 )
 @click.option(
     "--relations",
@@ -95,14 +95,15 @@ def command(
     if search is not None:
         _search(verbosity, config, overrides, sweeps, search, seeds, Path(output_dir), as_json)
         return
-    from cmfg_dgl.experiments.ablation.variants import Recipe, baseline, relation_variants, sweep_variants
+    from cmfg_dgl.experiments.ablation.variants import Recipe, baseline, relation_variants, shuffled, sweep_variants
     from cmfg_dgl.jobs.ablate import Plan, ablate
     from cmfg_dgl.reporting.ablation_pages import ablation_table
 
     recipe = Recipe(config, overrides)
-    variants = []
-    if relations is not None or not sweeps:
-        variants += relation_variants(recipe, relations or "out", list(dict.fromkeys(modes)) or ["retrain"])
+    without = [mode for mode in dict.fromkeys(modes) if mode != "shuffle"]
+    variants = [shuffled(recipe)] if "shuffle" in modes else []
+    if relations is not None or without or not (sweeps or variants):
+        variants += relation_variants(recipe, relations or "out", without or ["retrain"])
     if sweeps:
         variants += sweep_variants(recipe, sweeps)
     plan = Plan(baseline(recipe), variants, seeds, metric, f"{stage}_stage", split)

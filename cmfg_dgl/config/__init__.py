@@ -4,6 +4,7 @@ Every key is documented where it is defined; `cmfg config show` prints the same 
 """
 
 from cmfg_dgl.config.keys import (
+    EVIDENCE_WIDTH,
     PACKAGED_ENCODERS,
     PRECOMPUTED,
     BenchConfig,
@@ -33,6 +34,7 @@ from cmfg_dgl.config.read import (
 )
 
 __all__ = [
+    "EVIDENCE_WIDTH",
     "PACKAGED_ENCODERS",
     "PRECOMPUTED",
     "BenchConfig",

@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from cmfg_dgl.config.keys import (
+    EVIDENCE_WIDTH,
     PRECOMPUTED,
     BenchConfig,
     Config,
@@ -57,7 +58,7 @@ def check_bench(config: BenchConfig, where: str) -> None:
         if min(given) < 0:
             raise ConfigError(f"{where}: {name} is {given}; the least is 0")
     ours = config.seeds_of.get("cmfg", config.seeds)
-    for name in config.methods:
+    for name in config.methods if "cmfg" in config.methods else ():
         given = config.seeds_of.get(name, config.seeds)
         if not set(given) & set(ours):
             raise ConfigError(
@@ -123,10 +124,30 @@ def _check_model(config: Config, where: str) -> None:
             f"{where}: training.distillation takes joint scores of all pairs of a batch; set "
             "training.joint_pairs to all and training.joint_weight above 0"
         )
+    _check_heads(config, where)
     if model.matching_head == "reasoning" and (training.joint_pairs, training.graphs) != ("all", "factorised"):
         raise ConfigError(
             f"{where}: model.matching_head reasoning learns from all pairs of a batch; set training.joint_pairs to "
             "all and training.graphs to factorised"
+        )
+
+
+def _check_heads(config: Config, where: str) -> None:
+    """Refuse a matching head with nothing to compare, and one whose parts do not fit."""
+    model = config.model
+    if model.matching_head == "reasoning" and EVIDENCE_WIDTH % model.heads:
+        raise ConfigError(
+            f"{where}: model.heads {model.heads} does not divide {EVIDENCE_WIDTH}, the width of "
+            "model.matching_head reasoning; set it to 1, 2, 4 or 8"
+        )
+    crosses = any(
+        relation.topology != "none" and relation.source != relation.target
+        for relation in config.graph.relations.values()
+    )
+    if config.training.distillation and not (crosses and model.cross_layers):
+        raise ConfigError(
+            f"{where}: training.distillation has nothing to learn from without a cross-modal relation; set it to "
+            "0, or model.cross_layers to 1 and a cross-modal relation's topology to complete"
         )
 
 

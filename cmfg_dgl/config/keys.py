@@ -25,6 +25,9 @@ __all__ = [
     "option",
 ]
 
+EVIDENCE_WIDTH = 64
+"""Width of the evidence of `model.matching_head: reasoning`."""
+
 PRECOMPUTED = "precomputed"
 """Name of the data set whose images are region features, and of what stands for its image encoder."""
 
@@ -360,8 +363,8 @@ class TrainingConfig:
     hard_negatives: int = option(2, "joint loss: hardest wrong partners of each image and of each caption", least=1)
     distillation: float = option(
         0.0,
-        "weight with which the first stage learns the joint scores' softmax over the batch, from outside their "
-        "gradient; with joint_pairs all",
+        "weight of a loss by which the first stage learns the softmax of the joint scores over the batch; these "
+        "get no gradient from it; needs joint_pairs all",
         least=0.0,
     )
     hard_negative_batches: int = option(

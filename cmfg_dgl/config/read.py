@@ -118,10 +118,14 @@ def load_bench(source: str | None, overrides: Sequence[str] = ()) -> BenchConfig
     """Read what to compare; arguments and errors as for `load_config`, recipes from `configs/bench/`.
 
     An override `section.key=value` is for the recipes and is added to `overrides`; any other is the comparison's.
+    One of `seeds` is for all methods: it takes the place of `seeds_of` too, unless that is given beside it.
     """
     of_recipes = [override for override in overrides if _is_of_recipes(override)]
     own = [override for override in overrides if not _is_of_recipes(override)]
     config = cast(BenchConfig, _load(BenchConfig, source, recipes("bench"), own))
+    given = {override.partition("=")[0].split(".")[0] for override in own}
+    if "seeds" in given and "seeds_of" not in given:
+        config = replace(config, seeds_of={})
     config = replace(config, output_dir=absolute(config.output_dir), overrides=[*config.overrides, *of_recipes])
     where = _told(source, own)
     check_bench(config, where)

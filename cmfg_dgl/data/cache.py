@@ -100,12 +100,13 @@ class _Table:
         """Go on without the table where it cannot be used."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             if self._database is not None:
                 self._database.close()
                 self._database = None
-            # A table that is locked, full or read-only is an OperationalError, and may be whole.
-            if self._writes and type(error) is sqlite3.DatabaseError:
+            # A table that is locked, full or read-only is an OperationalError, and may be whole. The message about
+            # a damaged one may quote bytes that are no text.
+            if self._writes and type(error) in (sqlite3.DatabaseError, UnicodeDecodeError):
                 _remove(self._path)
 
 

@@ -185,7 +185,7 @@ class CMFGBase(nn.Module):
         Parameters
         ----------
         stage
-            `first` or `joint`; with `matching_head: reasoning` also `cosines`, what it adds to.
+            `first` or `joint`; with `matching_head: reasoning` also `cosines`, the scale of the cosines alone.
         """
         scale: Tensor = self.log_scales[stage].exp().clamp(max=MAX_SCALE)
         return scale

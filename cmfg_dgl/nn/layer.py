@@ -195,7 +195,7 @@ class CMFGLayer(nn.Module):
         x = self.dropout(self.norm[node_type](nodes))
         parts = self._products(x, wanted)
         if self.uniform:
-            return {key: part * 0 if key[1] == "query" else part for key, part in parts.items()}
+            return {key: torch.zeros_like(part) if key[1] == "query" else part for key, part in parts.items()}
         if not self.cosine:
             return parts
         units = {id(part): F.normalize(part, dim=2) for (_, role), part in parts.items() if role != "value"}

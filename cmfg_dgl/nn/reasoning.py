@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from cmfg_dgl.config import ModelConfig
+from cmfg_dgl.config import EVIDENCE_WIDTH, ModelConfig
 from cmfg_dgl.graph.relations import Relation
 from cmfg_dgl.nn.attention import Message, Projected
 from cmfg_dgl.nn.layer import CMFGLayer
@@ -16,9 +16,6 @@ from cmfg_dgl.nn.pooling import Pooling
 from cmfg_dgl.nn.standardised_projection import StandardisedProjection
 
 __all__ = ["SimilarityReasoning", "apart", "constant_attention", "with_evidence"]
-
-EVIDENCE_WIDTH = 64
-"""E, the width of an evidence vector."""
 
 EVIDENCE_DROPOUT = 0.2
 

@@ -46,13 +46,15 @@ INTERVALS = (
 
 def _told_tests(results: Row) -> str:
     """What the tests are, the least p that each can give, and which rows are corrected together."""
-    seeds = len(results["seeds"])
+    # Earlier versions had the same seeds for all methods.
+    counts = {len(row["tests"].get("seeds", row["seeds"])) for row in results["rows"] if row["tests"]}
+    floors = ", ".join(f"{sign_flip_floor(count):.4g} with {count}" for count in sorted(counts))
     return (
         "Tests against cmfg in the same stage, both plain or both with the same correction, on the difference in "
-        "rsum: paired bootstrap over the queries, with images drawn anew with their captions "
-        f"(p is never below {bootstrap_floor():.4f}), and exact sign flips "
-        f"over the seeds that both have (with {seeds} never below {sign_flip_floor(seeds):.4g}). Holm's method "
-        "adjusts a column of p over the rows of one stage and one correction; these floors are those before it."
+        "rsum over the seeds that both have: paired bootstrap over the queries, with images drawn anew with "
+        f"their captions (p is never below {bootstrap_floor():.4f}), and exact sign flips over these seeds (p is "
+        f"never below {floors}). Holm's method adjusts a column of p over the rows of one stage and one "
+        "correction; these floors are those before it."
     )
 
 

@@ -20,7 +20,7 @@ __all__ = ["Losses", "training_losses"]
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of one batch: all of it, InfoNCE of the first stage, and the joint stage's if it is trained."""
+    """The losses of one batch: the total, InfoNCE of the first stage, and the joint one, None if not trained."""
 
     total: Tensor
     first: Tensor
@@ -102,7 +102,7 @@ def _hard_loss(
     logits, same
         (B, B): the scores that tell what is hard, and which pairs belong together.
     count
-        How many are hard.
+        Hard negatives of each row and column.
     """
     wrong_captions, caption_valid = hard_negatives(logits, same, count)
     wrong_images, image_valid = hard_negatives(logits.T, same.T, count)

@@ -285,6 +285,48 @@ def test_a_recipe_says_what_it_changes_of_its_base(tmp_path):
     assert recipe_files(None) == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.heads=3", "model.width=192"], ["model.heads 3", "set it to 1, 2, 4 or 8"]),
+        (["model.cross_layers=0"], ["training.distillation", "set it to 0"]),
+        (
+            ["graph.relations.grounds.topology=none", "graph.relations.describes.topology=none"],
+            ["training.distillation", "cross-modal relation"],
+        ),
+    ],
+)
+def test_a_matching_head_with_nothing_to_compare_is_refused(overrides, words):
+    with pytest.raises(ConfigError) as raised:
+        load_config("photographs", overrides)
+    assert all(word in str(raised.value) for word in words)
+
+
+def test_seeds_for_all_methods_take_the_place_of_their_own():
+    assert load_bench("flickr8k-frozen").seeds_of["scan"] == [0, 1, 2]
+    assert load_bench("flickr8k-frozen", ["seeds=[3]"]).seeds_of == {}
+    both = load_bench("flickr8k-frozen", ["seeds=[3]", "seeds_of={scan: [3, 4]}", "methods=[cca, scan]"])
+    assert (both.seeds, both.seeds_of["scan"]) == ([3], [3, 4])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["seeds_of={cca: []}"], ["seeds_of.cca", "give at least one"]),
+        (["seeds_of={cca: [1, 1]}"], ["seeds_of.cca", "none twice"]),
+        (["seeds_of={cca: [-1]}"], ["seeds_of.cca", "the least is 0"]),
+        (["seeds=[0]", "seeds_of={cca: [1]}"], ["cca has the seeds [1], and cmfg [0]"]),
+    ],
+)
+def test_seeds_that_cannot_be_compared_are_refused(overrides, words):
+    with pytest.raises(ConfigError) as raised:
+        load_bench("smoke", ["methods=[cmfg, cca]", *overrides])
+    assert all(word in str(raised.value) for word in words)
+    # Without cmfg there is nothing to compare with.
+    if "and cmfg" in words[0]:
+        load_bench("smoke", ["methods=[cca]", *overrides])
+
+
 def test_a_shipped_recipe_may_be_a_base(installed, written):
     config, base = load_config(written("base: photographs\ndata: {name: folder}")), load_config("photographs")
     base.data.name = "folder"
@@ -428,12 +470,18 @@ def configs(draw):
     if tune.text is None and tune.vision is None:
         tune.lora = None
     config.model.residual |= config.model.init == "cca"
+    if config.model.matching_head == "reasoning" and 64 % config.model.heads:
+        config.model.heads = 2
+        config.model.width = 8
     if config.model.matching_head == "reasoning":
         config.training.joint_pairs, config.training.graphs = "all", "factorised"
+    config.model.cross_layers = min(config.model.cross_layers, config.model.layers)
+    crosses = any(r.topology != "none" and r.source != r.target for r in config.graph.relations.values())
+    if not crosses or not config.model.cross_layers:
+        config.training.distillation = 0.0
     if config.training.distillation:
         config.training.joint_pairs = "all"
         config.training.joint_weight = max(config.training.joint_weight, 0.5)
-    config.model.cross_layers = min(config.model.cross_layers, config.model.layers)
     shares = draw(st.tuples(*[st.integers(1, 1000)] * 3))
     config.data.fractions = {n: s / sum(shares) for n, s in zip(("train", "val", "test"), shares, strict=True)}
     return config

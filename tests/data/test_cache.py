@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import cmfg_dgl.data.cache as module
@@ -151,6 +151,7 @@ def test_damaged_rows_are_not_trusted(tmp_path, reads):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(cut=False, where=0.1875, junk=b"\x80")
 @given(cut=st.booleans(), where=st.floats(0, 1, exclude_max=True), junk=st.binary(min_size=1, max_size=4096))
 def test_a_damaged_table_gives_right_digests_and_is_made_anew(tmp_path, cut, where, junk):
     files = [old_file(tmp_path / str(i), bytes([i])) for i in range(3)]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cmfg_dgl.config import Config
@@ -22,7 +23,7 @@ from cmfg_dgl.retrieval.query_bank import fit_correction
 from cmfg_dgl.retrieval.scorer import GraphScorer, Scorer
 from cmfg_dgl.training.experiment import restore_model
 
-__all__ = ["choose_on_validation", "cut_down", "evaluated", "trained"]
+__all__ = ["another_image", "choose_on_validation", "cut_down", "evaluated", "trained"]
 
 Record = dict[str, Any]
 
@@ -55,11 +56,17 @@ def choose_on_validation(model: CMFG, data: BenchData, config: Config) -> tuple[
 
 
 class ShuffledScorer(GraphScorer):
-    """A control: the joint graph of a caption has the patches of the next image, not of the one ranked."""
+    """A control: the joint graph of a caption is with another image, drawn at random, than the one ranked."""
 
     def pairs(self, pair_dataset: PairDataset, image: Tensor, caption: Tensor) -> Tensor:
         """As `GraphScorer.pairs`."""
-        return super().pairs(pair_dataset, (image + 1) % pair_dataset.images.count, caption)
+        return super().pairs(pair_dataset, another_image(pair_dataset.images.count)[image], caption)
+
+
+def another_image(count: int) -> Tensor:
+    """int64, (count,): for each image another one, the same in each call; with one image that one."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return torch.empty_like(order).index_copy_(0, order, order.roll(1))
 
 
 def evaluated(model: CMFG, data: BenchData, config: Config, split: str, *, shuffled: bool = False) -> Record:

@@ -11,10 +11,9 @@ from cmfg_dgl.config import Config, load_config
 from cmfg_dgl.errors import ConfigError
 from cmfg_dgl.graph.relations import make_relations
 
-__all__ = ["Recipe", "Variant", "baseline", "parse_sweep", "relation_variants", "sweep_variants"]
+__all__ = ["Recipe", "Variant", "baseline", "parse_sweep", "relation_variants", "shuffled", "sweep_variants"]
 
 OUT, KEPT = "out", "kept"
-SHUFFLED = "edges of another image"
 FIXED = ("data.", "run.")
 
 
@@ -40,7 +39,7 @@ class Variant:
         Its name in tables: `without grounds`, `only grounds`, `model.softmax=joint`.
     mode
         `retrain`: trained from the start. `drop`: the trained baseline without `dropped`. `shuffle`: the trained
-        baseline, whose cross-modal edges come from another image.
+        baseline, whose joint graphs are with another image.
     config
         What its model is trained with; in mode `drop` the baseline's.
     overrides
@@ -61,8 +60,13 @@ def baseline(recipe: Recipe) -> Variant:
     return Variant("baseline", "retrain", recipe.config())
 
 
+def shuffled(recipe: Recipe) -> Variant:
+    """A control: the joint graph of a caption is with another image than the one it is ranked with."""
+    return Variant("joint graphs with another image", "shuffle", recipe.config())
+
+
 def relation_variants(recipe: Recipe, given: str, modes: Sequence[str]) -> list[Variant]:
-    """Variants that lack relations, for each mode; that of `shuffle` lacks none.
+    """Variants that lack relations, for each mode.
 
     Parameters
     ----------
@@ -78,8 +82,8 @@ def relation_variants(recipe: Recipe, given: str, modes: Sequence[str]) -> list[
     base = recipe.config()
     settings = base.graph.relations
     names = [name for name, relation in settings.items() if relation.topology != "none"]
+    crossing = tuple(name for name in names if settings[name].source != settings[name].target)
     if given == OUT:
-        crossing = tuple(name for name in names if settings[name].source != settings[name].target)
         alone = [(name,) for name in names]
         changes = {_without(gone): gone for gone in (*alone, *([crossing] if len(crossing) > 1 else []))}
     elif given == KEPT:
@@ -88,13 +92,12 @@ def relation_variants(recipe: Recipe, given: str, modes: Sequence[str]) -> list[
         entries = [tuple(dict.fromkeys(entry.strip().split("+"))) for entry in given.split(",")]
         _check_names([name for entry in entries for name in entry], names)
         changes = {_without(gone): gone for gone in entries}
-    variants: dict[str, list[Variant]] = {
-        "retrain": [],
-        "drop": [],
-        "shuffle": [Variant(SHUFFLED, "shuffle", base)],
-    }
+    variants: dict[str, list[Variant]] = {"retrain": [], "drop": []}
     for change, gone in changes.items():
         overrides = tuple(f"graph.relations.{name}.topology=none" for name in gone)
+        if base.training.distillation and set(crossing) <= set(gone):
+            # Joint scores without a cross-modal relation teach nothing.
+            overrides += ("training.distillation=0",)
         without = recipe.config(*overrides)  # refuses to leave nothing, in both modes
         dropped = tuple(relation.name for relation in make_relations({name: settings[name] for name in gone}))
         variants["retrain"].append(Variant(change, "retrain", without, overrides))

@@ -243,6 +243,7 @@ def _tests(
             "hi": found.hi,
             "p_queries": found.p,
             "p_seeds": sign_flip(by_seed),
+            "seeds": [seed for seed in theirs if seed in ours],
         }
     for kind in ("p_queries", "p_seeds"):
         for test, adjusted in zip(tests.values(), holm([test[kind] for test in tests.values()]), strict=True):
