@@ -109,14 +109,18 @@ class FactorisedCMFG(CMFGBase):
         images, captions
             As many of the one as of the other, paired in order; see `Encoded.select`.
         """
+        return self._match(images, captions, self.reasoning)
+
+    def _match(self, images: Encoded, captions: Encoded, reasoning: SimilarityReasoning | None) -> Tensor:
+        """`match`, or without reasoning what it adds to."""
         if not self.matching_head:
             image, caption = self.pair_vectors(images, captions)
             return (image * caption).sum(1)
         ends = {"patch": images, "token": captions}
-        hidden, _, received, _ = self._joint_pass(images, captions, evidence=self.reasoning is not None)
-        if self.reasoning is None:
+        hidden, _, received, _ = self._joint_pass(images, captions, evidence=reasoning is not None)
+        if reasoning is None:
             return self._compared(ends, hidden, received)
-        received, evidence = apart(received, self.reasoning)
+        received, evidence = apart(received, reasoning)
         return self._compared(ends, hidden, received) + self._reasoned(ends, evidence)
 
     def _compared(
@@ -239,13 +243,21 @@ class FactorisedCMFG(CMFGBase):
         What the pairs share is not copied, so that the work is little more than the attention itself. It needs
         `supports_one_to_many`.
         """
+        return self._match_one_to_many(query, candidates, self.reasoning)
+
+    def _match_one_to_many(
+        self, query: Encoded, candidates: Encoded, reasoning: SimilarityReasoning | None
+    ) -> Tensor:
+        """`match_one_to_many`, or without reasoning what it adds to."""
         if not self.matching_head:
             return self._pooled_one_to_many(query, candidates)
-        if self.reasoning is None:
-            return self._compared_one_to_many(query, candidates)
         ends = {end.node_type: end for end in (query, candidates)}
-        received, evidence = apart(self._received(query, candidates, evidence=True), self.reasoning)
-        score = self._compared(ends, {t: cast(Tensor, end.state) for t, end in ends.items()}, received)
+        nodes = {t: cast(Tensor, end.state) for t, end in ends.items()}
+        received = self._received(query, candidates, evidence=reasoning is not None)
+        if reasoning is None:
+            return self._compared(ends, nodes, received)
+        received, evidence = apart(received, reasoning)
+        score = self._compared(ends, nodes, received)
         # Of the query as often as there are candidates, its nodes and what they send.
         sent = replace(query, state=None, mean=None, projected={}, message=None, attended={})
         copies = sent.select(torch.zeros(len(candidates), dtype=torch.int64))
@@ -253,7 +265,7 @@ class FactorisedCMFG(CMFGBase):
         rows = {t: Message(message.out.flatten(0, -3), None) for t, message in evidence.items()}
         return score + self._reasoned({query.node_type: copies, candidates.node_type: candidates}, rows)
 
-    def _received(self, query: Encoded, candidates: Encoded, *, evidence: bool = False) -> dict[str, Message]:
+    def _received(self, query: Encoded, candidates: Encoded, *, evidence: bool) -> dict[str, Message]:
         """Messages over the cross-modal relations into each node type; with those of the evidence if asked for."""
         block = NodeBlock(candidates.nodes.counts, candidates.embedding.device)
         received: dict[str, list[Message]] = {query.node_type: [], candidates.node_type: []}
@@ -271,15 +283,9 @@ class FactorisedCMFG(CMFGBase):
         merged = {node_type: merge_messages(messages) for node_type, messages in received.items()}
         return {node_type: message for node_type, message in merged.items() if message is not None}
 
-    def _compared_one_to_many(self, query: Encoded, candidates: Encoded) -> Tensor:
-        """`match_one_to_many` with a matching head, without what `SimilarityReasoning` adds."""
-        ends = {end.node_type: end for end in (query, candidates)}
-        nodes = {t: cast(Tensor, end.state) for t, end in ends.items()}
-        return self._compared(ends, nodes, self._received(query, candidates))
-
     def _pooled_one_to_many(self, query: Encoded, candidates: Encoded) -> Tensor:
         """`match_one_to_many` by the cosines of pooled vectors."""
-        K, aggregated = len(candidates), self._received(query, candidates)
+        K, aggregated = len(candidates), self._received(query, candidates, evidence=False)
         intra_modal = {
             query.node_type: query.message and query.message.repeat(K),
             candidates.node_type: candidates.message,
@@ -347,16 +353,10 @@ class FactorisedCMFG(CMFGBase):
         return cosine and self.supports_one_to_many and targets == ["patch", "token"]
 
     def _match_image(self, images: Encoded, image: int, captions: Encoded) -> Tensor:
-        """Scores (M,) of one image with each caption."""
+        """Scores (M,) of one image with each caption, without reasoning."""
         if self.supports_one_to_many:
-            one = images.select(torch.tensor([image]))
-            pool = not self.matching_head
-            return self._pooled_one_to_many(one, captions) if pool else self._compared_one_to_many(one, captions)
-        same = images.select(torch.full((len(captions),), image))
-        if not self.matching_head:
-            return self.match(same, captions)
-        hidden, _, received, _ = self._joint_pass(same, captions)
-        return self._compared({"patch": same, "token": captions}, hidden, received)
+            return self._match_one_to_many(images.select(torch.tensor([image])), captions, None)
+        return self._match(images.select(torch.full((len(captions),), image)), captions, None)
 
     def _vector(self, end: Encoded, nodes: Tensor | None, aggregated: Message | None, counts: Tensor) -> Tensor:
         """Unit vectors (pairs, D) of what pooling makes of the last layer's nodes.

@@ -48,6 +48,7 @@ def _told_tests(results: Row) -> str:
     """What the tests are, the least p that each can give, and which rows are corrected together."""
     # Earlier versions had the same seeds for all methods.
     counts = {len(row["tests"].get("seeds", row["seeds"])) for row in results["rows"] if row["tests"]}
+    counts = counts or {len(results["seeds"])}
     floors = ", ".join(f"{sign_flip_floor(count):.4g} with {count}" for count in sorted(counts))
     return (
         "Tests against cmfg in the same stage, both plain or both with the same correction, on the difference in "

@@ -267,6 +267,15 @@ def test_a_damaged_cell_is_named(ablation: Path, pictures: Path) -> None:
     assert str(path) in result.err
 
 
+def test_a_control_needs_no_relation_to_leave_out(pictures: Path, tmp_path: Path) -> None:
+    for more, changes in (((), []), (("--sweep", "model.heads=2,4"), ["model.heads=2"])):
+        given = ("--dry-run", "--mode", "shuffle", "--seeds", "0", "--json", *more)
+        result = cmfg(*arguments(pictures, tmp_path / "ablation", *given))
+        assert result.code == 0, result.err
+        found = [cell["change"] for cell in result.json]
+        assert found == ["baseline", "joint graphs with another image", *changes]
+
+
 def test_a_dry_run_lists_the_cells_and_writes_nothing(pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "none"
     given = ("--dry-run", "--relations", "kept", "--sweep", "model.heads=2,4", "--seeds", "3,5", "--json")

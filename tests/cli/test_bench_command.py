@@ -74,6 +74,25 @@ def comparison(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "comparison"))
 
 
+def test_a_method_is_fitted_and_audited_with_its_own_seeds(
+    labelled: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CMFG_CACHE", str(cache))
+    folder, methods = tmp_path / "bench", "methods=[cca, clip-head]"
+    given = (methods, "seeds=[0]", "seeds_of={clip-head: [3, 5]}", "trials=1", "settings={}")
+    result = cmfg(*arguments(labelled, folder, *given), "--json")
+    assert result.code == 0, result.err
+    assert {row["method"]: row["seeds"] for row in result.json["rows"]} == {"cca": [0], "clip-head": [3, 5]}
+    assert set(result.json["audits"]) == {"cca", "clip-head"}
+    assert {f"{path.parent.name}/{path.name}" for path in folder.glob("cells/*/*.json")} == {
+        "cca/trial-0.json",
+        "clip-head/trial-0.json",
+        "clip-head/seed-5.json",
+    }
+    assert "audit" in read_json(folder / "cells" / "clip-head" / "seed-5.json")
+    assert "seeds 0; clip-head: 3, 5" in (folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_results_keep_their_contract(finished: Path) -> None:
     results = read_json(finished / "results.json")
     every = {(row["method"], row["stage"], row["correction"]): row for row in results["rows"]}

@@ -3,6 +3,7 @@
 - `out` leaves each relation that is on out alone, and all cross-modal ones together; `kept` keeps each alone.
 - A variant that is retrained has a configuration without the relation, one that drops it names the model's
   relations, also where a directed relation is four of them.
+- Distillation goes with the last cross-modal relation, for nothing is left to learn from.
 - Several sweeps are a grid; each point says the values that it has, and is an override.
 - What cannot be used is told in one line that names it.
 """
@@ -78,6 +79,15 @@ def test_several_sweeps_are_a_grid() -> None:
         for softmax in ("relation", "joint")
         for layers in (1, 2)
     }
+
+
+def test_distillation_goes_with_the_last_cross_modal_relation() -> None:
+    recipe = Recipe("photographs")
+    variants = {v.change: v for v in relation_variants(recipe, "out", ["retrain"])}
+    for change, weight in (("without grounds", 1.0), ("without spatial", 1.0), ("without grounds+describes", 0.0)):
+        assert variants[change].config.training.distillation == weight
+    kept = {v.change: v.config.training.distillation for v in relation_variants(recipe, "kept", ["retrain"])}
+    assert kept == {"only spatial": 0.0, "only context": 0.0, "only grounds": 1.0, "only describes": 1.0}
 
 
 @pytest.mark.parametrize(
